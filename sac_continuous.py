@@ -18,15 +18,13 @@ update follows, on a batch drawn uniformly from all that is stored. Actions are 
 Differs from the paper: (3) has no factor 1/2 and (5) is in log_alpha, both nearly indifferent under
 Adam; episodes cut by a time limit bootstrap as if they went on; (4) and (5) share one logp.
 
-    python sac_continuous.py --env-id Hopper-v4
-    python sac_continuous.py --env-id InvertedPendulum-v4 --total-timesteps 5000 --learning-starts 500
+python sac_continuous.py --env-id Hopper-v4
+python sac_continuous.py --env-id InvertedPendulum-v4 --total-timesteps 5000 --learning-starts 1000
 """
 
 # --- imports --------------------------------------------------------------------------------------
-import contextlib
 import copy
 import difflib
-import importlib.metadata
 import json
 import math
 import os
@@ -41,8 +39,9 @@ import time
 import tomllib
 from collections import deque
 from ctypes.util import find_library
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Literal
 
@@ -109,8 +108,10 @@ class Args:
         positive = "total_timesteps num_envs batch_size hidden_size utd alpha critic_lr actor_lr "
         for name in (positive + "alpha_lr adam_eps eval_episodes").split():
             require(0 < getattr(self, name) < math.inf, name, "must be positive")
-        for name in ["gamma", "tau", "adam_beta1", "adam_beta2"]:
-            require(0 <= getattr(self, name) <= 1, name, "must lie between 0 and 1")
+        for name in ["gamma", "tau"]:
+            require(0 <= getattr(self, name) <= 1, name, "must be between 0 and 1")
+        for name in ["adam_beta1", "adam_beta2"]:
+            require(0 < getattr(self, name) < 1, name, "must be above 0 and below 1")
         for name in ["seed", "log_every", "eval_every", "threads"]:
             require((getattr(self, name) or 0) >= 0, name, "must not be negative")
         require(self.log_std_min < self.log_std_max, "log_std_min", "must be below --log-std-max")
@@ -124,13 +125,8 @@ class Args:
 # --- networks -------------------------------------------------------------------------------------
 def mlp(inputs, hidden_size, outputs):
     """Stack two hidden ReLU layers and a linear output."""
-    return nn.Sequential(
-        nn.Linear(inputs, hidden_size),
-        nn.ReLU(),
-        nn.Linear(hidden_size, hidden_size),
-        nn.ReLU(),
-        nn.Linear(hidden_size, outputs),
-    )
+    first, second = nn.Linear(inputs, hidden_size), nn.Linear(hidden_size, hidden_size)
+    return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), nn.Linear(hidden_size, outputs))
 
 
 class Critic(nn.Module):
@@ -171,7 +167,7 @@ def squash(mean, log_std, noise):
 
 # --- experience -----------------------------------------------------------------------------------
 class ReplayBuffer:
-    """Ring of transitions, each one packed float32 row: obs, action, reward, terminated, next_obs."""
+    """Ring of transitions, one packed row each: obs, action, reward, terminated, next_obs."""
 
     def __init__(self, capacity, obs_dim, action_dim, device):
         self.widths = [obs_dim, action_dim, 1, 1, obs_dim]
@@ -209,10 +205,7 @@ def flatten(parameters):
 
 
 class Adam(nn.Module):
-    """Adam (arXiv 1412.6980) on one vector, of which the parameters become views.
-
-    Moving or deep-copying the parameters afterwards breaks that tie, which `tied` tells.
-    """
+    """Adam (arXiv 1412.6980) on one vector, of which the parameters become views."""
 
     def __init__(self, parameters, lr, beta1, beta2, eps):
         super().__init__()
@@ -226,7 +219,7 @@ class Adam(nn.Module):
         self.vector = flatten(self.leaves)
         self.register_buffer("mean", torch.zeros_like(self.vector))
         self.register_buffer("square", torch.zeros_like(self.vector))
-        self.register_buffer("steps", self.vector.new_zeros((), dtype=torch.float64))
+        self.register_buffer("steps", self.vector.new_zeros(()))
 
     def step(self, loss):
         """Descend the loss in place and return the norm of its gradient."""
@@ -235,13 +228,14 @@ class Adam(nn.Module):
             self.steps.add_(1)
             self.mean.lerp_(gradient, 1 - self.beta1)
             self.square.lerp_(gradient.square(), 1 - self.beta2)
-            rate = self.lr / (1 - self.beta1**self.steps)
-            scale = (1 - self.beta2**self.steps).sqrt()
-            self.vector.sub_(rate * self.mean / (self.square.sqrt() / scale + self.eps))
+            mean_seen = -torch.expm1(self.steps * math.log(self.beta1))  # 1 - beta1^steps
+            square_seen = -torch.expm1(self.steps * math.log(self.beta2))
+            scale = (self.square / square_seen).sqrt() + self.eps
+            self.vector.sub_(self.lr / mean_seen * self.mean / scale)
         return gradient.norm()
 
     def tied(self):
-        """Tell whether every parameter still is a view of the vector."""
+        """Tell whether the parameters are views of the vector: deepcopy and .to() break that."""
         home = self.vector.untyped_storage().data_ptr()
         return all(leaf.untyped_storage().data_ptr() == home for leaf in self.leaves)
 
@@ -295,8 +289,7 @@ class Agent(nn.Module):
     def update(self, batch, noise):
         """Make one step on critics, actor, temperature and target; return the metrics.
 
-        batch is what ReplayBuffer.sample returns; noise is N(0, 1) [2, B, A], for the next and for
-        the new actions.
+        batch comes from ReplayBuffer.sample; noise ~ N(0, 1) [2, B, A], for next and new actions.
         """
         alpha = self.log_alpha.detach().exp()  # [1]
         metrics = self.update_critic(*batch, alpha, noise[0])
@@ -329,18 +322,12 @@ class Agent(nn.Module):
         alpha_loss = self.log_alpha.squeeze() * entropy_gap
         if self.args.autotune:
             self.alpha_opt.step(alpha_loss)  # (5)
+        metrics = {"losses/actor_loss": loss.detach(), "losses/alpha_loss": alpha_loss.detach()}
+        metrics |= {"losses/alpha": alpha.squeeze(), "grad/norm_actor": grad_norm}
+        metrics |= {"policy/entropy": -logp.detach().mean(), "policy/entropy_gap": entropy_gap}
         saturated = (action.detach().abs() > 0.99).float().mean(0)  # [A]
-        return {
-            "losses/actor_loss": loss.detach(),
-            "losses/alpha_loss": alpha_loss.detach(),
-            "losses/alpha": alpha.squeeze(),
-            "policy/entropy": -logp.detach().mean(),
-            "policy/entropy_gap": entropy_gap,
-            "policy/log_std": log_std.detach().mean(),
-            "policy/saturation": saturated.mean(),
-            "policy/saturation_max": saturated.max(),
-            "grad/norm_actor": grad_norm,
-        }
+        metrics |= {"policy/saturation": saturated.mean(), "policy/saturation_max": saturated.max()}
+        return metrics | {"policy/log_std": log_std.detach().mean()}
 
     @classmethod
     def load(cls, folder, device="cpu"):
@@ -398,10 +385,10 @@ def parse_args(cls, argv=None):
 
 
 def resolve(args, preferred, updates, row_bytes):
-    """Return args with all that they leave open settled for the whole run.
+    """Return args with what they leave open settled for the whole run.
 
-    preferred is the device that auto takes if it is there, updates the number of them planned, and
-    row_bytes the size of a stored transition. Refuses a missing device and a buffer too large.
+    preferred is the device of auto, if it is there; updates are those planned, row_bytes the size
+    of a stored transition. Refuses a missing device and a buffer that does not fit.
     """
     cuda = torch.cuda.is_available()
     require(cuda or args.device != "cuda", "device", "cuda finds no CUDA device: use --device cpu")
@@ -412,21 +399,26 @@ def resolve(args, preferred, updates, row_bytes):
     require(need <= free, "buffer_size", f"{sentence}: --buffer-size {fits} fits")
     used = args.run_dir and Path(args.run_dir).exists()
     require(not used, "run_dir", f"{args.run_dir} is there already: name a new folder")
+    torch.set_num_threads(args.threads or min(torch.get_num_threads(), 4))
     name = f"{args.env_id}__{Path(__file__).stem}__{args.seed}__{datetime.now():%y%m%d-%H%M%S-%f}"
     gains = updates >= 10_000 and shutil.which(os.environ.get("CXX", "c++"))
-    torch.set_num_threads(args.threads or min(torch.get_num_threads(), 4))
-    args = copy.copy(args)
-    args.device, args.threads = device, torch.get_num_threads()
-    args.run_dir = args.run_dir or f"runs/{re.sub('[/:]', '_', name)}"
-    if args.compile == "auto":
-        args.compile = "on" if gains else "off"
-    if args.eval_every is None:
-        args.eval_every = max(math.ceil(args.total_timesteps / 24), 2000)
-    return args
+    every = max(math.ceil(args.total_timesteps / 24), 2000)
+    chosen = f"as --device {args.device} says, with CUDA {'present' if cuda else 'absent'}"
+    say(f"device {device}, {chosen}; {torch.get_num_threads()} threads")
+    return replace(
+        args,
+        device=device,
+        threads=torch.get_num_threads(),
+        compile={"auto": "on" if gains else "off"}.get(args.compile, args.compile),
+        eval_every=every if args.eval_every is None else args.eval_every,
+        run_dir=args.run_dir or f"runs/{re.sub('[/:]', '_', name)}",
+    )
 
 
 def compiled(agent, *example):
-    """Compile agent.update, tried on an example that changes nothing; plain if that fails."""
+    """Return agent.update, compiled if args say so and a trial, which changes nothing, works."""
+    if agent.args.compile == "off":
+        return agent.update
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "deep-rl-baselines"
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
     say("compiling the update takes about 20 s, less if cached; --compile off does without")
@@ -458,8 +450,9 @@ def make_env(env_id, **kwargs):
     try:
         env = gym.make(env_id, disable_env_checker=True, **kwargs)
     except (gym.error.Error, ImportError) as error:
-        near = " or ".join(difflib.get_close_matches(env_id, gym.registry, 3, 0))
-        require(False, "env_id", f"{env_id}: {str(error).splitlines()[0]} Did you mean {near}?")
+        near = difflib.get_close_matches(env_id, {*gym.registry} - {env_id}, 3, 0)
+        reason = str(error).splitlines()[0]
+        require(False, "env_id", f"{env_id}: {reason} Did you mean {' or '.join(near)}?")
     space = env.observation_space
     flat = isinstance(space, gym.spaces.Box) and len(space.shape) == 1
     return env if flat else gym.wrappers.FlattenObservation(env)
@@ -537,15 +530,17 @@ def critic_metrics(q, td_target, losses, grad_norm):
     return metrics | {"q/twin_gap": gap / q.std(correction=0).clamp_min(1e-6)}
 
 
-def replay_metrics(buffer, batch, run):
-    """Describe the latest batch, and how the buffer is used."""
+def replay_metrics(buffer, batch, run, metrics, peak):
+    """Describe the latest batch, the use of the buffer, and |Q| against what |reward| allows."""
     age = (buffer.added - 1 - buffer.drawn) % len(buffer.rows)
     found = {"replay/age": age.float().mean(), "replay/fill": len(buffer) / len(buffer.rows)}
     found |= {"replay/updates": run.updates, "replay/ratio": run.updates / run.global_step}
     for name, values in {"env/obs": batch[0], "env/reward": batch[2]}.items():
         found |= {f"{name}_mean": values.mean(), f"{name}_sd": values.std(correction=0)}
         found[f"{name}_absmax"] = values.abs().max()
-    return found
+    alpha = max(getattr(run.args, "alpha", 0.0), metrics.get("losses/alpha", 0.0))
+    limit = peak + alpha * batch[1].shape[1] * math.log(2)  # of reward plus entropy bonus
+    return found | {"q/bound_use": metrics["q/abs_max"] * (1 - run.args.gamma) / limit}
 
 
 def reduce(rows):
@@ -563,7 +558,8 @@ def reduce(rows):
 class Clock(dict):
     """Wall-clock seconds by activity since the last reading."""
 
-    last = time.perf_counter()
+    def __init__(self):
+        self.last = time.perf_counter()
 
     def __call__(self, name):
         """Count the time since the last call as spent on name."""
@@ -591,8 +587,8 @@ class Evaluator:
         self.film = film and "rgb_array" in self.envs[0].metadata.get("render_modes", [])
         if self.film:
             self.envs[0] = make_env(env_id, render_mode="rgb_array")
-            with contextlib.suppress(AttributeError):  # MuJoCo renders this 15 times faster
-                env = self.envs[0].unwrapped
+            env = self.envs[0].unwrapped
+            if hasattr(env, "mujoco_renderer"):  # 15 times faster without shadows
                 env.mujoco_renderer.width = env.mujoco_renderer.height = 256
                 env.model.vis.quality.shadowsize = env.model.vis.quality.offsamples = 0
 
@@ -655,7 +651,7 @@ def save_agent(agent, folder):
 
 
 def load_agent(agent_class, args_class, folder, device):
-    """Read the agent of a run folder; raises OSError, or ValueError for a model of another script."""
+    """Read the agent of a run folder; raises OSError, or ValueError for another script's."""
     saved = torch.load(Path(folder) / "model.pt", map_location=device, weights_only=True)
     try:
         low, high = saved["low"].cpu().numpy(), saved["high"].cpu().numpy()
@@ -670,11 +666,10 @@ def load_agent(agent_class, args_class, folder, device):
 
 def git(*command):
     """Return what git says of the script's folder; nothing without git or a repository."""
-    where = Path(__file__).resolve().parent
-    found = shutil.which("git") and subprocess.run(
-        ["git", *command], cwd=where, capture_output=True
-    )
-    return found.stdout.decode(errors="replace").strip() if found else ""
+    folder = Path(__file__).resolve().parent
+    command = ["git", "-C", str(folder), *command]
+    found = subprocess.run(command, capture_output=True).stdout if shutil.which("git") else b""
+    return found.decode(errors="replace").strip()
 
 
 class Run:
@@ -717,8 +712,7 @@ class Run:
         self.tracker, self.video = run, wandb.Video
 
     def __enter__(self):
-        with contextlib.suppress(ValueError):  # outside the main thread there are no signals
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         return self
 
     def log(self, metrics, video=None):
@@ -742,7 +736,8 @@ class Run:
         seconds, shares = clock.read()
         step, total = self.global_step, self.args.total_timesteps
         self.sps, self.logged = (step - self.logged) / seconds, step
-        self.log(metrics | {"charts/SPS": self.sps} | shares)
+        rates = {f"charts/{k}": v for k, v in asdict(self.args).items() if k.endswith("_lr")}
+        self.log(metrics | rates | {"charts/SPS": self.sps} | shares)
         text = f"return {metrics.get('charts/average_return', math.nan):.1f} "
         text += f"eval {self.scores[-1] if self.scores else math.nan:.1f}"
         self.bar.set_postfix_str(text, refresh=False)
@@ -770,7 +765,6 @@ class Run:
         if status != "failed":
             save_agent(self.agent, self.folder)
         tail = self.scores[-math.ceil(len(self.scores) / 10) :]
-        packages = ["torch", "numpy", "gymnasium", "mujoco", "tyro"]
         summary = {"status": status, "reason": repr(error) if error else ""}
         if self.scores:
             summary |= {"eval_last": tail[-1], "eval_last_tenth": sum(tail) / len(tail)}
@@ -778,8 +772,8 @@ class Run:
         summary |= {
             "seconds": time.perf_counter() - self.start,
             "parameters": sum(p.numel() for p in self.agent.parameters()),
-            "versions": {name: importlib.metadata.version(name) for name in packages}
-            | {"python": sys.version},
+            "python": sys.version,
+            "versions": {package.name: package.version for package in distributions()},
             "hardware": f"{platform.platform()}, {platform.machine()}, {os.cpu_count()} CPUs",
             "git_commit": git("rev-parse", "HEAD"),
             "command": " ".join(sys.argv),
@@ -810,11 +804,8 @@ def main(args):
     agent = Agent(args, envs.obs_dim, envs.low, envs.high, args.device)
     buffer = ReplayBuffer(args.buffer_size, envs.obs_dim, dim, args.device)
     noise = torch.zeros(2, args.batch_size, dim, device=args.device)
-    update = agent.update
-    if args.compile == "on":
-        update = compiled(
-            agent, buffer.unpack(buffer.rows.new_zeros(args.batch_size, sum(buffer.widths))), noise
-        )
+    blank = noise.new_zeros(args.batch_size, sum(buffer.widths))
+    update = compiled(agent, buffer.unpack(blank), noise)
 
     with Run(args, agent) as run:
         if args.eval_every:
@@ -822,7 +813,7 @@ def main(args):
         obs, rows, clock = envs.reset(np.ones(args.num_envs, bool)), [], Clock()
         while run.global_step < args.total_timesteps:
             if run.global_step < args.learning_starts:
-                action = np.random.uniform(-1, 1, (args.num_envs, dim))
+                action = 2 * torch.rand(args.num_envs, dim).numpy() - 1
             else:
                 action = agent.explore(obs)
             clock("act")
@@ -835,7 +826,8 @@ def main(args):
 
             while run.updates < args.utd * (run.global_step - args.learning_starts):
                 batch = buffer.sample(args.batch_size)
-                rows.append(update(batch, torch.randn_like(noise)))
+                metrics = update(batch, noise.normal_())
+                rows += [metrics] if args.log_every else []
                 run.updates += 1
             clock("update")
 
@@ -844,9 +836,7 @@ def main(args):
             if run.due(args.log_every):
                 metrics = reduce(rows) | envs.metrics()
                 if run.updates:
-                    scale = envs.peak + max(args.alpha, metrics["losses/alpha"]) * dim * math.log(2)
-                    metrics["q/bound_use"] = metrics["q/abs_max"] * (1 - args.gamma) / scale
-                    metrics |= replay_metrics(buffer, batch, run)
+                    metrics |= replay_metrics(buffer, batch, run, metrics, envs.peak)
                 run.progress(metrics, clock)
             clock("log")
             if run.due(args.eval_every):
