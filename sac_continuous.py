@@ -15,8 +15,8 @@ update follows, on a batch drawn uniformly from all that is stored. Actions are 
 (5) alpha_loss = -mean(log_alpha * (logp + target_entropy)), alpha = exp(log_alpha)
 (6) critic_target = critic_target + tau * (critic - critic_target)
 
-Differs from the paper: (3) has no factor 1/2 and (5) is in log_alpha, both nearly indifferent under
-Adam; episodes cut by a time limit bootstrap as if they went on; (4) and (5) share one logp.
+Differs from the paper: no factor 1/2 in (3) and log_alpha in (5), nearly indifferent under Adam;
+random actions at first; episodes cut by a time limit bootstrap; (4) and (5) share one logp.
 
 python sac_continuous.py --env-id Hopper-v4
 python sac_continuous.py --env-id InvertedPendulum-v4 --total-timesteps 5000 --learning-starts 1000
@@ -37,9 +37,9 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections import deque
+from collections import Counter, deque
 from ctypes.util import find_library
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 from importlib.metadata import distributions
 from pathlib import Path
@@ -378,6 +378,10 @@ def parse_args(cls, argv=None):
     except (OSError, ValueError) as error:
         require(False, "config", f"{file} can not be read ({error}): name a config.toml")
     saved.pop("run_dir", None)  # a repeated run has its own
+    names = [field.name for field in fields(cls)]
+    for name in saved:
+        near = difflib.get_close_matches(name, names, 1, 0)[0]
+        require(name in names, "config", f"{file} has no flag for {name}: did you mean {near}?")
     negated = {name for name, value in saved.items() if value is False}
     flags = [f"--no-{name}" if name in negated else f"--{name}" for name in saved]
     values = ["" if isinstance(value, bool) else f"={value}" for value in saved.values()]
@@ -499,11 +503,10 @@ class Envs:
         self.returns += reward
         self.lengths += 1
         self.peak = max(self.peak, np.abs(reward).max())
-        ends = [*zip(self.returns, self.lengths, truncated, strict=True)]
-        ends = [end for end, done in zip(ends, terminated | truncated, strict=True) if done]
-        self.recent += ends
+        ended = np.flatnonzero(terminated | truncated)
+        self.recent += [(self.returns[i], self.lengths[i], truncated[i]) for i in ended]
         names = "charts/episodic_return", "charts/episodic_length"
-        episodes = [dict(zip(names, end[:2], strict=True)) for end in ends]
+        episodes = [{names[0]: self.returns[i], names[1]: self.lengths[i]} for i in ended]
         return next_obs, reward, terminated, truncated, episodes
 
     def metrics(self):
@@ -553,27 +556,6 @@ def reduce(rows):
             raise FloatingPointError(f"{name} is {found[name]}")
     rows.clear()
     return found
-
-
-class Clock(dict):
-    """Wall-clock seconds by activity since the last reading."""
-
-    def __init__(self):
-        self.last = time.perf_counter()
-
-    def __call__(self, name):
-        """Count the time since the last call as spent on name."""
-        now = time.perf_counter()
-        self[name] = self.get(name, 0.0) + now - self.last
-        self.last = now
-
-    def read(self):
-        """Return the seconds without evaluation and each activity's share, and begin anew."""
-        total = sum(self.values())
-        seconds = total - self.get("eval", 0.0)
-        shares = {f"time/{name}": spent / total for name, spent in self.items()}
-        self.clear()
-        return seconds, shares
 
 
 class Evaluator:
@@ -678,7 +660,8 @@ class Run:
     def __init__(self, args, agent):
         self.args, self.agent, self.folder = args, agent, Path(args.run_dir)
         self.global_step = self.updates = self.logged = self.said = 0
-        self.start, self.scores, self.filmed, self.sps = time.perf_counter(), [], -1, 0.0
+        self.start = self.last = time.perf_counter()
+        self.scores, self.filmed, self.sps, self.spent = [], -1, 0.0, Counter()
         (self.folder / "videos").mkdir(parents=True)
         config = {name: value for name, value in asdict(args).items() if value is not None}
         lines = [f"{k} = {json.dumps(v, ensure_ascii=False)}\n" for k, v in config.items()]
@@ -691,7 +674,8 @@ class Run:
         self.tracker = None
         if args.track:
             attempt("W&B", self.track, config)
-        self.bar = tqdm(total=args.total_timesteps, disable=None, unit=" steps")
+        shown = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+        self.bar = tqdm(total=args.total_timesteps, disable=None, bar_format=shown)
 
     def track(self, config):
         """Start a W&B run with the config and the source."""
@@ -731,20 +715,27 @@ class Run:
         ended = self.global_step >= self.args.total_timesteps
         return every > 0 and (ended or self.global_step % every < self.args.num_envs)
 
-    def progress(self, metrics, clock):
+    def clock(self, activity):
+        """Count the time since the last call as spent on an activity."""
+        now = time.perf_counter()
+        self.spent[activity] += now - self.last
+        self.last = now
+
+    def progress(self, metrics):
         """Log metrics and show some: on a terminal in the bar, else in a line every ten seconds."""
-        seconds, shares = clock.read()
-        step, total = self.global_step, self.args.total_timesteps
-        self.sps, self.logged = (step - self.logged) / seconds, step
+        step, total, seconds = self.global_step, self.args.total_timesteps, self.spent.total()
+        shares = {f"time/{name}": spent / seconds for name, spent in self.spent.items()}
+        self.sps, self.logged = (step - self.logged) / (seconds - self.spent["eval"]), step
+        self.spent.clear()
         rates = {f"charts/{k}": v for k, v in asdict(self.args).items() if k.endswith("_lr")}
         self.log(metrics | rates | {"charts/SPS": self.sps} | shares)
-        text = f"return {metrics.get('charts/average_return', math.nan):.1f} "
+        text = f"SPS {self.sps:.0f} return {metrics.get('charts/average_return', math.nan):.1f} "
         text += f"eval {self.scores[-1] if self.scores else math.nan:.1f}"
         self.bar.set_postfix_str(text, refresh=False)
         self.bar.update(step - self.bar.n)
         if self.bar.disable and time.perf_counter() - self.said > 10:
             self.said, left = time.perf_counter(), (total - step) / self.sps / 60
-            say(f"step {step}/{total} SPS {self.sps:.0f} {text} left {left:.0f} min")
+            say(f"step {step}/{total} {text} left {left:.0f} min")
 
     def evaluate(self, evaluator):
         """Score and save the agent; film it at the start, a third, two thirds and the end."""
@@ -757,6 +748,7 @@ class Run:
         say(f"step {self.global_step} eval {self.scores[-1]:.1f} {video or ''}")
         self.log(found, video)
         save_agent(self.agent, self.folder)
+        self.clock("eval")
 
     def __exit__(self, kind, error, trace):
         """Write model and summary; an interrupt or a failed check ends in one sentence."""
@@ -783,7 +775,7 @@ class Run:
             attempt("W&B", self.tracker.finish)
         (self.folder / "summary.part").write_text(json.dumps(summary, indent=1), "utf-8")
         os.replace(self.folder / "summary.part", self.folder / "summary.json")
-        say(f"{status} {summary['reason']}: python tools/report.py {self.folder}")
+        say(f"{status} {summary['reason']}".strip() + f": {self.folder}")
         if stopped or isinstance(error, FloatingPointError):
             raise SystemExit(130 if stopped else 1) from None
 
@@ -810,26 +802,26 @@ def main(args):
     with Run(args, agent) as run:
         if args.eval_every:
             run.evaluate(evaluator)
-        obs, rows, clock = envs.reset(np.ones(args.num_envs, bool)), [], Clock()
+        obs, rows = envs.reset(np.ones(args.num_envs, bool)), []
         while run.global_step < args.total_timesteps:
             if run.global_step < args.learning_starts:
                 action = 2 * torch.rand(args.num_envs, dim).numpy() - 1
             else:
                 action = agent.explore(obs)
-            clock("act")
+            run.clock("act")
 
             next_obs, reward, terminated, truncated, episodes = envs.step(agent.scale(action))
             run.global_step += args.num_envs
             buffer.add(obs, action, reward, terminated, next_obs)
             obs = envs.reset(terminated | truncated) if episodes else next_obs
-            clock("env")
+            run.clock("env")
 
             while run.updates < args.utd * (run.global_step - args.learning_starts):
                 batch = buffer.sample(args.batch_size)
                 metrics = update(batch, noise.normal_())
                 rows += [metrics] if args.log_every else []
                 run.updates += 1
-            clock("update")
+            run.clock("update")
 
             for episode in episodes:
                 run.log(episode)
@@ -837,11 +829,10 @@ def main(args):
                 metrics = reduce(rows) | envs.metrics()
                 if run.updates:
                     metrics |= replay_metrics(buffer, batch, run, metrics, envs.peak)
-                run.progress(metrics, clock)
-            clock("log")
+                run.progress(metrics)
+            run.clock("log")
             if run.due(args.eval_every):
                 run.evaluate(evaluator)
-            clock("eval")
     return agent
 
 

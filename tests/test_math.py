@@ -1,0 +1,607 @@
+"""The mathematics of SAC and the paths of its data, against references that share no code with it.
+
+Names test_t09_... refer to known bugs of published implementations.
+"""
+
+import types
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+B, O, A = 8, 5, 3  # noqa: E741
+
+
+# --- environments ---------------------------------------------------------------------------------
+class Counter(gym.Env):
+    """obs = (t, T): T is drawn at reset, and the episode ends at t = T as `ending` says."""
+
+    observation_space = gym.spaces.Box(0, 100, (2,), np.float32)
+    action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+    metadata = {"render_modes": []}
+
+    def __init__(self, ending, reuse=False):
+        self.ending, self.reuse, self.obs = ending, reuse, np.zeros(2, np.float32)
+
+    def observe(self):
+        self.obs[:] = self.t, self.T
+        return self.obs if self.reuse else self.obs.copy()
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t, self.T = 0, int(self.np_random.integers(2, 9))
+        return self.observe(), {}
+
+    def step(self, action):
+        self.t += 1
+        over = self.t == self.T
+        terminated, truncated = over and "terminated" in self.ending, over and "trunc" in self.ending
+        return self.observe(), float(self.t), terminated, truncated, {}
+
+
+class Target(gym.Env):
+    """obs is noise; reward is the squared distance of action / scale from a target; ten steps."""
+
+    metadata = {"render_modes": []}
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float64)
+
+    def __init__(self, scale=1.0):
+        self.scale = scale
+        self.action_space = gym.spaces.Box(
+            np.float32([-scale, 0]), np.float32([scale, 2 * scale]), dtype=np.float32
+        )
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        return self.np_random.normal(size=2), {}
+
+    def step(self, action):
+        self.t += 1
+        reward = -float(np.square(action / np.float32(self.scale) - np.float32(0.5)).sum())
+        return self.np_random.normal(size=2), reward, False, self.t == 10, {}
+
+
+for ending in ("terminated", "trunc", "terminated-trunc"):
+    gym.register(f"Counter-{ending}-v0", Counter, kwargs={"ending": ending})
+gym.register("Counter-reuse-v0", Counter, kwargs={"ending": "trunc", "reuse": True})
+gym.register("Target-v0", Target)
+gym.register("Target-times4-v0", Target, kwargs={"scale": 4.0})
+clip = gym.wrappers.ClipAction.wrapper_spec()
+gym.register("Target-clipped-v0", Target, additional_wrappers=(clip,))
+
+
+def arguments(S, **changes):
+    quick = {"total_timesteps": 300, "learning_starts": 100, "batch_size": 32, "hidden_size": 16}
+    quick |= {"buffer_size": 1000, "eval_every": 0, "capture_video": False, "threads": 1}
+    return S.Args(**quick | {"compile": "off"} | changes)
+
+
+@pytest.fixture
+def spied(S, monkeypatch, tmp_path):
+    """Run main in an empty folder; return the agent with its buffer, the batches, rows and logs."""
+
+    def run(**changes):
+        seen = types.SimpleNamespace(batches=[], logs=[])
+
+        class Buffer(S.ReplayBuffer):
+            def __init__(self, *inputs):
+                super().__init__(*inputs)
+                seen.buffer = self
+
+            def sample(self, batch_size):
+                batch = super().sample(batch_size)
+                seen.batches.append(self.drawn.clone())
+                return batch
+
+        log = S.Run.log
+
+        def spy(run, metrics, *rest):
+            seen.logs.append({"global_step": run.global_step, "updates": run.updates, **metrics})
+            return log(run, metrics, *rest)
+
+        monkeypatch.chdir(tmp_path)
+        with monkeypatch.context() as patch:
+            patch.setattr(S, "ReplayBuffer", Buffer)
+            patch.setattr(S.Run, "log", spy)
+            seen.agent = S.main(arguments(S, **changes))
+        columns = [c.numpy() for c in seen.buffer.unpack(seen.buffer.rows[: len(seen.buffer)])]
+        seen.rows = dict(
+            zip(["obs", "action", "reward", "terminated", "next_obs"], columns, strict=True)
+        )
+        return seen
+
+    return run
+
+
+@pytest.fixture
+def agent(S):
+    torch.manual_seed(3)
+    low, high = np.float32([-1, 0, -2]), np.float32([1, 4, -0.5])
+    agent = S.Agent(arguments(S, alpha=0.3, gamma=0.8, tau=0.1), O, low, high)
+    agent.critic_opt.vector.normal_(0, 0.4)  # so that either critic is the lower one somewhere
+    agent.target_vector.normal_(0, 0.4)  # and the targets are not the critics
+    return agent
+
+
+@pytest.fixture
+def batch():
+    """Obs, action, reward, terminated, next_obs, and noise, with every kind of ending."""
+    rng = np.random.default_rng(0)
+    columns = [rng.normal(size=(B, O)), rng.uniform(-1, 1, (B, A)), rng.normal(size=B)]
+    columns += [np.arange(B) % 2, rng.normal(size=(B, O)), rng.normal(size=(2, B, A))]
+    *columns, noise = [torch.tensor(column, dtype=torch.float32) for column in columns]
+    return columns, noise
+
+
+# --- an independent SAC in NumPy, float64 ---------------------------------------------------------
+def weights(agent, prefix):
+    state = agent.state_dict().items()
+    return [v.double().numpy().copy() for name, v in state if name.startswith(prefix)]
+
+
+def network(w, x):
+    for i in (0, 2, 4):
+        x = x @ w[i].T + w[i + 1]
+        x = np.maximum(x, 0) if i < 4 else x
+    return x
+
+
+def twin(w, obs, action):
+    x = np.concatenate([obs, action], 1)
+    return np.stack([network(w[:6], x)[:, 0], network(w[6:], x)[:, 0]])
+
+
+def policy(w, obs, noise):
+    out = network(w, obs)
+    mean, log_std = out[:, : out.shape[1] // 2], np.clip(out[:, out.shape[1] // 2 :], -20, 2)
+    base = torch.distributions.Normal(torch.tensor(mean), torch.tensor(np.exp(log_std)))
+    squashed = torch.distributions.TransformedDistribution(
+        base, torch.distributions.TanhTransform(cache_size=1)
+    )
+    u = base.mean + base.stddev * torch.tensor(noise)
+    action = squashed.transforms[0](u)
+    return action.numpy(), squashed.log_prob(action).sum(1).numpy()
+
+
+def reference(agent, batch, noise):
+    """Return the target, and the three losses as functions of their own parameters."""
+    obs, action, reward, terminated, next_obs = (c.double().numpy() for c in batch)
+    noise, alpha = noise.double().numpy(), agent.log_alpha.exp().item()
+    actor, critic = weights(agent, "actor.net"), weights(agent, "critic.q")
+    next_action, next_logp = policy(actor, next_obs, noise[0])
+    next_q = twin(weights(agent, "critic_target.q"), next_obs, next_action)
+    for q in (next_q, twin(critic, obs, action)):
+        assert 0 < (q[0] < q[1]).sum() < B, "the test needs both critics to be the lower one"
+    target = np.zeros(B)
+    for i in range(B):
+        target[i] = reward[i]
+        if not terminated[i]:
+            target[i] += 0.8 * (min(next_q[0, i], next_q[1, i]) - alpha * next_logp[i])
+
+    def critic_loss(w):
+        q = twin(w, obs, action)
+        return sum(np.mean([(q[k, i] - target[i]) ** 2 for i in range(B)]) for k in (0, 1))
+
+    def actor_loss(w):
+        new_action, logp = policy(w, obs, noise[1])
+        q = twin(weights(agent, "critic.q"), obs, new_action)  # of the moment of the call
+        return np.mean([alpha * logp[i] - min(q[0, i], q[1, i]) for i in range(B)])
+
+    return target, critic, critic_loss, actor, actor_loss
+
+
+def recorded(opt):
+    """Make an optimizer keep the loss and the gradient that it is given."""
+    step = opt.step
+
+    def spy(loss):
+        opt.loss, gradient = loss.item(), torch.autograd.grad(loss, opt.leaves, retain_graph=True)
+        opt.gradient = [g.double().numpy() for g in gradient]
+        return step(loss)
+
+    opt.step = spy
+
+
+def assert_gradient(function, w, gradient, checks=40, eps=1e-5):
+    """Compare a gradient with central differences at random places of the parameters w."""
+    rng = np.random.default_rng(1)
+    for _ in range(checks):
+        part = rng.integers(len(w))
+        place = tuple(rng.integers(n) for n in w[part].shape)
+        shifted = []
+        for sign in (1, -1):
+            moved = [v.copy() for v in w]
+            moved[part][place] += sign * eps
+            shifted.append(function(moved))
+        slope = (shifted[0] - shifted[1]) / (2 * eps)
+        assert gradient[part][place] == pytest.approx(slope, rel=2e-3, abs=2e-5)
+
+
+# --- losses and targets ---------------------------------------------------------------------------
+def test_t04_t09_t14_critic_loss_and_gradient(agent, batch):
+    """Target: min of both targets, entropy, termination; loss and gradient by brute force."""
+    columns, noise = batch
+    target, w, loss, _, _ = reference(agent, columns, noise)
+    recorded(agent.critic_opt)
+    alpha = agent.log_alpha.detach().exp()
+    metrics = agent.update_critic(*columns, alpha, noise[0])
+    assert metrics["q/target_mean"].item() == pytest.approx(target.mean(), rel=1e-5)
+    assert metrics["q/target_sd"].item() == pytest.approx(target.std(), rel=1e-5)
+    assert agent.critic_opt.loss == pytest.approx(loss(w), rel=1e-5)
+    assert_gradient(loss, w, agent.critic_opt.gradient)
+
+
+@pytest.mark.parametrize("terminated", [0.0, 1.0])
+def test_t04_only_termination_stops_bootstrapping(agent, batch, terminated):
+    """Truncation never reaches the update: each single transition has its hand-made target."""
+    columns, noise = batch
+    columns[3] = torch.full((B,), terminated)
+    target, *_ = reference(agent, columns, noise)
+    for i in range(B):
+        one = [column[i : i + 1] for column in columns]
+        metrics = agent.update_critic(*one, agent.log_alpha.detach().exp(), noise[0, i : i + 1])
+        assert metrics["q/target_mean"].item() == pytest.approx(target[i], rel=1e-4, abs=1e-5)
+        if terminated:
+            assert target[i] == columns[2][i]
+
+
+def test_t09_t14_actor_loss_and_gradient(agent, batch):
+    """The actor's loss takes min of both critics, and its gradient goes through action and logp."""
+    columns, noise = batch
+    *_, w, loss = reference(agent, columns, noise)
+    recorded(agent.actor_opt)
+    expected = loss(w)
+    agent.update_actor(columns[0], agent.log_alpha.detach().exp(), noise[1])
+    assert agent.actor_opt.loss == pytest.approx(expected, rel=1e-5)
+    assert_gradient(loss, w, agent.actor_opt.gradient)
+
+
+def test_t09_a_permuted_batch_gives_the_same_losses(S, agent, batch):
+    columns, noise = batch
+    order = torch.randperm(B)
+    permuted = [column[order] for column in columns], noise[:, order]
+    found = []
+    for rows, draws in (batch, permuted):
+        state = {k: v.clone() for k, v in agent.state_dict().items()}
+        found.append(agent.update(rows, draws))
+        agent.load_state_dict(state)
+    for name, value in found[0].items():
+        assert value.shape == (), name
+        assert value.item() == pytest.approx(found[1][name].item(), rel=1e-4, abs=1e-5), name
+
+
+def test_each_step_moves_only_its_own_parameters(agent, batch):
+    """Critic step: critic only. Actor step: actor and temperature only. Target: polyak only."""
+    columns, noise = batch
+    parts = ["actor.", "critic.", "critic_target.", "log_alpha"]
+
+    def moved(call):
+        before = {part: weights(agent, part) for part in parts}
+        call()
+        pairs = {part: zip(before[part], weights(agent, part), strict=True) for part in parts}
+        return [p for p in parts if any((a != b).any() for a, b in pairs[p])]
+
+    alpha = agent.log_alpha.detach().exp()
+    assert moved(lambda: agent.update_critic(*columns, alpha, noise[0])) == ["critic."]
+    actor_step = lambda: agent.update_actor(columns[0], alpha, noise[1])  # noqa: E731
+    assert moved(actor_step) == ["actor.", "log_alpha"]
+
+
+def test_target_follows_the_closed_form(agent, batch):
+    """After k updates the target is the exponential average of the critics after each update."""
+    expected = weights(agent, "critic_target.q")
+    for _ in range(3):
+        agent.update(*batch)
+        critic = weights(agent, "critic.q")
+        expected = [0.9 * t + 0.1 * c for t, c in zip(expected, critic, strict=True)]
+    for found, value in zip(weights(agent, "critic_target.q"), expected, strict=True):
+        np.testing.assert_allclose(found, value, rtol=1e-5, atol=1e-7)
+
+
+def test_update_order(agent, batch):
+    """The actor is improved against the critics after their step, with the temperature before."""
+    columns, noise = batch
+    *_, w, loss = reference(agent, columns, noise)
+    before = agent.log_alpha.exp().item()
+    recorded(agent.actor_opt)
+    steps = []
+    for name in ("critic_opt", "actor_opt", "alpha_opt"):
+        opt = getattr(agent, name)
+        opt.step = lambda x, name=name, step=opt.step: (steps.append(name), step(x))[1]
+    critic_step = agent.critic_opt.step
+    expected = []
+    agent.critic_opt.step = lambda x: (critic_step(x), expected.append(loss(w)))[0]
+    metrics = agent.update(columns, noise)
+    assert steps == ["critic_opt", "actor_opt", "alpha_opt"]
+    assert agent.actor_opt.loss == pytest.approx(expected[0], rel=1e-5)
+    assert metrics["losses/alpha"].item() == pytest.approx(before)
+
+
+# --- policy ---------------------------------------------------------------------------------------
+def test_t10_logp_matches_float64_distributions_and_is_finite_far_out(S):
+    rng = np.random.default_rng(2)
+    mean, log_std, noise = (rng.normal(size=(500, A)) for _ in range(3))
+    inputs = [torch.tensor(x, dtype=torch.float32) for x in (mean, log_std - 1, noise)]
+    action, logp = S.squash(*inputs)
+    base = torch.distributions.Normal(*(x.double() for x in (inputs[0], inputs[1].exp())))
+    squashed = torch.distributions.TransformedDistribution(
+        base, torch.distributions.TanhTransform(cache_size=1)
+    )
+    exact = squashed.transforms[0](base.mean + base.stddev * inputs[2].double())
+    torch.testing.assert_close(action.double(), exact, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        logp.double(), squashed.log_prob(exact).sum(1), rtol=1e-4, atol=1e-4
+    )
+    for far in (-300.0, -30.0, 30.0, 300.0):
+        mean = torch.full((1, A), far, requires_grad=True)
+        action, logp = S.squash(mean, torch.zeros(1, A), torch.ones(1, A))
+        (slope,) = torch.autograd.grad(logp.sum(), mean)
+        assert torch.isfinite(logp).all() and torch.isfinite(slope).all()
+        assert slope[0, 0].item() == pytest.approx(2.0 * np.sign(far), abs=1e-3)
+
+
+@pytest.mark.parametrize("mean, log_std", [(0.0, 0.0), (0.7, -1.0), (-1.5, 0.5)])
+def test_t10_density_integrates_to_one_over_the_box(S, mean, log_std):
+    """The density of the action in [-1, 1], not in the environment's units."""
+    u = torch.linspace(-12, 12, 200_001, dtype=torch.float64)[:, None]
+    noise = (u - mean) / np.exp(log_std)
+    full = torch.full_like(u, mean), torch.full_like(u, log_std)
+    action, logp = S.squash(*full, noise)
+    assert torch.trapezoid(logp.exp(), action[:, 0]).item() == pytest.approx(1, abs=1e-3)
+
+
+def test_log_std_is_clamped(S):
+    actor = S.Actor(O, A, 16, -3.0, 0.5)
+    with torch.no_grad():
+        actor.net[4].bias[A:] = torch.tensor([-50.0, 0.0, 50.0])
+    _, log_std = actor(torch.zeros(1, O))
+    assert log_std.min() == -3 and log_std.max() == 0.5
+
+
+def test_t10_t33_actions_are_scaled_per_dimension(agent):
+    """Asymmetric bounds: ends, middle, both directions; deterministic is the mode; in bounds."""
+    low, high = [-1, 0, -2], [1, 4, -0.5]
+    ends = agent.scale(np.float32([[-1] * A, [1] * A, [0] * A]))
+    np.testing.assert_allclose(ends, [low, high, [0, 2, -1.25]])
+    obs = np.random.default_rng(0).normal(size=(50, O)) * 30
+    mode = np.tanh(network(weights(agent, "actor.net"), obs)[:, :A])
+    expected = np.array(low) + (mode + 1) / 2 * (np.array(high) - low)
+    np.testing.assert_allclose(agent.act(obs, deterministic=True), expected, rtol=1e-4, atol=1e-5)
+    for action in (agent.act(obs, deterministic=False), agent.act(obs)):
+        assert (action >= np.float32(low)).all() and (action <= np.float32(high)).all()
+    assert np.std([agent.act(obs[:1], deterministic=False) for _ in range(20)], 0).min() > 0
+
+
+def test_value_is_the_lower_critic_at_the_mode(agent):
+    obs = np.random.default_rng(0).normal(size=(B, O))
+    mode = np.tanh(network(weights(agent, "actor.net"), obs)[:, :A])
+    expected = twin(weights(agent, "critic.q"), obs, mode).min(0)
+    np.testing.assert_allclose(agent.value(obs), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_explored_actions_follow_the_policy(agent):
+    """Mean and deviation of atanh(action) over many draws are those of the network."""
+    obs = np.ones((20_000, O))
+    u = np.arctanh(agent.explore(obs).astype(np.float64).clip(-0.9999999, 0.9999999))
+    out = network(weights(agent, "actor.net"), obs[:1])[0]
+    np.testing.assert_allclose(u.mean(0), out[:A], atol=0.04)
+    np.testing.assert_allclose(u.std(0), np.exp(out[A:]), rtol=0.05)
+
+
+# --- temperature ----------------------------------------------------------------------------------
+@pytest.mark.parametrize("gap, direction", [(-2.0, -1), (2.0, 1)])
+def test_t11_temperature_moves_against_the_entropy_gap(S, agent, batch, gap, direction):
+    """Entropy above its target: alpha falls; below: it rises; the next update uses the new one."""
+    columns, noise = batch
+    _, logp = policy(weights(agent, "actor.net"), columns[0].double().numpy(), noise[1].numpy())
+    agent.target_entropy = -logp.mean() + gap
+    before = agent.log_alpha.item()
+    recorded(agent.alpha_opt)
+    agent.update_actor(columns[0], agent.log_alpha.detach().exp(), noise[1])
+    assert agent.alpha_opt.loss == pytest.approx(-before * (logp.mean() + agent.target_entropy), rel=1e-4)
+    assert agent.alpha_opt.gradient[0].item() == pytest.approx(-gap, rel=1e-4)
+    assert np.sign(agent.log_alpha.item() - before) == direction
+    after = agent.log_alpha.exp().item()
+    assert agent.update(columns, noise)["losses/alpha"].item() == pytest.approx(after)
+    assert after != pytest.approx(np.exp(before), rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1,), (3,), (2, 2)])
+def test_t12_target_entropy_is_minus_the_number_of_dimensions(S, shape):
+    bound = np.ones(shape, np.float32)
+    assert S.Agent(arguments(S), O, -bound, bound).target_entropy == -np.prod(shape)
+    given = S.Agent(arguments(S, target_entropy=-7.5), O, -bound, bound)
+    assert given.target_entropy == -7.5
+
+
+def test_t13_fixed_temperature_and_logs_before_the_first_update(spied):
+    seen = spied(env_id="Target-v0", autotune=False, alpha=0.07, log_every=20)
+    assert seen.agent.log_alpha.exp().item() == pytest.approx(0.07)
+    logged = [row for row in seen.logs if "charts/SPS" in row]
+    assert [row["global_step"] for row in logged] == list(range(20, 301, 20))
+    assert "losses/alpha" not in logged[0] and logged[-1]["losses/alpha"] == pytest.approx(0.07)
+
+
+# --- optimizer ------------------------------------------------------------------------------------
+def test_adam_on_a_vector_equals_torch_adam(S):
+    torch.manual_seed(0)
+    ours, theirs = S.mlp(4, 8, 2), S.mlp(4, 8, 2)
+    theirs.load_state_dict(ours.state_dict())
+    opt = S.Adam(ours.parameters(), 1e-2, 0.8, 0.95, 1e-5)
+    torch_opt = torch.optim.Adam(theirs.parameters(), 1e-2, (0.8, 0.95), 1e-5)
+    x, y = torch.randn(32, 4), torch.randn(32, 2)
+    for _ in range(50):
+        norm = opt.step((ours(x) - y).square().mean())
+        torch_opt.zero_grad()
+        (theirs(x) - y).square().mean().backward()
+        squares = [p.grad.square().sum() for p in theirs.parameters()]
+        torch.testing.assert_close(norm, torch.stack(squares).sum().sqrt())
+        torch_opt.step()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    assert opt.tied()
+    ours.double()
+    assert not opt.tied()
+
+
+# --- replay buffer --------------------------------------------------------------------------------
+@pytest.mark.parametrize("envs", [1, 3])
+def test_t01_t08_buffer_equals_a_list_of_the_latest(S, envs):
+    """After several wraps it holds the newest rows, paired as they came, untouched by later writes."""
+    capacity, rng, rows = 10, np.random.default_rng(0), []
+    buffer = S.ReplayBuffer(capacity, 2, 1, "cpu")
+    obs = np.zeros((envs, 2))
+    for step in range(11):
+        obs[:] = rng.normal(size=obs.shape)  # the same array every time
+        action, next_obs = rng.normal(size=(envs, 1)), rng.normal(size=(envs, 2))
+        reward, terminated = rng.normal(size=envs), rng.random(envs) < 0.5
+        buffer.add(obs, action, reward, terminated, next_obs)
+        for i in range(envs):
+            rows.append(np.r_[obs[i], action[i], reward[i], terminated[i], next_obs[i]])
+        assert len(buffer) == min(capacity, len(rows))
+        newest = np.float32(rows[-capacity:])
+        held = buffer.rows[: len(buffer)].numpy()
+        assert sorted(map(tuple, held)) == sorted(map(tuple, newest))
+    batch = buffer.sample(400)
+    packed = torch.cat([c if c.dim() == 2 else c[:, None] for c in batch], 1).numpy()
+    assert {*map(tuple, packed)} == {*map(tuple, newest)}
+    assert [tuple(c.shape) for c in batch] == [(400, 2), (400, 1), (400,), (400,), (400, 2)]
+
+
+@pytest.mark.parametrize("filled", [7, 16, 40])
+def test_sampling_is_uniform_over_what_is_filled(S, filled):
+    buffer = S.ReplayBuffer(16, 1, 1, "cpu")
+    for step in range(filled):
+        one = np.full((1, 1), step)
+        buffer.add(one, one, one[0], one[0] < 0, one)
+    torch.manual_seed(0)
+    drawn = buffer.sample(20_000)[0][:, 0].numpy().astype(int)
+    values, counts = np.unique(drawn, return_counts=True)
+    assert values.tolist() == list(range(max(0, filled - 16), filled))
+    expected = 20_000 / len(values)
+    assert ((counts - expected) ** 2 / expected).sum() < len(values) + 5 * np.sqrt(2 * len(values))
+
+
+# --- transitions, through main --------------------------------------------------------------------
+@pytest.mark.parametrize("envs", [1, 3])
+@pytest.mark.parametrize("ending", ["terminated", "trunc", "terminated-trunc", "reuse"])
+def test_t01_t02_t03_t04_t08_stored_transitions_are_true(spied, envs, ending):
+    """Every row is a real step: t -> t + 1, final observations kept, no row from a reset."""
+    seen = spied(env_id=f"Counter-{ending}-v0", num_envs=envs)
+    obs, next_obs = seen.rows["obs"], seen.rows["next_obs"]
+    assert len(obs) == 300
+    assert (next_obs[:, 0] == obs[:, 0] + 1).all() and (next_obs[:, 1] == obs[:, 1]).all()
+    assert (obs[:, 0] < obs[:, 1]).all()
+    over = next_obs[:, 0] == next_obs[:, 1]
+    assert (seen.rows["reward"] == next_obs[:, 0]).all() and over.sum() > 30
+    assert (seen.rows["terminated"] == (over if "terminated" in ending else 0)).all()
+    for i in range(envs):  # within an environment, rows follow one another
+        assert (obs[i + envs :: envs][~over[i:-envs:envs]] == next_obs[i:-envs:envs][~over[i:-envs:envs]]).all()
+
+
+def test_t08_the_normalised_action_is_stored(spied):
+    """The reward depends on the scaled action, the row holds the one in [-1, 1]."""
+    rows = spied(env_id="Target-v0").rows
+    scaled = rows["action"] + np.float32([0, 1])  # bounds [-1, 1] and [0, 2]
+    np.testing.assert_allclose(rows["reward"], -np.square(scaled - 0.5).sum(1), atol=1e-5)
+
+
+def test_bounds_scaled_by_four_learn_the_same_bits(spied):
+    a, b = (spied(env_id=env).agent for env in ("Target-v0", "Target-times4-v0"))
+    for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True):
+        assert torch.equal(x, y)
+
+
+def test_t33_bounds_are_those_of_the_base_environment(spied):
+    clipped = spied(env_id="Target-clipped-v0")
+    np.testing.assert_array_equal(clipped.agent.high, np.float32([1, 2]))
+    first = clipped.rows["action"][:100]
+    assert np.abs(first).max() <= 1 and np.abs(first).min(1).std() > 0
+
+
+# --- seeds, counts, logs --------------------------------------------------------------------------
+def test_t28_every_environment_and_episode_has_its_own_seed(S, spied, monkeypatch):
+    resets = []
+    reset = Target.reset
+
+    def spy(env, *, seed=None, options=None):
+        resets.append((id(env), seed))
+        return reset(env, seed=seed, options=options)
+
+    monkeypatch.setattr(Target, "reset", spy)
+    runs = {}
+    for seed in (0, 1):
+        resets.clear()
+        seen = spied(env_id="Target-v0", num_envs=3, seed=seed, eval_every=150, eval_episodes=2)
+        assert len(resets) >= 3 * 10 and None not in [s for _, s in resets]
+        assert len({s for _, s in resets}) == len(resets)
+        runs[seed] = seen, {s for _, s in resets}
+    (a, seeds_a), (b, seeds_b) = runs.values()
+    assert not seeds_a & seeds_b
+    for name in ("obs", "action"):
+        assert not np.isclose(a.rows[name][:90], b.rows[name][:90]).all(1).any()
+    assert not torch.equal(a.batches[0], b.batches[0])
+    first = S.Agent(arguments(S), 2, *np.float32([[-1, 0], [1, 2]])).actor.net[0].weight
+    assert first.shape == a.agent.actor.net[0].weight.shape
+
+
+@pytest.mark.parametrize("seeds", [(0, 1), (1, 2)])
+def test_t28_seeds_change_the_initial_networks(S, seeds):
+    found = []
+    for seed in seeds:
+        S.seed_everything(seed)
+        bound = np.ones(2, np.float32)
+        found.append(S.Agent(arguments(S), O, -bound, bound).critic.q1[0].weight.clone())
+    assert not torch.isclose(*found).any()
+
+
+@pytest.mark.parametrize("envs, utd", [(1, 1.0), (3, 1.0), (3, 2.0), (4, 0.5)])
+def test_t30_steps_and_updates_are_counted_right(spied, envs, utd):
+    seen = spied(env_id="Counter-trunc-v0", num_envs=envs, utd=utd, log_every=100)
+    last = seen.logs[-1]
+    assert last["global_step"] == seen.buffer.added == 300
+    assert last["updates"] == len(seen.batches) == 200 * utd
+    assert seen.agent.critic_opt.steps == seen.agent.actor_opt.steps == 200 * utd
+
+
+def test_t14_every_update_draws_a_new_batch(spied):
+    batches = spied(env_id="Target-v0", utd=3.0, total_timesteps=120).batches
+    assert len(batches) == 60
+    assert len({tuple(batch.tolist()) for batch in batches}) == 60
+
+
+@pytest.mark.parametrize("envs", [1, 4])
+def test_t31_every_finished_episode_is_logged(spied, envs):
+    """Returns and lengths are those of the rows: sum of 1..T, and T."""
+    seen = spied(env_id="Counter-trunc-v0", num_envs=envs)
+    ends = seen.rows["next_obs"][seen.rows["next_obs"][:, 0] == seen.rows["next_obs"][:, 1], 0]
+    logged = [row for row in seen.logs if "charts/episodic_return" in row]
+    assert sorted(row["charts/episodic_length"] for row in logged) == sorted(ends)
+    for row in logged:
+        length = row["charts/episodic_length"]
+        assert row["charts/episodic_return"] == length * (length + 1) / 2
+
+
+# --- compiled and plain ---------------------------------------------------------------------------
+def test_t36_compiled_and_plain_updates_agree(S, batch):
+    """50 updates, largest difference of any parameter below 1e-5; the trial changes nothing."""
+    rng = torch.Generator().manual_seed(0)
+    noises = [torch.randn(2, B, A, generator=rng) for _ in range(50)]
+    states = []
+    for compile in ("off", "on"):
+        torch.manual_seed(0)
+        bound = np.ones(A, np.float32)
+        agent = S.Agent(arguments(S, compile=compile), O, -bound, bound)
+        start = {name: value.clone() for name, value in agent.state_dict().items()}
+        update = S.compiled(agent, batch[0], noises[0])
+        assert (update == agent.update) == (compile == "off"), "compilation failed"
+        for name, value in agent.state_dict().items():
+            assert torch.equal(value, start[name]), name
+        for noise in noises:
+            update(batch[0], noise)
+        states.append({n: v for n, v in agent.state_dict().items() if "_opt" not in n})
+    moved = max((states[0][n] - start[n]).abs().max().item() for n in states[0])
+    gap = max((states[0][n] - states[1][n]).abs().max().item() for n in states[0])
+    assert gap < 1e-5 < 1e-3 < moved

@@ -1,0 +1,123 @@
+"""Small environments for the tests: python sac_continuous.py --env-id tests.toy_envs:Counter-v0."""
+
+import os
+import random
+
+import gymnasium as gym
+import numpy as np
+import psutil
+import torch
+from gymnasium.spaces import Box, Dict, Discrete
+
+ended = []  # (return, length) of every episode that ended, in any Toy of this process
+
+
+class Toy(gym.Env):
+    """obs = step of the episode, reward = obs + the sum of the action / 100, fixed length."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 30}
+
+    def __init__(self, length=7, action_space=None, render_mode=None):
+        self.observation_space = Box(-np.inf, np.inf, (1,), np.float64)
+        self.action_space = action_space or Box(-2, 2, (2,), np.float32)
+        self.length, self.render_mode = length, render_mode
+        self.born = 0  # steps since this environment was made
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t, self.total = 0, 0.0
+        return self.obs(), {}
+
+    def obs(self):
+        return np.array([self.t], np.float64)
+
+    def step(self, action):
+        self.t, self.born = self.t + 1, self.born + 1
+        reward = self.t + float(np.sum(action)) / 100
+        self.total += reward
+        if done := self.t == self.length:
+            ended.append((self.total, self.t))
+        return self.obs(), reward, done, False, {}
+
+    def render(self):
+        frame = np.zeros((64, 64, 3), np.uint8)
+        frame[:, 8 * self.t % 64 :][:, :8] = 255
+        return frame
+
+
+class Ragged(Toy):
+    """Episode lengths 2 to 9, drawn by the seed of the reset."""
+
+    def reset(self, seed=None, options=None):
+        found = super().reset(seed=seed)
+        self.length = int(self.np_random.integers(2, 10))
+        return found
+
+
+class Rude(Ragged):
+    """Draws noise from the global generators, as careless environments do."""
+
+    def step(self, action):
+        obs, reward, *rest = super().step(action)
+        return obs, reward + random.random() + np.random.rand() + float(torch.rand(())), *rest
+
+
+class Faulty(Toy):
+    """At the given step of its life, a NaN as reward, in an observation or after a reset."""
+
+    def __init__(self, fault, at=150, **kwargs):
+        super().__init__(**kwargs)
+        self.fault, self.at = fault, at
+
+    def reset(self, seed=None, options=None):
+        obs, info = super().reset(seed=seed)
+        return obs * (np.nan if self.fault == "reset" and self.born >= self.at else 1), info
+
+    def step(self, action):
+        obs, reward, *rest = super().step(action)
+        if self.born == self.at and self.fault != "reset":
+            obs, reward = (obs, np.nan) if self.fault == "reward" else (obs * np.nan, reward)
+        return obs, reward, *rest
+
+
+class Killer(Toy):
+    """Kills the W&B service in the middle of the run."""
+
+    def step(self, action):
+        if self.born == 150:
+            found = psutil.Process().children(recursive=True)
+            found = [child for child in found if "wandb" in child.name()]
+            for child in found:
+                child.kill()
+            print("killed", len(found), "at step 150 of process", os.getpid(), flush=True)
+        return super().step(action)
+
+
+class DictToy(Toy):
+    """obs = a dict of the step and its square."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        part = Box(-np.inf, np.inf, (1,), np.float64)
+        self.observation_space = Dict({"step": part, "square": part})
+
+    def obs(self):
+        return {"step": super().obs(), "square": super().obs() ** 2}
+
+
+def register(name, cls, **kwargs):
+    gym.register(f"{name}-v0", lambda **given: cls(**given), **kwargs)
+
+
+register("Counter", Toy)
+register("Limited", Toy, kwargs={"length": 10**9}, max_episode_steps=7)
+register("Ragged", Ragged)
+register("Rude", Rude)
+register("DictObs", DictToy)
+register("Killer", Killer)
+for fault in ("reward", "observation", "reset"):
+    register(f"Nan{fault.title()}", Faulty, kwargs={"fault": fault})
+register("NanEarly", Faulty, kwargs={"fault": "reward", "at": 3})
+register("Discrete", Toy, kwargs={"action_space": Discrete(3)})
+register("Unbounded", Toy, kwargs={"action_space": Box(-np.inf, np.inf, (2,), np.float32)})
+register("Clipped", Toy, additional_wrappers=(gym.wrappers.ClipAction.wrapper_spec(),))
