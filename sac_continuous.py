@@ -16,8 +16,7 @@ update follows, on a batch drawn uniformly from all that is stored. Actions are 
 (6) critic_target = critic_target + tau * (critic - critic_target)
 
 Differs from the paper: no factor 1/2 in (3) and log_alpha in (5), nearly indifferent under Adam;
-random actions at first; episodes cut by a time limit bootstrap; (4) and (5) share one logp.
-
+random actions at first; episodes cut by a time limit bootstrap; (4) and (5) share one logp. Run:
 python sac_continuous.py --env-id Hopper-v4
 python sac_continuous.py --env-id InvertedPendulum-v4 --total-timesteps 5000 --learning-starts 1000
 """
@@ -40,7 +39,6 @@ import tomllib
 from collections import Counter, deque
 from ctypes.util import find_library
 from dataclasses import asdict, dataclass, fields, replace
-from datetime import datetime
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Literal
@@ -49,7 +47,6 @@ import gymnasium as gym
 import numpy as np
 import psutil
 import torch
-import torch.nn.functional as F
 import tyro
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from moviepy import ImageSequenceClip
@@ -97,7 +94,6 @@ class Args:
     capture_video: bool = True  # film the evaluations at the start, 1/3, 2/3 and the end
     track: bool = False  # send metrics, source and videos to Weights & Biases
     wandb_project: str = "deep-rl-baselines"  # Weights & Biases project
-    wandb_entity: str | None = None  # Weights & Biases team; default: your own
     notes: str = ""  # the hypothesis, kept beside the run
     run_dir: str | None = None  # folder of this run; default runs/<env>__<script>__<seed>__<id>
     config: str | None = None  # start from the config.toml of a run; flags override it
@@ -114,6 +110,8 @@ class Args:
             require(0 < getattr(self, name) < 1, name, "must be above 0 and below 1")
         for name in ["seed", "log_every", "eval_every", "threads"]:
             require((getattr(self, name) or 0) >= 0, name, "must not be negative")
+        for name in ["log_std_min", "log_std_max", "target_entropy"]:
+            require(math.isfinite(getattr(self, name) or 0), name, "must be finite")
         require(self.log_std_min < self.log_std_max, "log_std_min", "must be below --log-std-max")
         require(self.buffer_size >= self.num_envs, "buffer_size", "must be at least --num-envs")
         fills = f"must be at most --learning-starts, {self.learning_starts}, which fills a batch"
@@ -161,7 +159,7 @@ def squash(mean, log_std, noise):
     """Return actions [B, A] in [-1, 1] and their log-probability [B] for noise ~ N(0, 1) [B, A]."""
     u = mean + log_std.exp() * noise  # (1)
     log_normal = -0.5 * noise.pow(2) - log_std - 0.5 * math.log(2 * math.pi)
-    log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u))  # log(1 - tanh(u)^2) for any |u|
+    log_slope = 2 * (math.log(2) - u - nn.functional.softplus(-2 * u))  # log(1 - tanh(u)^2)
     return torch.tanh(u), (log_normal - log_slope).sum(-1)
 
 
@@ -201,6 +199,7 @@ def flatten(parameters):
     """Move parameters into one new vector, of which they become views, and return it."""
     vector = nn.utils.parameters_to_vector(parameters).detach().clone()
     nn.utils.vector_to_parameters(vector, parameters)
+    assert parameters[0].data_ptr() == vector.data_ptr()
     return vector
 
 
@@ -209,13 +208,8 @@ class Adam(nn.Module):
 
     def __init__(self, parameters, lr, beta1, beta2, eps):
         super().__init__()
-        self.leaves, self.lr, self.beta1, self.beta2, self.eps = (
-            [*parameters],
-            lr,
-            beta1,
-            beta2,
-            eps,
-        )
+        self.leaves, self.lr = [*parameters], lr
+        self.beta1, self.beta2, self.eps = beta1, beta2, eps
         self.vector = flatten(self.leaves)
         self.register_buffer("mean", torch.zeros_like(self.vector))
         self.register_buffer("square", torch.zeros_like(self.vector))
@@ -245,7 +239,7 @@ class Agent(nn.Module):
 
     def __init__(self, args, obs_dim, low, high, device="cpu"):
         super().__init__()
-        self.args, self.low, self.high, dim = args, low, high, low.size
+        self.args, self.obs_dim, self.low, self.high, dim = args, obs_dim, low, high, low.size
         self.actor = Actor(obs_dim, dim, args.hidden_size, args.log_std_min, args.log_std_max)
         self.critic = Critic(obs_dim, dim, args.hidden_size)
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
@@ -287,10 +281,7 @@ class Agent(nn.Module):
         return self.critic(obs, torch.tanh(self.actor(obs)[0])).min(0).values.cpu().numpy()
 
     def update(self, batch, noise):
-        """Make one step on critics, actor, temperature and target; return the metrics.
-
-        batch comes from ReplayBuffer.sample; noise ~ N(0, 1) [2, B, A], for next and new actions.
-        """
+        """Step critics, actor, temperature, target; noise ~ N(0, 1) [2, B, A]; return metrics."""
         alpha = self.log_alpha.detach().exp()  # [1]
         metrics = self.update_critic(*batch, alpha, noise[0])
         metrics |= self.update_actor(batch[0], alpha, noise[1])
@@ -301,9 +292,8 @@ class Agent(nn.Module):
         """Fit both critics to the bootstrapped target; noise [B, A]."""
         with torch.no_grad():
             next_action, next_logp = squash(*self.actor(next_obs), noise)  # (1)
-            next_q = self.critic_target(next_obs, next_action).min(0).values
-            next_value = next_q - alpha * next_logp
-            td_target = reward + self.args.gamma * (1 - terminated) * next_value  # (2)
+            next_q = self.critic_target(next_obs, next_action).min(0).values - alpha * next_logp
+            td_target = reward + self.args.gamma * (1 - terminated) * next_q  # (2)
         q = self.critic(obs, action)
         assert q.shape == (2, *reward.shape) and td_target.shape == reward.shape
         losses = (q - td_target).square().mean(1)  # [2]
@@ -362,7 +352,8 @@ def attempt(what, call, *inputs):
     try:
         call(*inputs)
     except Exception as error:
-        say(f"warning: {what} is off from here on: {error!r}")
+        reason = str(error).strip().splitlines()[:1]
+        say(f"warning: {what} is off from here on: {type(error).__name__} {' '.join(reason)}")
         return False
     return True
 
@@ -370,9 +361,7 @@ def attempt(what, call, *inputs):
 def parse_args(cls, argv=None):
     """Read flags into cls; --config FILE stands for the flags in FILE, put before all others."""
     argv = sys.argv[1:] if argv is None else argv
-    whole = r"(?<![^=])\d+(\.\d+)?e\+?\d+$"  # 1e6, alone or as in --total-timesteps=1e6
-    argv = [re.sub(whole, lambda match: f"{float(match[0]):.17g}", flag) for flag in argv]
-    file = tyro.cli(cls, args=argv).config
+    file = tyro.cli(cls, args=whole(argv)).config
     try:
         saved = tomllib.loads(Path(file).read_text("utf-8")) if file else {}
     except (OSError, ValueError) as error:
@@ -385,14 +374,20 @@ def parse_args(cls, argv=None):
     negated = {name for name, value in saved.items() if value is False}
     flags = [f"--no-{name}" if name in negated else f"--{name}" for name in saved]
     values = ["" if isinstance(value, bool) else f"={value}" for value in saved.values()]
-    return tyro.cli(cls, args=[*map("".join, zip(flags, values, strict=True)), *argv])
+    return tyro.cli(cls, args=whole([*map("".join, zip(flags, values, strict=True)), *argv]))
 
 
-def resolve(args, preferred, updates, row_bytes):
+def whole(flags):
+    """Write 1e6, alone or as in --total-timesteps=1e6, as 1000000, which an int field takes."""
+    number = r"(?<![^=])\d+(\.\d+)?e\+?\d+$"
+    return [re.sub(number, lambda match: f"{float(match[0]):.17g}", flag) for flag in flags]
+
+
+def resolve(args, limit, preferred, updates, row_bytes):
     """Return args with what they leave open settled for the whole run.
 
-    preferred is the device of auto, if it is there; updates are those planned, row_bytes the size
-    of a stored transition. Refuses a missing device and a buffer that does not fit.
+    limit is the length of an episode, preferred the device of auto, if it is there; updates are
+    those planned, row_bytes the size of a stored transition. Refuses what the machine lacks.
     """
     cuda = torch.cuda.is_available()
     require(cuda or args.device != "cuda", "device", "cuda finds no CUDA device: use --device cpu")
@@ -404,18 +399,20 @@ def resolve(args, preferred, updates, row_bytes):
     used = args.run_dir and Path(args.run_dir).exists()
     require(not used, "run_dir", f"{args.run_dir} is there already: name a new folder")
     torch.set_num_threads(args.threads or min(torch.get_num_threads(), 4))
-    name = f"{args.env_id}__{Path(__file__).stem}__{args.seed}__{datetime.now():%y%m%d-%H%M%S-%f}"
+    name = f"{args.env_id}__{Path(__file__).stem}__{args.seed}__{time.strftime('%y%m%d-%H%M%S')}"
     gains = updates >= 10_000 and shutil.which(os.environ.get("CXX", "c++"))
     every = max(math.ceil(args.total_timesteps / 24), 2000)
     chosen = f"as --device {args.device} says, with CUDA {'present' if cuda else 'absent'}"
     say(f"device {device}, {chosen}; {torch.get_num_threads()} threads")
+    say(f"horizon 1/(1-gamma) is {1 / max(1 - args.gamma, 1e-9):.0f} steps, episode limit {limit}")
+    compile = {"auto": "on" if gains else "off"}.get(args.compile, args.compile)
     return replace(
         args,
         device=device,
+        compile=compile,
         threads=torch.get_num_threads(),
-        compile={"auto": "on" if gains else "off"}.get(args.compile, args.compile),
         eval_every=every if args.eval_every is None else args.eval_every,
-        run_dir=args.run_dir or f"runs/{re.sub('[/:]', '_', name)}",
+        run_dir=args.run_dir or f"runs/{re.sub('[/:]', '_', name)}-{time.time_ns() % 10**6}",
     )
 
 
@@ -541,8 +538,8 @@ def replay_metrics(buffer, batch, run, metrics, peak):
     for name, values in {"env/obs": batch[0], "env/reward": batch[2]}.items():
         found |= {f"{name}_mean": values.mean(), f"{name}_sd": values.std(correction=0)}
         found[f"{name}_absmax"] = values.abs().max()
-    alpha = max(getattr(run.args, "alpha", 0.0), metrics.get("losses/alpha", 0.0))
-    limit = peak + alpha * batch[1].shape[1] * math.log(2)  # of reward plus entropy bonus
+    run.alpha = max(run.alpha, metrics.get("losses/alpha", 0.0))  # the largest so far
+    limit = peak + run.alpha * batch[1].shape[1] * math.log(2)  # of reward plus entropy bonus
     return found | {"q/bound_use": metrics["q/abs_max"] * (1 - run.args.gamma) / limit}
 
 
@@ -618,7 +615,7 @@ def evaluate_run(cls, args):
         require(False, "evaluate", f"{args.evaluate}: {error}; name a run folder of this script")
     evaluator = Evaluator(agent.args.env_id, args.eval_episodes, args.seed, args.capture_video)
     video = Path(args.evaluate) / "videos" / f"evaluate-{args.seed}.mp4"
-    for name, value in evaluator(agent, 1_000_000, video).items():
+    for name, value in evaluator(agent, 10**6, video).items():  # no training run gets that far
         say(f"{name} {value:.1f}")
     say(f"video {video}" if video.exists() else "no video")
     return agent
@@ -627,8 +624,8 @@ def evaluate_run(cls, args):
 def save_agent(agent, folder):
     """Write what load_agent reads to model.pt in the folder, atomically and free of pickle."""
     bounds = {"low": torch.as_tensor(agent.low), "high": torch.as_tensor(agent.high)}
-    saved = {"args": asdict(agent.args), "state": agent.state_dict(), **bounds}
-    torch.save(saved, folder / "model.part")
+    saved = {"args": asdict(agent.args), "obs_dim": agent.obs_dim, "state": agent.state_dict()}
+    torch.save(saved | bounds, folder / "model.part")
     os.replace(folder / "model.part", folder / "model.pt")
 
 
@@ -637,12 +634,11 @@ def load_agent(agent_class, args_class, folder, device):
     saved = torch.load(Path(folder) / "model.pt", map_location=device, weights_only=True)
     try:
         low, high = saved["low"].cpu().numpy(), saved["high"].cpu().numpy()
-        obs_dim = saved["state"]["actor.net.0.weight"].shape[1]
-        agent = agent_class(args_class(**saved["args"]), obs_dim, low, high, device)
+        agent = agent_class(args_class(**saved["args"]), saved["obs_dim"], low, high, device)
         agent.load_state_dict(saved["state"])
     except (KeyError, TypeError, RuntimeError) as error:
         raise ValueError(f"{folder}/model.pt is not a model of this script") from error
-    assert all(part.tied() for part in agent.children() if isinstance(part, Adam))
+    assert all(part.tied() for part in agent.children() if hasattr(part, "tied"))
     return agent
 
 
@@ -662,6 +658,7 @@ class Run:
         self.global_step = self.updates = self.logged = self.said = 0
         self.start = self.last = time.perf_counter()
         self.scores, self.filmed, self.sps, self.spent = [], -1, 0.0, Counter()
+        self.alpha = getattr(args, "alpha", 0.0)
         (self.folder / "videos").mkdir(parents=True)
         config = {name: value for name, value in asdict(args).items() if value is not None}
         lines = [f"{k} = {json.dumps(v, ensure_ascii=False)}\n" for k, v in config.items()]
@@ -681,8 +678,8 @@ class Run:
         """Start a W&B run with the config and the source."""
         import wandb
 
-        names = {"project": self.args.wandb_project, "entity": self.args.wandb_entity}
-        names |= {"name": self.folder.name, "notes": self.args.notes, "config": config}
+        names = {"project": self.args.wandb_project, "name": self.folder.name, "config": config}
+        names |= {"notes": self.args.notes}
         names["settings"] = wandb.Settings(init_timeout=20, finish_timeout=120)
         try:
             online = "WANDB_MODE" in os.environ or wandb.login(prompt=False)
@@ -696,7 +693,7 @@ class Run:
         self.tracker, self.video = run, wandb.Video
 
     def __enter__(self):
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        self.handler = signal.signal(signal.SIGTERM, signal.default_int_handler)
         return self
 
     def log(self, metrics, video=None):
@@ -770,6 +767,7 @@ class Run:
             "git_commit": git("rev-parse", "HEAD"),
             "command": " ".join(sys.argv),
         }
+        signal.signal(signal.SIGTERM, self.handler)
         self.bar.close(), self.file.close(), self.board.close()
         if self.tracker:
             attempt("W&B", self.tracker.finish)
@@ -789,9 +787,7 @@ def main(args):
     evaluator = Evaluator(args.env_id, args.eval_episodes, args.seed, args.capture_video)
     envs = Envs(args.env_id, args.num_envs, args.seed)
     dim, planned = envs.low.size, args.utd * (args.total_timesteps - args.learning_starts)
-    args = resolve(args, "cuda", planned, 4 * (2 * envs.obs_dim + dim + 2))
-    horizon = 1 / max(1 - args.gamma, 1e-9)
-    say(f"{args.env_id}: horizon {horizon:.0f} steps, episodes end at {envs.limit} at the latest")
+    args = resolve(args, envs.limit, "cuda", planned, 4 * (2 * envs.obs_dim + dim + 2))
     seed_everything(args.seed)
     agent = Agent(args, envs.obs_dim, envs.low, envs.high, args.device)
     buffer = ReplayBuffer(args.buffer_size, envs.obs_dim, dim, args.device)

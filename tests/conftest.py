@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -10,13 +11,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 ENVIRON = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
 TINY = "--env-id tests.toy_envs:Counter-v0 --total-timesteps 300 --learning-starts 100"
 TINY += " --batch-size 32 --hidden-size 16 --threads 1 --log-every 100 --eval-every 150"
-TINY += " --eval-episodes 2"
+TINY += " --eval-episodes 2 --no-capture-video"
+WALL_CLOCK = re.compile("time/.*|charts/SPS|seconds")  # all else is the same in a repeated run
 
 
 def pytest_addoption(parser):
@@ -81,15 +84,40 @@ def finish(process):
     return process.returncode, out, err
 
 
-def read(run):
-    """Return the rows of metrics.jsonl, which must be strictly valid JSON."""
+def parse(text):
+    """Parse strictly valid JSON, which knows no NaN."""
 
     def refuse(constant):
         raise ValueError(f"{constant} is not JSON")
 
-    lines = (Path(run) / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line, parse_constant=refuse) for line in lines]
+    return json.loads(text, parse_constant=refuse)
+
+
+def read(run):
+    """Return the rows of a run's metrics."""
+    return [parse(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
 
 
 def summary(run):
-    return json.loads((Path(run) / "summary.json").read_text())
+    return parse((Path(run) / "summary.json").read_text())
+
+
+def steady(run):
+    """Return the metrics of a run without those of the wall clock."""
+    return [{k: v for k, v in row.items() if not WALL_CLOCK.fullmatch(k)} for row in read(run)]
+
+
+def weights(run):
+    """Return all tensors of an agent, optimizers included."""
+    return torch.load(Path(run) / "model.pt", weights_only=True)["state"]
+
+
+def same(one, other):
+    """Tell whether two agents have the same bits."""
+    assert one.keys() == other.keys()
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def warnings(out):
+    """Return the lines that warn."""
+    return [line for line in out.splitlines() if line.startswith("warning: ")]

@@ -63,7 +63,7 @@ class Rude(Ragged):
 
 
 class Faulty(Toy):
-    """At the given step of its life, a NaN as reward, in an observation or after a reset."""
+    """NaN or an enormous reward at the given step of its life, or NaN at all resets after it."""
 
     def __init__(self, fault, at=150, **kwargs):
         super().__init__(**kwargs)
@@ -75,8 +75,9 @@ class Faulty(Toy):
 
     def step(self, action):
         obs, reward, *rest = super().step(action)
-        if self.born == self.at and self.fault != "reset":
-            obs, reward = (obs, np.nan) if self.fault == "reward" else (obs * np.nan, reward)
+        if self.born == self.at:
+            reward = {"reward": np.nan, "huge": 1e30}.get(self.fault, reward)
+            obs = obs * np.nan if self.fault == "observation" else obs
         return obs, reward, *rest
 
 
@@ -118,6 +119,7 @@ register("Killer", Killer)
 for fault in ("reward", "observation", "reset"):
     register(f"Nan{fault.title()}", Faulty, kwargs={"fault": fault})
 register("NanEarly", Faulty, kwargs={"fault": "reward", "at": 3})
+register("Huge", Faulty, kwargs={"fault": "huge", "at": 50})
 register("Discrete", Toy, kwargs={"action_space": Discrete(3)})
 register("Unbounded", Toy, kwargs={"action_space": Box(-np.inf, np.inf, (2,), np.float32)})
 register("Clipped", Toy, additional_wrappers=(gym.wrappers.ClipAction.wrapper_spec(),))

@@ -1,0 +1,130 @@
+"""What can not work is refused before any training: in one sentence, with nothing left behind."""
+
+import os
+import pickle
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import finish, summary
+
+REFUSED = {  # the remedy: flags
+    "Hopper-v4": "--env-id Hoper-v4",
+    "Hopper-v[45]": "--env-id Hopper-v2",
+    "no_module": "--env-id no_module:Counter-v0",
+    "Counter-v0": "--env-id tests.toy_envs:Countre-v0",
+    "Box|continuous": "--env-id tests.toy_envs:Discrete-v0",
+    "RescaleAction": "--env-id tests.toy_envs:Unbounded-v0",
+    "--learning-starts": "--batch-size 101; --total-timesteps 100; --total-timesteps 50",
+    r"GB.*--buffer-size \d+ fits": "--buffer-size 1e12",
+    "--num-envs": "--buffer-size 2 --num-envs 3",
+    "--device cpu": "--device cuda",
+    "negative": "--seed -1; --threads -1; --log-every -1; --eval-every -1",
+    "between 0 and 1": "--gamma 1.5; --gamma nan; --tau -1",
+    "below 1": "--adam-beta1 1; --adam-beta2 1",
+    "positive": "--total-timesteps 0; --num-envs 0; --hidden-size 0; --eval-episodes 0; --utd 0;"
+    "--alpha 0; --critic-lr 0; --actor-lr inf; --alpha-lr -1; --adam-eps 0; --batch-size 0",
+    "--log-std-max": "--log-std-min 3",
+    "finite": "--log-std-max inf; --target-entropy nan",
+    "new folder": "--run-dir used",
+    "config.toml": "--config missing.toml; --config used; --config invalid.toml",
+    "gamma": "--config typo.toml",
+    "run folder": "--evaluate missing; --evaluate used",
+}
+REFUSED = [(f.strip(), remedy) for remedy, flags in REFUSED.items() for f in flags.split(";")]
+BOXED = {  # tyro's own messages
+    "--gama 0.9": "--gamma",
+    "--gamma high": "--gamma",
+    "--total-timesteps 1.5": "--total-timesteps",
+    "--device tpu": "--device",
+    "--config type.toml": "gamma",
+    "--config switch.toml": "autotune",
+}
+FILES = {"invalid": "gamma = = 1", "typo": "gama = 0.9", "type": "gamma = 'high'"}
+FILES |= {"switch": "autotune = 3"}
+
+
+@pytest.fixture
+def refuse(train, tmp_path, capfd):
+    """Train with flags that must be refused, and return what is said on stderr."""
+    (tmp_path / "used").mkdir()
+    for name, text in FILES.items():
+        (tmp_path / f"{name}.toml").write_text(text)
+
+    def refuse(flags):
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(SystemExit) as stop:
+            train(flags)
+        assert stop.value.code == 2 and sorted(tmp_path.rglob("*")) == before
+        return capfd.readouterr().err
+
+    return refuse
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("flags, remedy", REFUSED)
+def test_refused(refuse, flags, remedy):
+    if "cuda" in flags and torch.cuda.is_available():
+        pytest.skip("CUDA is present")
+    said = refuse(flags)
+    assert re.fullmatch(rf"error: {flags.split()[0]} .*({remedy}).*\n", said)
+    assert said.lower().count("did you mean") < 2
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("flags, name", BOXED.items())
+def test_refused_by_tyro(refuse, flags, name):
+    assert name in refuse(flags)
+
+
+@pytest.mark.quick
+def test_accepted(train, refuse):
+    fits = re.search(r"--buffer-size (\d+) fits", refuse("--buffer-size 1e12"))[1]
+    agent = train(f"--total-timesteps 4e2 --learning-starts=1e2 --buffer-size {fits} --run-dir run")
+    assert summary("run")["global_step"] == 400 and agent.args.learning_starts == 100
+    assert agent.args.buffer_size == int(fits)
+
+
+class Attack:
+    """Writes a file when it is unpickled."""
+
+    def __reduce__(self):
+        return Path.touch, (Path("attacked"),)
+
+
+def spoil(how, path):
+    """Replace a model file by something else."""
+    content, saved = path.read_bytes(), torch.load(path, weights_only=True)
+    args = {"shape": {"hidden_size": 17}, "environment": {"env_id": "tests.toy_envs:DictObs-v0"}}
+    saved["args"] |= (args | {"script": {"clip_coef": 0.2}}).get(how, {})
+    torch.save(Attack() if how == "attack" else saved, path)
+    files = {"empty": b"", "text": b"not a model", "pickle": pickle.dumps(Attack())}
+    files |= {"half": content[: len(content) // 2], "hole": content[:999] + content[1999:]}
+    path.write_bytes(files.get(how, path.read_bytes()))
+
+
+WAYS = "shape environment script attack empty text pickle half hole"
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("how", WAYS.split())
+def test_spoilt_model(train, refuse, how):
+    train("--eval-every 0 --run-dir run")
+    spoil(how, Path("run/model.pt"))
+    assert re.fullmatch("error: --evaluate run.*run folder.*\n", refuse("--evaluate run"))
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("flags", ["--eval-episodes 0", "--seed -1"])
+def test_evaluate_checks_flags(train, refuse, flags):
+    train("--eval-every 0 --run-dir run")
+    assert re.fullmatch(f"error: {flags.split()[0]} .*\n", refuse(f"--evaluate run {flags}"))
+
+
+@pytest.mark.parametrize("flags", ["--env-id Hoper-v4", "--gama 1", "--evaluate missing"])
+def test_refused_in_a_process(launch, tmp_path, script, flags):
+    code, out, err = finish(launch(tmp_path, flags, PYTHONDONTWRITEBYTECODE="1"))
+    assert (code, out) == (2, "") and flags.split()[0] in err and "Traceback" not in err
+    assert os.listdir(tmp_path) == [script.name] and (len(err.splitlines()) == 1 or "gama" in flags)

@@ -1,0 +1,435 @@
+"""The script as a user runs it: real environments, complete folders, bad luck of all kinds."""
+
+import base64
+import errno
+import hashlib
+import itertools
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import imageio.v3 as imageio
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import (
+    ENVIRON,
+    ROOT,
+    TINY,
+    finish,
+    read,
+    same,
+    steady,
+    summary,
+    warnings,
+    weights,
+)
+
+HOPPER = "--env-id Hopper-v4 --total-timesteps 1500 --learning-starts 300 --batch-size 64"
+HOPPER += " --hidden-size 32 --log-every 500 --eval-every 500 --eval-episodes 1 --capture-video"
+FIVE = "charts/average_return policy/entropy losses/actor_loss losses/qf_loss train/length_mean"
+RATES = " charts/actor_lr charts/critic_lr charts/alpha_lr losses/alpha losses/alpha_loss"
+LOSSES = " losses/qf1_loss losses/qf2_loss losses/qf1_values losses/qf2_values charts/SPS"
+QS = " q/mean q/abs_max q/target_mean q/target_sd q/td_rel q/twin_gap q/bound_use"
+POLICY = " policy/entropy_gap policy/saturation policy/saturation_max policy/log_std"
+TRAIN = " train/return_mean train/return_std train/return_min train/return_max train/length_min"
+DATA = " env/time_limit_frac env/obs_mean env/obs_sd env/obs_absmax env/reward_mean env/reward_sd"
+REST = " grad/norm_critic grad/norm_actor replay/age replay/fill replay/updates replay/ratio"
+TIMES = " time/act time/env time/update time/log time/eval"
+KEYS = {*(FIVE + RATES + LOSSES + QS + POLICY + TRAIN + DATA + REST + TIMES).split()}
+FILES = {"config.toml", "script.py", "metrics.jsonl", "summary.json", "model.pt", "tb", "videos"}
+
+
+# --- a real environment, the script alone in an empty folder, in its own process ------------------
+@pytest.fixture(scope="module")
+def hopper(launch, tmp_path_factory):
+    """A run on Hopper-v4 with offline tracking."""
+    folder = tmp_path_factory.mktemp("alone")
+    flags = f"{HOPPER} --track --run-dir runs/a"
+    code, out, err = finish(launch(folder, flags, WANDB_MODE="offline"))
+    assert code == 0 and not warnings(out), out + err
+    assert out.splitlines()[-1].endswith("runs/a") and "videos/step-1500.mp4" in out
+    return folder / "runs" / "a"
+
+
+def test_folder(hopper, script):
+    assert {path.name for path in hopper.iterdir()} == FILES
+    assert {path.name for path in hopper.parents[1].iterdir()} == {script.name, "runs", "wandb"}
+    assert (hopper / "script.py").read_bytes() == script.read_bytes()
+    found = {path.name for path in (hopper / "videos").iterdir()}
+    assert found == {f"step-{step}.mp4" for step in (0, 500, 1000, 1500)}
+
+
+def test_learning(hopper, S):
+    found, saved = summary(hopper), torch.load(hopper / "model.pt", weights_only=True)
+    assert found["updates"] == 1500 - 300
+    args = S.Args(**saved["args"])
+    S.seed_everything(args.seed)
+    fresh = S.Agent(args, 11, np.float32([-1] * 3), np.float32([1] * 3)).state_dict()
+    assert fresh.keys() == saved["state"].keys()
+    assert not [name for name in fresh if torch.equal(fresh[name], saved["state"][name])]
+    assert saved["state"]["actor_opt.steps"] == saved["state"]["critic_opt.steps"] == 1200
+
+
+def test_metrics(hopper):
+    rows = read(hopper)
+    for name in ("global_step", "seconds"):
+        values = [row[name] for row in rows]
+        assert values == sorted(values)
+    last = [row for row in rows if "charts/SPS" in row][-1]
+    assert not KEYS - last.keys()
+    assert [row["global_step"] for row in rows if "charts/SPS" in row] == [500, 1000, 1500]
+    found = [row["global_step"] for row in rows if "eval/return_mean" in row]
+    assert found == [0, 500, 1000, 1500]
+    assert sum(v for k, v in last.items() if k.startswith("time/")) == pytest.approx(1)
+    assert last["replay/updates"] == 1200 and last["replay/fill"] == 1500 / 1e6
+
+
+def test_summary(hopper):
+    found, score = summary(hopper), read(hopper)[-1]["eval/return_mean"]
+    expected = {"status": "finished", "reason": "", "global_step": 1500, "updates": 1200}
+    expected |= {"eval_last": score, "eval_last_tenth": score, "python": sys.version}
+    assert {k: found[k] for k in expected} == expected
+    assert found["versions"]["torch"] == torch.__version__ and "--env-id Hopper" in found["command"]
+    assert min(found[k] for k in ("seconds", "SPS", "parameters")) > 0
+    assert {"hardware", "git_commit"} <= found.keys()
+
+
+def test_videos(hopper):
+    total = 0
+    for row in read(hopper):
+        if "eval/length_mean" in row:
+            frames = imageio.imread(hopper / "videos" / f"step-{row['global_step']}.mp4")
+            moved = (np.diff(frames.astype(int), axis=0) != 0).mean(axis=(1, 2, 3))
+            assert len(frames) == math.ceil(row["eval/length_mean"] / 4)  # 125 fps, filmed at 31
+            assert min(moved) > 0.01 and frames.std() > 10
+            total += len(frames)
+    assert total > 10
+
+
+def test_tensorboard(hopper):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(hopper / "tb"), size_guidance={"scalars": 0}).Reload()
+    rows = read(hopper)
+    tags = {tag for row in rows for tag in row} - {"global_step", "seconds"}
+    assert {*events.Tags()["scalars"]} == tags
+    for tag in tags:
+        expected = [(row["global_step"], row[tag]) for row in rows if tag in row]
+        found = [(event.step, event.value) for event in events.Scalars(tag)]
+        assert np.float32(found) == pytest.approx(np.float32(expected))
+
+
+def test_tracking(hopper, script):
+    (folder,) = hopper.parents[1].glob("wandb/offline-run-*")
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRON, check=True)
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    history = [record["history"]["item"] for record in records if "history" in record]
+    rows = read(hopper)
+    own = re.compile(r"_.*|videos\..*")  # added by W&B
+    assert [{k: row[k] for k in row if not own.fullmatch(k)} for row in history] == rows
+    config = next(record["run"]["config"]["update"] for record in records if "run" in record)
+    saved = tomllib.loads((hopper / "config.toml").read_text())
+    assert {k: v for k, v in config.items() if k != "_wandb"} == saved
+    code = next(record["artifact"] for record in records if "artifact" in record)
+    digest = base64.b64encode(hashlib.md5(script.read_bytes()).digest()).decode()
+    assert code["type"] == "code"
+    assert [file["digest"] for file in code["manifest"]["contents"]] == [digest]
+    filmed = {row["global_step"]: row["videos.path"] for row in history if "videos.path" in row}
+    assert len(filmed) == 4
+    for step, path in filmed.items():
+        video = hopper / "videos" / f"step-{step}.mp4"
+        assert (folder / "files" / path).read_bytes() == video.read_bytes()
+    assert any("exit" in record for record in records)
+
+
+def test_untracked_run_is_the_same(hopper, launch, tmp_path):
+    flags = f"{HOPPER} --run-dir b"
+    code, _, imported = finish(launch(tmp_path, flags, python="-X importtime"))
+    assert code == 0 and "torch" in imported and "wandb" not in imported
+    assert steady(tmp_path / "b") == steady(hopper)
+    assert same(weights(tmp_path / "b"), weights(hopper))
+    assert {path.name for path in (tmp_path / "b").iterdir()} == FILES
+
+
+def test_evaluate_as_a_user(hopper, launch, tmp_path):
+    for name in ("model.pt", "config.toml"):
+        (tmp_path / "a").mkdir(exist_ok=True)
+        (tmp_path / "a" / name).write_bytes((hopper / name).read_bytes())
+    (tmp_path / "a" / "videos").mkdir()
+    code, out, err = finish(
+        launch(tmp_path, "--evaluate a --eval-episodes 3 --seed 5 --capture-video")
+    )
+    assert code == 0, err
+    found = dict(re.findall(r"^(eval/\w+) ([-\d.]+)$", out, re.M))
+    assert {"eval/return_mean", "eval/return_std", "eval/length_mean"} <= found.keys()
+    assert 0 < float(found["eval/return_min"]) < float(found["eval/return_max"])
+    assert len(imageio.imread(tmp_path / re.search(r"^video (.*)$", out, re.M)[1])) > 2
+
+
+def test_import_does_nothing(script, tmp_path):
+    code = f"""import os, random, signal, sys, numpy, torch
+def state():
+    environ = {{k: v for k, v in os.environ.items() if "PYGAME" not in k}}  # set by moviepy
+    found = [environ, sys.path, os.listdir(), signal.getsignal(15), torch.get_num_threads()]
+    return str([*found, random.getstate(), numpy.random.get_state(), torch.initial_seed()])
+torch.manual_seed(7)
+old = state()
+import {script.stem}
+assert old == state()"""
+    environ = ENVIRON | {"PYTHONPATH": str(script.parent), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+# --- what repeats and what changes nothing --------------------------------------------------------
+RUDE = "--env-id tests.toy_envs:Rude-v0"  # an environment that draws from the global generators
+
+
+@pytest.mark.parametrize("compile", ["off", "on"])
+def test_same_command_same_bits(train, compile, tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))  # cold, then warm
+    for name in "ab":
+        train(f"{RUDE} --compile {compile} --run-dir {name}")
+    assert steady("a") == steady("b") and same(weights("a"), weights("b"))
+    assert not warnings(capfd.readouterr().out)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    "switch", ["--eval-every 0", "--eval-every 7", "--capture-video", "--log-every 0", "--track"]
+)
+def test_switches_change_no_weight(train, switch, monkeypatch, capfd):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    train(f"{RUDE} --run-dir a")
+    train(f"{RUDE} --run-dir b {switch}")
+    assert same(weights("a"), weights("b"))
+    logged = {key for row in read("b") for key in row}
+    assert ("eval/return_mean" in logged) == (switch != "--eval-every 0")
+    assert ("charts/SPS" in logged) == (switch != "--log-every 0")
+    assert any(Path("b/videos").iterdir()) == (switch == "--capture-video")
+    assert Path("wandb").exists() == (switch == "--track") and summary("b")["SPS"] > 0
+    assert not warnings(capfd.readouterr().out)
+
+
+@pytest.mark.quick
+def test_seeds_differ(train):
+    for seed in "012":
+        train(f"--env-id tests.toy_envs:Ragged-v0 --seed {seed} --run-dir {seed}")
+    for one, other in itertools.combinations("012", 2):
+        lengths = [[row.get("charts/episodic_length") for row in read(run)] for run in (one, other)]
+        assert lengths[0] != lengths[1]
+        assert not torch.equal(*(weights(run)["actor.net.0.weight"] for run in (one, other)))
+
+
+@pytest.mark.quick
+def test_config_repeats_a_run(train, S):
+    odd = 'a "b" \\ é # = 1e6'
+    flags = f"--no-autotune --alpha 0.2 --gamma 0.9 {RUDE} --run-dir a"
+    agent = S.main(replace(S.parse_args(S.Args, [*TINY.split(), *flags.split()]), notes=odd))
+    S.main(S.parse_args(S.Args, "--config a/config.toml --run-dir b".split()))
+    S.main(S.parse_args(S.Args, "--alpha 0.3 --config a/config.toml --run-dir c".split()))
+    a, b, c = (tomllib.loads(Path(run, "config.toml").read_text("utf-8")) for run in "abc")
+    assert a == {k: v for k, v in vars(agent.args).items() if v is not None} and a["notes"] == odd
+    assert a["compile"] == "off" and a["device"] in ("cpu", "cuda")  # resolved
+    assert b == a | {"config": "a/config.toml", "run_dir": "b"}
+    assert c == b | {"alpha": 0.3, "run_dir": "c"}
+    assert steady("a") == steady("b") and same(weights("a"), weights("b"))
+    assert not same(weights("a"), weights("c"))
+
+
+# --- counting -------------------------------------------------------------------------------------
+@pytest.mark.quick
+@pytest.mark.parametrize("n, utd", [(1, 1.0), (3, 1.0), (3, 0.5), (2, 2.0)])
+def test_counts(train, n, utd):
+    from tests import toy_envs
+
+    toy_envs.ended.clear()
+    flags = f"--eval-every 0 --log-every 7 --num-envs {n} --utd {utd} --total-timesteps 301"
+    agent = train(f"--env-id tests.toy_envs:Ragged-v0 {flags} --run-dir run")
+    found, steps, rows = summary("run"), math.ceil(301 / n) * n, read("run")
+    assert found["global_step"] == rows[-1]["global_step"] == steps
+    assert found["updates"] == agent.critic_opt.steps == math.ceil(utd * (steps - 100))
+    ends = [row for row in rows if "charts/episodic_return" in row]
+    logged = [(row["charts/episodic_return"], row["charts/episodic_length"]) for row in ends]
+    assert np.allclose(logged, toy_envs.ended) and len(logged) > 30
+    assert steps - 9 * n <= sum(length for _, length in logged) <= steps
+    assert rows[-1]["charts/average_return"] == pytest.approx(np.mean(logged[-100:], 0)[0])
+    logs = [row["global_step"] for row in rows if "charts/SPS" in row]
+    assert len(logs) in (steps // 7, steps // 7 + 1) and logs[-1] == steps
+
+
+@pytest.mark.quick
+def test_scores_of_the_last_tenth(train):
+    train("--env-id tests.toy_envs:Ragged-v0 --eval-every 20 --no-capture-video --run-dir run")
+    scores = [row["eval/return_mean"] for row in read("run") if "eval/return_mean" in row]
+    assert len(scores) == 16 and len({*scores}) > 5 and summary("run")["eval_last"] == scores[-1]
+    assert summary("run")["eval_last_tenth"] == pytest.approx(np.mean(scores[-2:]))
+
+
+# --- using an agent, environments of the user's own -----------------------------------------------
+@pytest.mark.quick
+def test_load_and_evaluate(train, S, capfd):
+    agent, obs = train("--run-dir run --eval-every 0"), np.arange(5.0)[:, None]
+    loaded = S.Agent.load("run")
+    assert np.array_equal(loaded.act(obs), agent.act(obs)) and loaded.act(obs).shape == (5, 2)
+    assert np.array_equal(loaded.value(obs), agent.value(obs)) and loaded.value(obs).shape == (5,)
+    assert np.ptp(loaded.act(obs), axis=0).min() > 0 and np.abs(loaded.act(obs)).max() <= 2
+    capfd.readouterr()
+    S.main(S.parse_args(S.Args, ["--evaluate", "run"]))
+    expected = 28 + loaded.act(np.arange(7.0)[:, None]).sum() / 100
+    out = capfd.readouterr().out
+    assert f"eval/return_mean {expected:.1f}" in out and "eval/length_mean 7.0" in out
+    frames = imageio.imread(re.search(r"^video (.*)$", out, re.M)[1])
+    assert [frame.mean((0, 2)).argmax() // 8 for frame in frames] == [*range(7)]
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("name, width", [("Clipped", 1), ("DictObs", 2), ("Limited", 1)])
+def test_environments(train, name, width):
+    agent = train(f"--env-id tests.toy_envs:{name}-v0 --run-dir run")
+    assert summary("run")["status"] == "finished" and agent.high.tolist() == [2, 2]
+    assert np.abs(agent.act(np.ones((100, width)), deterministic=False)).max() > 1
+    assert read("run")[-2]["env/time_limit_frac"] == (name == "Limited")
+
+
+@pytest.mark.quick
+def test_module_of_the_current_folder(train, tmp_path, script):
+    text = "import gymnasium, tests.toy_envs\ngymnasium.register('MyEnv-v0', tests.toy_envs.Toy)\n"
+    (tmp_path / "my_module.py").write_text(text)
+    for _ in "ab":
+        train("--env-id my_module:MyEnv-v0")
+    runs = sorted((tmp_path / "runs").iterdir())
+    assert len(runs) == 2 and {summary(run)["status"] for run in runs} == {"finished"}
+    assert all(run.name.startswith(f"my_module_MyEnv-v0__{script.stem}__1__") for run in runs)
+
+
+def test_changes_of_a_dirty_checkout(train, S, script, tmp_path, monkeypatch):
+    copy = tmp_path / "repository" / script.name
+    copy.parent.mkdir()
+    copy.write_bytes(script.read_bytes())
+    monkeypatch.setattr(S, "__file__", str(copy))
+    git = ["git", "-C", str(copy.parent), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "a"]):
+        subprocess.run(git + command, check=True)
+    train("--eval-every 0 --run-dir clean")
+    copy.write_text(copy.read_text() + "# changed\n")
+    train("--eval-every 0 --run-dir dirty")
+    assert {path.name for path in Path("clean").iterdir()} == FILES
+    assert {path.name for path in Path("dirty").iterdir()} == FILES | {"changes.diff"}
+    assert "+# changed" in Path("dirty/changes.diff").read_text()
+    assert len(summary("clean")["git_commit"]) == 40
+
+
+# --- bad luck -------------------------------------------------------------------------------------
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_interrupt(launch, S, tmp_path, number):
+    flags = "--total-timesteps 1e7 --eval-every 0 --compile off --run-dir run"
+    process = launch(tmp_path, flags, PYTHONPATH=str(ROOT), PYTHONUNBUFFERED="1")
+    for line in process.stdout:
+        if line.startswith("step 100/"):
+            break
+    os.kill(process.pid, number)
+    code, _, err = finish(process)
+    found = summary(tmp_path / "run")
+    assert code == 130 and "Traceback" not in err
+    assert found["status"] == "interrupted" and found["reason"] and found["global_step"] >= 100
+    loaded = S.Agent.load(tmp_path / "run")
+    assert loaded.critic_opt.steps in (found["updates"], found["updates"] + 1)
+    assert read(tmp_path / "run")
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    "env, name, steps",
+    [
+        ("NanReward", "reward", {149, 150}),
+        ("NanObservation", "observation", {149, 150}),
+        ("NanReset", "observation", {153, 154}),  # the first reset after step 150
+        ("NanEarly", "eval", {0}),
+        ("Huge", "loss", range(101, 150)),
+    ],
+)
+def test_not_finite(train, env, name, steps, capfd):
+    with pytest.raises(SystemExit) as stop:
+        train(f"--env-id tests.toy_envs:{env}-v0 --log-every 1 --run-dir run")
+    found, (out, err) = summary("run"), capfd.readouterr()
+    assert stop.value.code == 1 and found["status"] == "failed" and "Traceback" not in err
+    assert name in found["reason"] and found["global_step"] in steps
+    assert out.count("failed") == out.count(found["reason"]) == 1
+    assert all(math.isfinite(value) for row in read("run") for value in row.values())
+    assert re.search(rf"\b{found['global_step']}\b", found["reason"])  # says when
+
+
+NO_OPENGL = """import ctypes.util
+ctypes.util.find_library, load = lambda name: None, ctypes.CDLL.__init__
+def refuse(self, name, *rest, **options):
+    if "GL" in str(name):
+        raise OSError(f"{name}: cannot open shared object file")
+    load(self, name, *rest, **options)
+ctypes.CDLL.__init__ = refuse
+"""
+
+
+@pytest.mark.parametrize("chosen", [None, "egl"])
+def test_no_opengl(launch, tmp_path, chosen):
+    (tmp_path / "sitecustomize.py").write_text(NO_OPENGL)
+    environ = {"PYTHONPATH": str(tmp_path), "MUJOCO_GL": chosen, "DISPLAY": None}
+    code, out, err = finish(
+        launch(tmp_path, "--env-id Hopper-v4 --capture-video --run-dir run", **environ)
+    )
+    assert code == 0 and "Traceback" not in err, err
+    assert len(warnings(out)) == 1 and "apt-get install" in out
+    assert summary(tmp_path / "run")["status"] == "finished" and len(read(tmp_path / "run")) > 3
+
+
+@pytest.mark.quick
+def test_full_disk_for_the_video(train, S, monkeypatch, capfd):
+    class Clip:
+        def __init__(self, frames, **options):
+            pass
+
+        def write_videofile(self, path, **options):
+            Path(path).write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(S, "ImageSequenceClip", Clip)
+    train("--capture-video --run-dir run")
+    assert len(warnings(capfd.readouterr().out)) == 1 and summary("run")["status"] == "finished"
+    assert not [*Path("run/videos").iterdir()]
+
+
+@pytest.mark.quick
+def test_wandb_is_not_installed(train, monkeypatch, capfd):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    train("--run-dir a")
+    assert not warnings(capfd.readouterr().out)
+    train("--run-dir b --track")
+    assert len(warnings(capfd.readouterr().out)) == 1 and summary("b")["status"] == "finished"
+
+
+@pytest.mark.parametrize(
+    "env, environ",
+    [
+        ("Killer", {"WANDB_MODE": "offline"}),
+        ("Counter", {"WANDB_API_KEY": 40 * "a", "WANDB_BASE_URL": "http://127.0.0.1:9"}),
+    ],
+    ids=["killed", "no-network"],
+)
+def test_wandb_fails(launch, tmp_path, env, environ):
+    flags = f"--env-id tests.toy_envs:{env}-v0 --track --run-dir run"
+    code, out, err = finish(launch(tmp_path, flags, PYTHONPATH=str(ROOT), **environ))
+    assert code == 0 and len(warnings(out)) == 1 and "W&B" in warnings(out)[0], out + err
+    assert summary(tmp_path / "run")["status"] == "finished" and len(read(tmp_path / "run")) > 40
+    assert ("killed" in out) == (env == "Killer") and "killed 0" not in out
+    assert "Traceback" not in err
