@@ -1,7 +1,5 @@
 # --- method ---------------------------------------------------------------------------------------
-"""Soft Actor-Critic (SAC) with a learned temperature, for continuous actions.
-
-Haarnoja et al. 2018, arXiv 1801.01290 (the method) and arXiv 1812.05905 (the learned temperature).
+"""Soft Actor-Critic (SAC, arXiv 1801.01290) with a learned temperature (arXiv 1812.05905).
 
 Every environment step stores one transition (obs, action, reward, terminated, next_obs), and one
 update follows, on a batch drawn uniformly from all that is stored. Actions are in [-1, 1] here:
@@ -16,7 +14,8 @@ update follows, on a batch drawn uniformly from all that is stored. Actions are 
 (6) critic_target = critic_target + tau * (critic - critic_target)
 
 Differs from the paper: no factor 1/2 in (3) and log_alpha in (5), nearly indifferent under Adam;
-random actions at first; episodes cut by a time limit bootstrap; (4) and (5) share one logp. Run:
+random actions at first; episodes cut by a time limit bootstrap; (4) and (5) share one logp.
+
 python sac_continuous.py --env-id Hopper-v4
 python sac_continuous.py --env-id InvertedPendulum-v4 --total-timesteps 5000 --learning-starts 1000
 """
@@ -101,8 +100,8 @@ class Args:
 
     def check(self):
         """Refuse values that can not work."""
-        positive = "total_timesteps num_envs batch_size hidden_size utd alpha critic_lr actor_lr "
-        for name in (positive + "alpha_lr adam_eps eval_episodes").split():
+        positive = "total_timesteps num_envs buffer_size batch_size hidden_size eval_episodes "
+        for name in (positive + "utd alpha critic_lr actor_lr alpha_lr adam_eps").split():
             require(0 < getattr(self, name) < math.inf, name, "must be positive")
         for name in ["gamma", "tau"]:
             require(0 <= getattr(self, name) <= 1, name, "must be between 0 and 1")
@@ -113,7 +112,6 @@ class Args:
         for name in ["log_std_min", "log_std_max", "target_entropy"]:
             require(math.isfinite(getattr(self, name) or 0), name, "must be finite")
         require(self.log_std_min < self.log_std_max, "log_std_min", "must be below --log-std-max")
-        require(self.buffer_size >= self.num_envs, "buffer_size", "must be at least --num-envs")
         fills = f"must be at most --learning-starts, {self.learning_starts}, which fills a batch"
         require(self.batch_size <= self.learning_starts, "batch_size", fills)
         learns = f"must be above --learning-starts, {self.learning_starts}, or nothing is learned"
@@ -368,9 +366,11 @@ def parse_args(cls, argv=None):
         require(False, "config", f"{file} can not be read ({error}): name a config.toml")
     saved.pop("run_dir", None)  # a repeated run has its own
     names = [field.name for field in fields(cls)]
-    for name in saved:
+    for name, value in saved.items():
         near = difflib.get_close_matches(name, names, 1, 0)[0]
         require(name in names, "config", f"{file} has no flag for {name}: did you mean {near}?")
+        fits = isinstance(getattr(cls, name, None), bool) == isinstance(value, bool)
+        require(fits, "config", f"{file}: {name} must be a value of the same kind as its default")
     negated = {name for name, value in saved.items() if value is False}
     flags = [f"--no-{name}" if name in negated else f"--{name}" for name in saved]
     values = ["" if isinstance(value, bool) else f"={value}" for value in saved.values()]
@@ -393,6 +393,7 @@ def resolve(args, limit, preferred, updates, row_bytes):
     require(cuda or args.device != "cuda", "device", "cuda finds no CUDA device: use --device cpu")
     device = args.device if args.device != "auto" else preferred if cuda else "cpu"
     free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
+    require(args.buffer_size >= args.num_envs, "buffer_size", "must be at least --num-envs")
     need, fits = args.buffer_size * row_bytes, int(0.8 * free / row_bytes)
     sentence = f"{args.buffer_size} needs {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
     require(need <= free, "buffer_size", f"{sentence}: --buffer-size {fits} fits")
@@ -452,11 +453,18 @@ def make_env(env_id, **kwargs):
         env = gym.make(env_id, disable_env_checker=True, **kwargs)
     except (gym.error.Error, ImportError) as error:
         near = difflib.get_close_matches(env_id, {*gym.registry} - {env_id}, 3, 0)
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].split(" Did you mean")[0]
         require(False, "env_id", f"{env_id}: {reason} Did you mean {' or '.join(near)}?")
     space = env.observation_space
     flat = isinstance(space, gym.spaces.Box) and len(space.shape) == 1
     return env if flat else gym.wrappers.FlattenObservation(env)
+
+
+def require_finite(**arrays):
+    """Raise FloatingPointError for a NaN or an infinity."""
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise FloatingPointError(f"{name} is not finite: {array}")
 
 
 class Envs:
@@ -485,6 +493,7 @@ class Envs:
         obs, _ = self.envs.reset(seed=seeds, options={"reset_mask": done.copy()})
         self.episodes += done
         self.returns[done], self.lengths[done] = 0, 0
+        require_finite(observation=obs)
         return obs
 
     def step(self, action):
@@ -494,9 +503,7 @@ class Envs:
         that ended. Raises FloatingPointError for a NaN or an infinity.
         """
         next_obs, reward, terminated, truncated, _ = self.envs.step(action)
-        for name, array in {"action": action, "observation": next_obs, "reward": reward}.items():
-            if not np.isfinite(array).all():
-                raise FloatingPointError(f"the {name} of an environment is not finite: {array}")
+        require_finite(action=action, observation=next_obs, reward=reward)
         self.returns += reward
         self.lengths += 1
         self.peak = max(self.peak, np.abs(reward).max())
@@ -544,13 +551,11 @@ def replay_metrics(buffer, batch, run, metrics, peak):
 
 
 def reduce(rows):
-    """Average dicts of scalar tensors, names in _max by maximum; raises FloatingPointError."""
+    """Average dicts of scalar tensors, names in _max by maximum, and forget them."""
     found = {}
     for name in rows[0] if rows else ():
         values = torch.stack([row[name] for row in rows])
         found[name] = (values.amax() if name.endswith("_max") else values.mean()).item()
-        if not math.isfinite(found[name]):
-            raise FloatingPointError(f"{name} is {found[name]}")
     rows.clear()
     return found
 
@@ -559,8 +564,11 @@ class Evaluator:
     """Deterministic episodes in environments of their own, which touch no training randomness."""
 
     def __init__(self, env_id, episodes, seed, film):
-        if find_library("EGL") and find_library("GL") and not os.environ.get("DISPLAY"):
-            os.environ.setdefault("MUJOCO_GL", "egl")  # where it is missing, importing mujoco fails
+        graphics = find_library("EGL") and find_library("GL")
+        if not graphics and os.environ.get("MUJOCO_GL") == "egl":
+            del os.environ["MUJOCO_GL"]  # or importing mujoco fails
+        elif graphics and not os.environ.get("DISPLAY"):
+            os.environ.setdefault("MUJOCO_GL", "egl")
         os.environ.setdefault("LP_NUM_THREADS", "1")  # software rendering takes one core
         self.envs, self.seed = [make_env(env_id) for _ in range(episodes)], seed
         self.film = film and "rgb_array" in self.envs[0].metadata.get("render_modes", [])
@@ -603,8 +611,13 @@ class Evaluator:
 def write_video(frames, fps, path):
     """Encode frames as an mp4, which is there whole or not at all."""
     part = path.with_suffix(".part.mp4")
-    ImageSequenceClip(frames, fps=fps).write_videofile(str(part), audio=False, logger=None)
-    os.replace(part, path)
+    clip = ImageSequenceClip(frames, fps=fps)
+    clip.duration += 0.5 / fps  # rounding would lose the last frame
+    try:
+        clip.write_videofile(str(part), audio=False, logger=None)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def evaluate_run(cls, args):
@@ -614,6 +627,8 @@ def evaluate_run(cls, args):
     except (OSError, ValueError) as error:
         require(False, "evaluate", f"{args.evaluate}: {error}; name a run folder of this script")
     evaluator = Evaluator(agent.args.env_id, args.eval_episodes, args.seed, args.capture_video)
+    fits = evaluator.envs[0].observation_space.shape[0] == agent.obs_dim
+    require(fits, "evaluate", f"{args.evaluate} has other observations: name another run folder")
     video = Path(args.evaluate) / "videos" / f"evaluate-{args.seed}.mp4"
     for name, value in evaluator(agent, 10**6, video).items():  # no training run gets that far
         say(f"{name} {value:.1f}")
@@ -631,12 +646,14 @@ def save_agent(agent, folder):
 
 def load_agent(agent_class, args_class, folder, device):
     """Read the agent of a run folder; raises OSError, or ValueError for another script's."""
-    saved = torch.load(Path(folder) / "model.pt", map_location=device, weights_only=True)
     try:
+        saved = torch.load(Path(folder) / "model.pt", map_location=device, weights_only=True)
         low, high = saved["low"].cpu().numpy(), saved["high"].cpu().numpy()
         agent = agent_class(args_class(**saved["args"]), saved["obs_dim"], low, high, device)
         agent.load_state_dict(saved["state"])
-    except (KeyError, TypeError, RuntimeError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # torch.load raises many kinds
         raise ValueError(f"{folder}/model.pt is not a model of this script") from error
     assert all(part.tied() for part in agent.children() if hasattr(part, "tied"))
     return agent
@@ -690,7 +707,7 @@ class Run:
             run = wandb.init(**names, mode="offline")
         run.define_metric("*", step_metric="global_step")
         run.log_code(str(self.folder), include_fn=lambda path: path.endswith("script.py"))
-        self.tracker, self.video = run, wandb.Video
+        self.tracker, self.wandb = run, wandb
 
     def __enter__(self):
         self.handler = signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -699,13 +716,21 @@ class Run:
     def log(self, metrics, video=None):
         """Send scalars and a video to every sink, with global_step and seconds since the start."""
         step, metrics = self.global_step, {name: float(value) for name, value in metrics.items()}
+        require_finite(**metrics)
         row = {"global_step": step, "seconds": time.perf_counter() - self.start} | metrics
         self.file.write(json.dumps(row) + "\n")
         for name, value in metrics.items():
             self.board.add_scalar(name, value, step)
-        row |= {"videos": self.video(str(video))} if video and self.tracker else {}
-        if self.tracker and not attempt("W&B", self.tracker.log, row):
+        if self.tracker and not attempt("W&B", self.send, row, video):
             self.tracker = None
+            try:
+                self.wandb.teardown()  # or it fails at the very end, with a traceback
+            except (Exception, SystemExit):
+                pass
+
+    def send(self, row, video):
+        """Send a row and a video to W&B."""
+        self.tracker.log(row | ({"videos": self.wandb.Video(str(video))} if video else {}))
 
     def due(self, every):
         """Tell whether a period of that many transitions, or the run, ended in the latest step."""
@@ -740,10 +765,10 @@ class Run:
         if third > self.filmed:
             self.filmed, video = third, self.folder / "videos" / f"step-{self.global_step}.mp4"
         found = evaluator(self.agent, len(self.scores), video)
-        self.scores.append(float(found["eval/return_mean"]))
         video = video if video and video.exists() else None
-        say(f"step {self.global_step} eval {self.scores[-1]:.1f} {video or ''}")
         self.log(found, video)
+        self.scores.append(float(found["eval/return_mean"]))
+        say(f"step {self.global_step} eval {self.scores[-1]:.1f} {video or ''}")
         save_agent(self.agent, self.folder)
         self.clock("eval")
 
@@ -754,7 +779,11 @@ class Run:
         if status != "failed":
             save_agent(self.agent, self.folder)
         tail = self.scores[-math.ceil(len(self.scores) / 10) :]
-        summary = {"status": status, "reason": repr(error) if error else ""}
+        summary = {
+            "status": status,
+            "reason": f"{error!r} at step {self.global_step}" if error else "",
+        }
+        self.sps = self.sps or self.global_step / (time.perf_counter() - self.start)
         if self.scores:
             summary |= {"eval_last": tail[-1], "eval_last_tenth": sum(tail) / len(tail)}
         summary |= {"global_step": self.global_step, "updates": self.updates, "SPS": self.sps}
@@ -781,9 +810,9 @@ class Run:
 # --- main -----------------------------------------------------------------------------------------
 def main(args):
     """Train as args say, or evaluate, and return the agent."""
+    args.check()
     if args.evaluate:
         return evaluate_run(Agent, args)
-    args.check()
     evaluator = Evaluator(args.env_id, args.eval_episodes, args.seed, args.capture_video)
     envs = Envs(args.env_id, args.num_envs, args.seed)
     dim, planned = envs.low.size, args.utd * (args.total_timesteps - args.learning_starts)
@@ -794,7 +823,6 @@ def main(args):
     noise = torch.zeros(2, args.batch_size, dim, device=args.device)
     blank = noise.new_zeros(args.batch_size, sum(buffer.widths))
     update = compiled(agent, buffer.unpack(blank), noise)
-
     with Run(args, agent) as run:
         if args.eval_every:
             run.evaluate(evaluator)

@@ -36,7 +36,10 @@ class Counter(gym.Env):
     def step(self, action):
         self.t += 1
         over = self.t == self.T
-        terminated, truncated = over and "terminated" in self.ending, over and "trunc" in self.ending
+        terminated, truncated = (
+            over and "terminated" in self.ending,
+            over and "trunc" in self.ending,
+        )
         return self.observe(), float(self.t), terminated, truncated, {}
 
 
@@ -331,9 +334,7 @@ def test_t10_logp_matches_float64_distributions_and_is_finite_far_out(S):
     )
     exact = squashed.transforms[0](base.mean + base.stddev * inputs[2].double())
     torch.testing.assert_close(action.double(), exact, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(
-        logp.double(), squashed.log_prob(exact).sum(1), rtol=1e-4, atol=1e-4
-    )
+    torch.testing.assert_close(logp.double(), squashed.log_prob(exact).sum(1), rtol=1e-4, atol=1e-4)
     for far in (-300.0, -30.0, 30.0, 300.0):
         mean = torch.full((1, A), far, requires_grad=True)
         action, logp = S.squash(mean, torch.zeros(1, A), torch.ones(1, A))
@@ -400,7 +401,9 @@ def test_t11_temperature_moves_against_the_entropy_gap(S, agent, batch, gap, dir
     before = agent.log_alpha.item()
     recorded(agent.alpha_opt)
     agent.update_actor(columns[0], agent.log_alpha.detach().exp(), noise[1])
-    assert agent.alpha_opt.loss == pytest.approx(-before * (logp.mean() + agent.target_entropy), rel=1e-4)
+    assert agent.alpha_opt.loss == pytest.approx(
+        -before * (logp.mean() + agent.target_entropy), rel=1e-4
+    )
     assert agent.alpha_opt.gradient[0].item() == pytest.approx(-gap, rel=1e-4)
     assert np.sign(agent.log_alpha.item() - before) == direction
     after = agent.log_alpha.exp().item()
@@ -449,11 +452,11 @@ def test_adam_on_a_vector_equals_torch_adam(S):
 # --- replay buffer --------------------------------------------------------------------------------
 @pytest.mark.parametrize("envs", [1, 3])
 def test_t01_t08_buffer_equals_a_list_of_the_latest(S, envs):
-    """After several wraps it holds the newest rows, paired as they came, untouched by later writes."""
+    """After several wraps it holds the newest rows, paired as they came, and copies of them."""
     capacity, rng, rows = 10, np.random.default_rng(0), []
     buffer = S.ReplayBuffer(capacity, 2, 1, "cpu")
     obs = np.zeros((envs, 2))
-    for step in range(11):
+    for _ in range(11):
         obs[:] = rng.normal(size=obs.shape)  # the same array every time
         action, next_obs = rng.normal(size=(envs, 1)), rng.normal(size=(envs, 2))
         reward, terminated = rng.normal(size=envs), rng.random(envs) < 0.5
@@ -498,7 +501,8 @@ def test_t01_t02_t03_t04_t08_stored_transitions_are_true(spied, envs, ending):
     assert (seen.rows["reward"] == next_obs[:, 0]).all() and over.sum() > 30
     assert (seen.rows["terminated"] == (over if "terminated" in ending else 0)).all()
     for i in range(envs):  # within an environment, rows follow one another
-        assert (obs[i + envs :: envs][~over[i:-envs:envs]] == next_obs[i:-envs:envs][~over[i:-envs:envs]]).all()
+        goes_on = ~over[i:-envs:envs]
+        assert (obs[i + envs :: envs] == next_obs[i:-envs:envs])[goes_on].all()
 
 
 def test_t08_the_normalised_action_is_stored(spied):
