@@ -79,8 +79,11 @@ def launch(script):
 
 
 def finish(process):
-    """Wait for a process and return its exit code, stdout and stderr."""
-    out, err = process.communicate(timeout=300)
+    """Wait for a process, two minutes at most; return its exit code, stdout and stderr."""
+    try:
+        out, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
     return process.returncode, out, err
 
 

@@ -24,8 +24,9 @@ REFUSED = {  # the remedy: flags
     "negative": "--seed -1; --threads -1; --log-every -1; --eval-every -1",
     "between 0 and 1": "--gamma 1.5; --gamma nan; --tau -1",
     "below 1": "--adam-beta1 1; --adam-beta2 1",
-    "positive": "--total-timesteps 0; --num-envs 0; --hidden-size 0; --eval-episodes 0; --utd 0;"
-    "--alpha 0; --critic-lr 0; --actor-lr inf; --alpha-lr -1; --adam-eps 0; --batch-size 0",
+    "positive": "--total-timesteps 0; --num-envs 0; --buffer-size 0; --batch-size 0; --utd 0;"
+    "--hidden-size 0; --alpha 0; --critic-lr 0; --actor-lr inf; --alpha-lr -1; --adam-eps 0;"
+    "--eval-episodes 0",
     "--log-std-max": "--log-std-min 3",
     "finite": "--log-std-max inf; --target-entropy nan",
     "new folder": "--run-dir used",

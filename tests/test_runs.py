@@ -9,6 +9,7 @@ import math
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tomllib
@@ -422,18 +423,22 @@ def test_wandb_is_not_installed(train, monkeypatch, capfd):
     assert len(warnings(capfd.readouterr().out)) == 1 and summary("b")["status"] == "finished"
 
 
-NETWORK = {"WANDB_API_KEY": 40 * "a", "WANDB_BASE_URL": "http://127.0.0.1:9"}
-CASES = [
-    ("Counter", 0, {"HOME": "."}),
-    ("Counter", 1, NETWORK),
-    ("Killer", 1, {"WANDB_MODE": "offline"}),
+ONLINE = {"WANDB_API_KEY": 40 * "a", "WANDB_BASE_URL": "http://127.0.0.1:9"}
+SILENT = ONLINE | {"WANDB_BASE_URL": "http://127.0.0.1:{port}"}  # connects, but never answers
+TROUBLE = [
+    pytest.param("Counter", 0, {"HOME": "."}, id="no-account"),
+    pytest.param("Counter", 1, ONLINE, id="no-network"),
+    pytest.param("Counter", 1, SILENT, id="no-answer", marks=pytest.mark.slow),
+    pytest.param("Killer", 1, {"WANDB_MODE": "offline"}, id="killed"),
 ]
 
 
-@pytest.mark.parametrize("env, warned, environ", CASES, ids=["no-account", "no-network", "killed"])
+@pytest.mark.parametrize("env, warned, environ", TROUBLE)
 def test_tracking_in_trouble(launch, tmp_path, env, warned, environ):
     flags = f"--env-id tests.toy_envs:{env}-v0 --track --run-dir run"
-    code, out, err = finish(launch(tmp_path, flags, PYTHONPATH=str(ROOT), **environ))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        environ = {k: v.format(port=server.getsockname()[1]) for k, v in environ.items()}
+        code, out, err = finish(launch(tmp_path, flags, PYTHONPATH=str(ROOT), **environ))
     assert code == 0 and len(warnings(out)) == warned, out + err
     assert all("W&B" in line for line in warnings(out)) and "Traceback" not in err
     assert summary(tmp_path / "run")["status"] == "finished" and len(read(tmp_path / "run")) > 40

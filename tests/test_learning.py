@@ -1,0 +1,15 @@
+"""The script learns a real task from its defaults, as the README's first screen promises."""
+
+import pytest
+
+from tests.conftest import read
+
+
+@pytest.mark.slow
+def test_inverted_pendulum_reaches_1000(S, tmp_path, monkeypatch):
+    """1000 is the most there is; an untrained policy gets about 10."""
+    monkeypatch.chdir(tmp_path)
+    flags = "--env-id InvertedPendulum-v4 --total-timesteps 20000 --no-capture-video --run-dir run"
+    S.main(S.parse_args(S.Args, flags.split()))
+    scores = [row["eval/return_mean"] for row in read("run") if "eval/return_mean" in row]
+    assert scores[0] < 100 and max(scores) == 1000
