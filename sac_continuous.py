@@ -578,6 +578,9 @@ class Evaluator:
             if hasattr(env, "mujoco_renderer"):  # 15 times faster without shadows
                 env.mujoco_renderer.width = env.mujoco_renderer.height = 256
                 env.model.vis.quality.shadowsize = env.model.vis.quality.offsamples = 0
+                cameras = [env.model.camera(i).name for i in range(env.model.ncam)]
+                if "track" in cameras:  # Gymnasium's free camera loses HalfCheetah
+                    env.mujoco_renderer.camera_id = cameras.index("track")
 
     def __call__(self, agent, number, video=None):
         """Return metrics of one episode per environment, filming the first into the file video.
