@@ -525,6 +525,112 @@ def test_t33_bounds_are_those_of_the_base_environment(spied):
     assert np.abs(first).max() <= 1 and np.abs(first).min(1).std() > 0
 
 
+def test_actions_are_uniform_at_first_and_explored_later(S, spied, monkeypatch):
+    """Before learning_starts uniform over [-1, 1]; afterwards what `explore` samples is stored."""
+    explored, explore = [], S.Agent.explore
+    spy = lambda agent, obs: (explored.append(explore(agent, obs)), explored[-1])[1]  # noqa: E731
+    monkeypatch.setattr(S.Agent, "explore", spy)
+    action = spied(env_id="Target-v0").rows["action"]
+    assert len(explored) == 200
+    np.testing.assert_array_equal(action[100:], np.concatenate(explored))
+    first = np.sort(action[:100], 0)
+    uniform = np.linspace(-1, 1, 100)[:, None]
+    assert np.abs(first - uniform).max() < 0.4 and first[0].max() < -0.9 and first[-1].min() > 0.9
+    assert np.abs(np.corrcoef(action[:100].T)[0, 1]) < 0.4
+
+
+def test_the_two_critics_start_different(S):
+    bound = np.ones(2, np.float32)
+    critic = S.Agent(arguments(S), O, -bound, bound).critic
+    assert not torch.isclose(critic.q1[0].weight, critic.q2[0].weight).any()
+
+
+def test_an_action_that_is_not_finite_is_noticed(S):
+    envs = S.Envs("Target-v0", 2, 1)
+    envs.reset(np.ones(2, bool))
+    with pytest.raises(FloatingPointError, match="action"):
+        envs.step(np.float32([[0, 0], [np.nan, 0]]))
+
+
+def test_an_evaluation_episode_ends(S, monkeypatch, agent):
+    """At the cap if the environment never ends it."""
+    monkeypatch.setattr(S, "MAX_EVAL_STEPS", 4)
+    bound = np.ones(2, np.float32)
+    agent = S.Agent(arguments(S), 2, -bound, bound)
+    assert S.Evaluator("Target-v0", 3, 1, False)(agent, 0)["eval/length_mean"] == 4
+
+
+# --- metrics --------------------------------------------------------------------------------------
+def test_metrics_of_an_update(agent, batch):
+    """Each against its formula in the README's glossary, in NumPy."""
+    columns, noise = batch
+    target, critic, *_ = reference(agent, columns, noise)
+    obs, action = (columns[i].double().numpy() for i in (0, 1))
+    q = twin(critic, obs, action)
+    error = q - target
+    found = agent.update_critic(*columns, agent.log_alpha.detach().exp(), noise[0])
+    expected = {
+        "losses/qf1_values": q[0].mean(),
+        "losses/qf2_values": q[1].mean(),
+        "losses/qf1_loss": np.square(error[0]).mean(),
+        "losses/qf2_loss": np.square(error[1]).mean(),
+        "losses/qf_loss": np.square(error).mean(),
+        "q/mean": q.mean(),
+        "q/abs_max": np.abs(q).max(),
+        "q/target_mean": target.mean(),
+        "q/target_sd": target.std(),
+        "q/td_rel": np.sqrt(np.square(error).mean()) / target.std(),
+        "q/twin_gap": np.abs(q[0] - q[1]).mean() / q.std(),
+    }
+    out = network(weights(agent, "actor.net"), obs)
+    new_action, logp = policy(weights(agent, "actor.net"), obs, noise[1].double().numpy())
+    new_q = twin(weights(agent, "critic.q"), obs, new_action).min(0)
+    found |= agent.update_actor(columns[0], agent.log_alpha.detach().exp(), noise[1])
+    saturated = (np.abs(new_action) > 0.99).mean(0)
+    expected |= {
+        "losses/actor_loss": (0.3 * logp - new_q).mean(),
+        "losses/alpha_loss": -np.log(0.3) * (logp - A).mean(),
+        "losses/alpha": 0.3,
+        "policy/entropy": -logp.mean(),
+        "policy/entropy_gap": -logp.mean() + A,
+        "policy/saturation": saturated.mean(),
+        "policy/saturation_max": saturated.max(),
+        "policy/log_std": out[:, A:].mean(),
+    }
+    assert found.keys() == expected.keys() | {"grad/norm_critic", "grad/norm_actor"}
+    for name, value in expected.items():
+        assert found[name].item() == pytest.approx(value, rel=1e-4, abs=1e-5), name
+
+
+def test_metrics_of_an_interval(S):
+    """Means, and maxima for names in _max; the rows are used up."""
+    rows = [{"a": torch.tensor(x), "b_max": torch.tensor(x)} for x in (1.0, 2.0, 6.0)]
+    assert S.reduce(rows) == {"a": 3.0, "b_max": 6.0} and rows == []
+    assert S.reduce(rows) == {}
+
+
+def test_metrics_of_the_buffer(S):
+    """Ages by hand, after the ring has wrapped; |Q| against what reward and entropy allow."""
+    buffer = S.ReplayBuffer(10, 2, 3, "cpu")
+    for step in range(14):
+        pair, triple = np.full((1, 2), step), np.full((1, 3), -step)
+        buffer.add(pair, triple, pair[:, 0], pair[:, 0] < 0, pair)
+    torch.manual_seed(0)
+    batch = buffer.sample(6)
+    run = types.SimpleNamespace(updates=30, global_step=20, alpha=0.5, args=arguments(S))
+    metrics = {"q/abs_max": 8.0, "losses/alpha": 0.2}
+    found = S.replay_metrics(buffer, batch, run, metrics, peak=4.0)
+    rewards = batch[2].numpy()
+    expected = {"replay/age": 13 - rewards.mean(), "replay/fill": 1, "replay/updates": 30}
+    expected |= {"replay/ratio": 1.5, "q/bound_use": 8 * 0.01 / (4 + 0.5 * 3 * np.log(2))}
+    for name in ("env/obs", "env/reward"):
+        expected |= {f"{name}_mean": rewards.mean(), f"{name}_sd": rewards.std()}
+        expected[f"{name}_absmax"] = rewards.max()
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert float(found[name]) == pytest.approx(value, rel=1e-5), name
+
+
 # --- seeds, counts, logs --------------------------------------------------------------------------
 def test_t28_every_environment_and_episode_has_its_own_seed(S, spied, monkeypatch):
     resets = []
