@@ -108,7 +108,7 @@ class Args:
         for name in ["adam_beta1", "adam_beta2"]:
             require(0 < getattr(self, name) < 1, name, "must be above 0 and below 1")
         for name in ["seed", "log_every", "eval_every", "threads"]:
-            require((getattr(self, name) or 0) >= 0, name, "must not be negative")
+            require(0 <= (getattr(self, name) or 0) < 2**63, name, "must not be negative or huge")
         for name in ["log_std_min", "log_std_max", "target_entropy"]:
             require(math.isfinite(getattr(self, name) or 0), name, "must be finite")
         require(self.log_std_min < self.log_std_max, "log_std_min", "must be below --log-std-max")
@@ -451,10 +451,11 @@ def make_env(env_id, **kwargs):
     gym.logger.min_level = gym.logger.ERROR  # no word on Hopper-v4 being out of date
     try:
         env = gym.make(env_id, disable_env_checker=True, **kwargs)
-    except (gym.error.Error, ImportError) as error:
-        near = difflib.get_close_matches(env_id, {*gym.registry} - {env_id}, 3, 0)
-        reason = str(error).splitlines()[0].split(" Did you mean")[0]
-        require(False, "env_id", f"{env_id}: {reason} Did you mean {' or '.join(near)}?")
+    except (gym.error.Error, ImportError, ValueError) as error:
+        reason = str(error).splitlines()[0].split(" Did you mean")[0].rstrip(".")
+        near = " or ".join(difflib.get_close_matches(env_id, {*gym.registry} - {env_id}, 3, 0))
+        module = ", or is its module in another folder" if ":" in env_id else ""
+        require(False, "env_id", f"{env_id} fails ({reason}): did you mean {near}{module}?")
     space = env.observation_space
     flat = isinstance(space, gym.spaces.Box) and len(space.shape) == 1
     return env if flat else gym.wrappers.FlattenObservation(env)
@@ -679,7 +680,10 @@ class Run:
         self.start = self.last = time.perf_counter()
         self.scores, self.filmed, self.sps, self.spent = [], -1, 0.0, Counter()
         self.alpha = getattr(args, "alpha", 0.0)
-        (self.folder / "videos").mkdir(parents=True)
+        try:
+            (self.folder / "videos").mkdir(parents=True)
+        except OSError as error:
+            require(False, "run_dir", f"{args.run_dir} can not be made ({error}): name another")
         config = {name: value for name, value in asdict(args).items() if value is not None}
         lines = [f"{k} = {json.dumps(v, ensure_ascii=False)}\n" for k, v in config.items()]
         (self.folder / "config.toml").write_text("".join(lines), "utf-8")
@@ -706,7 +710,6 @@ class Run:
             run = wandb.init(**names, mode=None if online else "offline")
         except Exception as error:
             say(f"warning: W&B logs offline, into the folder wandb: {error!r}")
-            wandb.teardown()
             run = wandb.init(**names, mode="offline")
         run.define_metric("*", step_metric="global_step")
         run.log_code(str(self.folder), include_fn=lambda path: path.endswith("script.py"))

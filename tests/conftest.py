@@ -22,10 +22,6 @@ TINY += " --eval-episodes 2 --no-capture-video"
 WALL_CLOCK = re.compile("time/.*|charts/SPS|seconds")  # all else is the same in a repeated run
 
 
-def pytest_addoption(parser):
-    parser.addoption("--script", type=Path, default=ROOT / "sac_continuous.py")
-
-
 def pytest_configure(config):
     config.addinivalue_line("markers", "quick: together under 90 seconds")
     config.addinivalue_line("markers", "slow: runs only with -m slow, or when named with ::")

@@ -69,7 +69,8 @@ def main():
     parser.add_argument("scripts", nargs="*", type=Path, help="default: all at the root")
     parser.add_argument("--fix", metavar="FILE", type=Path, help="rewrite the others from FILE")
     args = parser.parse_args()
-    paths = args.scripts or [Path(os.path.relpath(path)) for path in sorted(ROOT.glob("*.py"))]
+    scripts = [path for path in sorted(ROOT.glob("*.py")) if path.name != "conftest.py"]
+    paths = args.scripts or [Path(os.path.relpath(path)) for path in scripts]
     paths = {path.resolve(): path for path in [*paths, *filter(None, [args.fix])]}.values()
     try:
         found = differences(paths)
