@@ -88,7 +88,7 @@ class Args:
     threads: int | None = None  # CPU threads; default: all cores, at most 4
     compile: Literal["auto", "on", "off"] = "auto"  # auto: if the run is long enough to gain
     log_every: int = 1_000  # transitions between two rows of metrics; 0: none
-    eval_every: int | None = None  # transitions between evaluations; default 25 a run; 0: none
+    eval_every: int | None = None  # transitions between evaluations; default up to 25; 0: none
     eval_episodes: int = 10  # episodes per evaluation, with deterministic actions
     capture_video: bool = True  # film the evaluations at the start, 1/3, 2/3 and the end
     track: bool = False  # send metrics, source and videos to Weights & Biases
@@ -465,7 +465,8 @@ def require_finite(**arrays):
     """Raise FloatingPointError for a NaN or an infinity."""
     for name, array in arrays.items():
         if not np.isfinite(array).all():
-            raise FloatingPointError(f"{name} is not finite: {array}")
+            place = np.argwhere(~np.isfinite(array))[0].tolist()
+            raise FloatingPointError(f"{name} {place or ''} is not finite")
 
 
 class Envs:
@@ -553,19 +554,17 @@ def replay_metrics(buffer, batch, run, metrics, peak):
 
 def reduce(rows):
     """Average dicts of scalar tensors, names in _max by maximum, and forget them."""
-    found = {}
-    for name in rows[0] if rows else ():
-        values = torch.stack([row[name] for row in rows])
-        found[name] = (values.amax() if name.endswith("_max") else values.mean()).item()
+    columns = {name: torch.stack([row[name] for row in rows]) for name in (rows or [{}])[0]}
+    found = [c.amax() if name.endswith("_max") else c.mean() for name, c in columns.items()]
     rows.clear()
-    return found
+    return dict(zip(columns, torch.stack(found).tolist(), strict=True)) if found else {}
 
 
 class Evaluator:
     """Deterministic episodes in environments of their own, which touch no training randomness."""
 
     def __init__(self, env_id, episodes, seed, film):
-        graphics = find_library("EGL") and find_library("GL")
+        graphics = sys.platform == "linux" and find_library("EGL") and find_library("GL")
         if not graphics and os.environ.get("MUJOCO_GL") == "egl":
             del os.environ["MUJOCO_GL"]  # or importing mujoco fails
         elif graphics and not os.environ.get("DISPLAY"):
@@ -668,7 +667,7 @@ def git(*command):
     folder = Path(__file__).resolve().parent
     command = ["git", "-C", str(folder), *command]
     found = subprocess.run(command, capture_output=True).stdout if shutil.which("git") else b""
-    return found.decode(errors="replace").strip()
+    return found.decode(errors="replace")
 
 
 class Run:
@@ -688,8 +687,9 @@ class Run:
         lines = [f"{k} = {json.dumps(v, ensure_ascii=False)}\n" for k, v in config.items()]
         (self.folder / "config.toml").write_text("".join(lines), "utf-8")
         shutil.copy(__file__, self.folder / "script.py")
-        if changes := git("diff", "HEAD"):
-            (self.folder / "changes.diff").write_text(changes + "\n", "utf-8")
+        self.commit = git("rev-parse", "HEAD").strip()
+        if changes := git("diff", "--no-ext-diff", "--no-color", "HEAD"):
+            (self.folder / "changes.diff").write_text(changes, "utf-8")
         self.file = open(self.folder / "metrics.jsonl", "w", buffering=1)  # noqa: SIM115
         self.board = SummaryWriter(self.folder / "tb")
         self.tracker = None
@@ -782,8 +782,10 @@ class Run:
         """Write model and summary; an interrupt or a failed check ends in one sentence."""
         stopped = kind is not None and issubclass(kind, KeyboardInterrupt)
         status = "finished" if kind is None else "interrupted" if stopped else "failed"
+        previous = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one loses nothing
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if status != "failed":
-            save_agent(self.agent, self.folder)
+            attempt("model.pt", save_agent, self.agent, self.folder)
         tail = self.scores[-math.ceil(len(self.scores) / 10) :]
         summary = {
             "status": status,
@@ -799,15 +801,15 @@ class Run:
             "python": sys.version,
             "versions": {package.name: package.version for package in distributions()},
             "hardware": f"{platform.platform()}, {platform.machine()}, {os.cpu_count()} CPUs",
-            "git_commit": git("rev-parse", "HEAD"),
+            "git_commit": self.commit,
             "command": " ".join(sys.argv),
         }
-        signal.signal(signal.SIGTERM, self.handler)
         self.bar.close(), self.file.close(), self.board.close()
-        if self.tracker:
-            attempt("W&B", self.tracker.finish)
         (self.folder / "summary.part").write_text(json.dumps(summary, indent=1), "utf-8")
         os.replace(self.folder / "summary.part", self.folder / "summary.json")
+        signal.signal(signal.SIGINT, previous), signal.signal(signal.SIGTERM, self.handler)
+        if self.tracker:
+            attempt("W&B", self.tracker.finish, int(status != "finished"))
         say(f"{status} {summary['reason']}".strip() + f": {self.folder}")
         if stopped or isinstance(error, FloatingPointError):
             raise SystemExit(130 if stopped else 1) from None
@@ -856,10 +858,10 @@ def main(args):
             for episode in episodes:
                 run.log(episode)
             if run.due(args.log_every):
-                metrics = reduce(rows) | envs.metrics()
-                if run.updates:
+                metrics = reduce(rows)
+                if metrics:  # else there was no update in the interval
                     metrics |= replay_metrics(buffer, batch, run, metrics, envs.peak)
-                run.progress(metrics)
+                run.progress(metrics | envs.metrics())
             run.clock("log")
             if run.due(args.eval_every):
                 run.evaluate(evaluator)

@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 ENVIRON = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
 TINY = "--env-id tests.toy_envs:Counter-v0 --total-timesteps 300 --learning-starts 100"
 TINY += " --batch-size 32 --hidden-size 16 --threads 1 --log-every 100 --eval-every 150"
-TINY += " --eval-episodes 2 --no-capture-video"
+TINY += " --eval-episodes 2 --no-capture-video --device cpu"
 WALL_CLOCK = re.compile("time/.*|charts/SPS|seconds")  # all else is the same in a repeated run
 
 

@@ -78,7 +78,7 @@ gym.register("Target-clipped-v0", Target, additional_wrappers=(clip,))
 def arguments(S, **changes):
     quick = {"total_timesteps": 300, "learning_starts": 100, "batch_size": 32, "hidden_size": 16}
     quick |= {"buffer_size": 1000, "eval_every": 0, "capture_video": False, "threads": 1}
-    return S.Args(**quick | {"compile": "off"} | changes)
+    return S.Args(**quick | {"compile": "off", "device": "cpu"} | changes)
 
 
 @pytest.fixture
@@ -680,6 +680,43 @@ def test_t14_every_update_draws_a_new_batch(spied):
     batches = spied(env_id="Target-v0", utd=3.0, total_timesteps=120).batches
     assert len(batches) == 60
     assert len({tuple(batch.tolist()) for batch in batches}) == 60
+
+
+def test_every_update_gets_new_normal_noise(S, spied, monkeypatch):
+    """Independent between updates, and between next and new actions."""
+    seen = []
+
+    def compiled(agent, *example):
+        return lambda batch, noise: (seen.append(noise.clone()), agent.update(batch, noise))[1]
+
+    monkeypatch.setattr(S, "compiled", compiled)
+    spied(env_id="Target-v0", total_timesteps=200)
+    assert len(seen) == 100 and not torch.isclose(seen[0], seen[1]).any()
+    draws = torch.stack(seen)
+    assert abs(draws.mean()) < 0.05 and abs(draws.std() - 1) < 0.05
+    pair = torch.stack([draws[:, 0].flatten(), draws[:, 1].flatten()])
+    assert abs(torch.corrcoef(pair)[0, 1]) < 0.05
+
+
+def test_every_optimizer_has_its_own_rate(S, batch):
+    """Adam's first step is as long as the learning rate."""
+    rates = {"critic": 1e-3, "actor": 2e-3, "log_alpha": 3e-3}
+    bound = np.ones(A, np.float32)
+    changes = dict(zip(["critic_lr", "actor_lr", "alpha_lr"], rates.values(), strict=True))
+    agent = S.Agent(arguments(S, **changes), O, -bound, bound)
+    before = {name: p.detach().clone() for name, p in agent.named_parameters()}
+    agent.update(*batch)
+    moved = {name: (p - before[name]).abs().max() for name, p in agent.named_parameters()}
+    for part, rate in rates.items():
+        most = max(m for name, m in moved.items() if name.split(".")[0] == part)
+        assert most.item() == pytest.approx(rate, rel=1e-3)
+
+
+@pytest.mark.parametrize("envs, utd", [(1, 0.5), (3, 0.1)])
+def test_intervals_without_an_update_are_logged(spied, envs, utd):
+    seen = spied(env_id="Target-v0", num_envs=envs, utd=utd, log_every=1)
+    rows = [row for row in seen.logs if "charts/SPS" in row]
+    assert rows[-1]["global_step"] == 300 and len(rows) == 300 / envs
 
 
 @pytest.mark.parametrize("envs", [1, 4])
