@@ -327,9 +327,7 @@ class Agent(nn.Module):
 TRAIN, EVALUATE = 0, 1  # streams of seeds
 MAX_EVAL_STEPS, MAX_FRAMES = 27_000, 500  # an evaluation episode and a video end here at the latest
 STATISTICS = "mean", "std", "min", "max"
-VIDEO = (
-    "video (it needs: apt-get install libegl1 libgl1; for Gymnasium's classics pip install pygame)"
-)
+VIDEO = "video (try apt-get install libegl1 libgl1; for Gymnasium's classics pip install pygame)"
 
 
 def say(text):
@@ -366,15 +364,15 @@ def parse_args(cls, argv=None):
         require(False, "config", f"{file} can not be read ({error}): name a config.toml")
     saved.pop("run_dir", None)  # a repeated run has its own
     names = [field.name for field in fields(cls)]
+    flags = []
     for name, value in saved.items():
         near = difflib.get_close_matches(name, names, 1, 0)[0]
         require(name in names, "config", f"{file} has no flag for {name}: did you mean {near}?")
         fits = isinstance(getattr(cls, name, None), bool) == isinstance(value, bool)
         require(fits, "config", f"{file}: {name} must be a value of the same kind as its default")
-    negated = {name for name, value in saved.items() if value is False}
-    flags = [f"--no-{name}" if name in negated else f"--{name}" for name in saved]
-    values = ["" if isinstance(value, bool) else f"={value}" for value in saved.values()]
-    return tyro.cli(cls, args=whole([*map("".join, zip(flags, values, strict=True)), *argv]))
+        flag = f"--no-{name}" if value is False else f"--{name}"
+        flags.append(flag if isinstance(value, bool) else f"{flag}={value}")
+    return tyro.cli(cls, args=whole([*flags, *argv]))
 
 
 def whole(flags):
@@ -787,15 +785,13 @@ class Run:
         if status != "failed":
             attempt("model.pt", save_agent, self.agent, self.folder)
         tail = self.scores[-math.ceil(len(self.scores) / 10) :]
+        self.sps = self.sps or self.global_step / (time.perf_counter() - self.start)
         summary = {
             "status": status,
             "reason": f"{error!r} at step {self.global_step}" if error else "",
-        }
-        self.sps = self.sps or self.global_step / (time.perf_counter() - self.start)
-        if self.scores:
-            summary |= {"eval_last": tail[-1], "eval_last_tenth": sum(tail) / len(tail)}
-        summary |= {"global_step": self.global_step, "updates": self.updates, "SPS": self.sps}
-        summary |= {
+            "global_step": self.global_step,
+            "updates": self.updates,
+            "SPS": self.sps,
             "seconds": time.perf_counter() - self.start,
             "parameters": sum(p.numel() for p in self.agent.parameters()),
             "python": sys.version,
@@ -804,6 +800,8 @@ class Run:
             "git_commit": self.commit,
             "command": " ".join(sys.argv),
         }
+        if self.scores:
+            summary |= {"eval_last": tail[-1], "eval_last_tenth": sum(tail) / len(tail)}
         self.bar.close(), self.file.close(), self.board.close()
         (self.folder / "summary.part").write_text(json.dumps(summary, indent=1), "utf-8")
         os.replace(self.folder / "summary.part", self.folder / "summary.json")
