@@ -463,21 +463,12 @@ def evaluate(agent, envs, key, video=None):
     return describe("eval/return", returns) | {"eval/length_mean": lengths.mean()}
 
 
-def save_agent(agent, folder):
-    """Write what load_agent reads to model.pt in the folder, atomically and free of pickle."""
-    saved = {"args": vars(agent.args), "state": agent.state_dict(), "shape": [agent.obs_dim]}
-    saved["bounds"] = [agent.low.tolist(), agent.high.tolist()]
-    torch.save(saved, folder / "model.part")
-    os.replace(folder / "model.part", folder / "model.pt")
-
-
 def load_agent(cls, args_class, folder, device):
     """Read the agent of a run folder, or exit with 2."""
     try:
         saved = torch.load(Path(folder, "model.pt"), map_location=device, weights_only=True)
-        agent = cls(
-            args_class(**saved["args"]), *saved["shape"], *np.float32(saved["bounds"]), device
-        )
+        args, bounds = args_class(**saved["args"]), np.float32(saved["bounds"])
+        agent = cls(args, saved["obs_dim"], *bounds, device)
         agent.load_state_dict(saved["state"])
     except Exception as error:  # torch.load raises many kinds
         require(False, "evaluate", f"{folder} is no run folder of this script: {error!r:.200}")
@@ -493,7 +484,7 @@ class Run(AbstractContextManager):
         require(not self.folder.exists(), "run_dir", f"{self.folder} is there: name a new folder")
         (self.folder / "videos").mkdir(parents=True)
         self.args, self.agent, self.start = args, agent, time.perf_counter()
-        self.global_step = self.updates = self.logged = self.sps = 0
+        self.global_step = self.updates = self.logged = 0
         self.last, self.spent, self.scores = self.start, Counter(), []
         self.recent = deque(maxlen=100)  # (return, length, truncated) of finished episodes
         config = {k: v for k, v in vars(args).items() if v is not None and k != "run_dir"}
@@ -529,6 +520,13 @@ class Run(AbstractContextManager):
             row |= {"videos": self.film(str(video))} if video else {}
             self.tracker = attempt("W&B", self.tracker.log, row | metrics) and self.tracker
 
+    def save(self):
+        """Write what load_agent reads, free of pickle, to model.pt."""
+        agent = self.agent
+        saved = {"args": vars(agent.args), "obs_dim": agent.obs_dim, "state": agent.state_dict()}
+        saved["bounds"] = [agent.low.tolist(), agent.high.tolist()]
+        torch.save(saved, self.folder / "model.pt")
+
     def due(self, every):
         """Tell whether a period of that many transitions, or the run, ended in the latest step."""
         ended = self.global_step >= self.args.total_timesteps
@@ -551,9 +549,9 @@ class Run(AbstractContextManager):
         """Log the mean of rows of tensors, rates and the last 100 episodes; print a line."""
         step, seconds, total = self.global_step, self.spent.total(), self.args.total_timesteps
         metrics = {f"time/{name}": spent / seconds for name, spent in self.spent.items()}
-        self.sps, self.logged = (step - self.logged) / (seconds - self.spent["eval"]), step
+        sps, self.logged = (step - self.logged) / (seconds - self.spent["eval"]), step
         self.spent.clear()
-        metrics |= {"charts/SPS": self.sps, "charts/updates": self.updates}
+        metrics |= {"charts/SPS": sps, "charts/updates": self.updates}
         metrics |= {f"charts/{k}": v for k, v in vars(self.args).items() if k.endswith("_lr")}
         if rows:  # one transfer from the device
             table = torch.stack([torch.stack([*row.values()]) for row in rows])
@@ -564,9 +562,10 @@ class Run(AbstractContextManager):
             metrics |= describe("train/return", returns) | describe("train/length", lengths)
             metrics |= {"charts/average_return": returns.mean(), "env/time_limit_frac": cut.mean()}
         self.log(metrics)
-        seen, left = metrics.get("charts/average_return", math.nan), (total - step) / self.sps / 60
-        print(f"step {step}/{total} SPS {self.sps:.0f} left {left:.0f} min", end=" ")
-        print(f"return {seen:.4g} eval {[math.nan, *self.scores][-1]:.4g}", flush=True)
+        left, seen = (total - step) / sps / 60, metrics.get("charts/average_return", math.nan)
+        print(
+            f"step {step}/{total} SPS {sps:.0f} left {left:.0f} min return {seen:.4g}", flush=True
+        )
 
     def evaluate(self, envs):
         """Score and save the agent; film it at the start, a third, two thirds and the end."""
@@ -584,13 +583,13 @@ class Run(AbstractContextManager):
         """Write model and summary; an interrupt or a failed check ends in one sentence."""
         status = {None: "finished", KeyboardInterrupt: "interrupted"}.get(kind, "failed")
         reason = f"{error!r} at step {self.global_step}" if error else ""
-        if status != "failed":
-            save_agent(self.agent, self.folder)
+        self.save()
         summary = {"status": status, "reason": reason, "global_step": self.global_step}
         if tail := self.scores[-math.ceil(len(self.scores) / 10) :]:
             summary |= {"eval_last": tail[-1], "eval_last_tenth": sum(tail) / len(tail)}
-        summary |= {"updates": self.updates, "seconds": time.perf_counter() - self.start}
-        summary |= {"SPS": self.sps, "command": shlex.join(sys.argv), "python": sys.version}
+        seconds, command = time.perf_counter() - self.start, shlex.join(sys.argv)
+        summary |= {"updates": self.updates, "seconds": seconds, "SPS": self.global_step / seconds}
+        summary |= {"command": command, "python": platform.python_version()}
         summary["hardware"] = f"{platform.platform()}, {os.cpu_count()} CPUs"
         summary["versions"] = {package.name: package.version for package in distributions()}
         self.file.close(), self.board.close()
