@@ -522,10 +522,9 @@ class Run(AbstractContextManager):
 
     def save(self):
         """Write what load_agent reads, free of pickle, to model.pt."""
-        agent = self.agent
-        saved = {"args": vars(agent.args), "obs_dim": agent.obs_dim, "state": agent.state_dict()}
-        saved["bounds"] = [agent.low.tolist(), agent.high.tolist()]
-        torch.save(saved, self.folder / "model.pt")
+        bounds, state = [self.agent.low.tolist(), self.agent.high.tolist()], self.agent.state_dict()
+        saved = {"args": vars(self.args), "obs_dim": self.agent.obs_dim, "bounds": bounds}
+        torch.save(saved | {"state": state}, self.folder / "model.pt")
 
     def due(self, every):
         """Tell whether a period of that many transitions, or the run, ended in the latest step."""
