@@ -109,10 +109,10 @@ class Args:
         for name in ["log_std_min", "log_std_max", "target_entropy"]:
             require(math.isfinite(getattr(self, name) or 0), name, "must be finite")
         require(self.log_std_min < self.log_std_max, "log_std_min", "must be below --log-std-max")
-        fills = f"must be at most --learning-starts, {self.learning_starts}, which fills a batch"
-        require(self.batch_size <= self.learning_starts, "batch_size", fills)
-        learns = f"must be above --learning-starts, {self.learning_starts}, or nothing is learned"
-        require(self.total_timesteps > self.learning_starts, "total_timesteps", learns)
+        starts = self.learning_starts
+        require(self.batch_size <= starts, "batch_size", "must be at most --learning-starts")
+        require(self.total_timesteps > starts, "total_timesteps", "must be above --learning-starts")
+        require(self.buffer_size >= self.num_envs, "buffer_size", "must be at least --num-envs")
 
 
 # --- networks -------------------------------------------------------------------------------------
@@ -354,7 +354,7 @@ def parse_args(cls, argv):
         require(False, "config", f"{file} can not be read ({error}): name a config.toml")
     for name, value in saved.items():
         flag = f"--no-{name}" if value is False else f"--{name}"
-        flags.append(flag if isinstance(value, bool) else f"{flag}={value}")
+        flags += [flag] if isinstance(value, bool) else [flag, str(value)]
     return tyro.cli(cls, args=[*flags, *argv])
 
 
@@ -568,14 +568,14 @@ class Run(AbstractContextManager):
 
     def evaluate(self, envs):
         """Score and save the agent; film it at the start, a third, two thirds and the end."""
-        step, number, folder = self.global_step, len(self.scores), self.folder / "videos"
-        wanted = number % 8 == 0 or step >= self.args.total_timesteps
-        video = folder / f"step-{step}.mp4" if wanted and self.args.capture_video else None
-        found = evaluate(self.agent, envs, (EVALUATE, self.args.seed, number), video)
-        video = video if video and video.exists() else None
-        self.log(found, video)
+        step, number, film = self.global_step, len(self.scores), self.args.capture_video
+        film = film and (number % 8 == 0 or step >= self.args.total_timesteps)
+        video = self.folder / "videos" / f"step-{step}.mp4"
+        found = evaluate(self.agent, envs, (EVALUATE, self.args.seed, number), film and video)
+        self.args.capture_video &= video.exists() or not film  # a second failure could abort
+        self.log(found, video if video.exists() else None)
         self.scores.append(float(found["eval/return_mean"]))
-        print(f"step {step} eval {self.scores[-1]:.4g} {video or ''}", flush=True)
+        print(f"step {step} eval {self.scores[-1]:.4g} {video if film else ''}", flush=True)
         self.clock("eval")
 
     def __exit__(self, kind, error, trace):

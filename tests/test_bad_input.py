@@ -11,12 +11,12 @@ import torch
 from tests.conftest import finish, summary
 
 REFUSED = {  # the remedy: flags
-    "Hopper-v4": "--env-id Hoper-v4",
-    "Hopper-v[45]": "--env-id Hopper-v2",
+    "Did you mean: `Hopper`": "--env-id Hoper-v4",
+    "v2 and v3 based environments have been moved": "--env-id Hopper-v2",
     "no_module": "--env-id no_module:Counter-v0",
-    "Counter-v0": "--env-id tests.toy_envs:Countre-v0",
+    "Counter": "--env-id tests.toy_envs:Countre-v0",
     "Box|continuous": "--env-id tests.toy_envs:Discrete-v0",
-    "RescaleAction": "--env-id tests.toy_envs:Unbounded-v0",
+    "RescaleAction": "--env-id tests.toy_envs:Unbounded-v0; --env-id tests.toy_envs:Clipped-v0",
     "--learning-starts": "--batch-size 101; --total-timesteps 100; --total-timesteps 50",
     r"GB.*--buffer-size \d+ fits": "--buffer-size 1e12",
     "--num-envs": "--buffer-size 2 --num-envs 3",
@@ -31,17 +31,17 @@ REFUSED = {  # the remedy: flags
     "finite": "--log-std-max inf; --target-entropy nan",
     "new folder": "--run-dir used",
     "config.toml": "--config missing.toml; --config used; --config invalid.toml",
-    "gamma": "--config typo.toml",
     "run folder": "--evaluate missing; --evaluate used",
 }
 REFUSED = [(f.strip(), remedy) for remedy, flags in REFUSED.items() for f in flags.split(";")]
 BOXED = {  # tyro's own messages
+    "--config typo.toml": "--gamma",
     "--gama 0.9": "--gamma",
     "--gamma high": "--gamma",
     "--total-timesteps 1.5": "--total-timesteps",
     "--device tpu": "--device",
     "--config type.toml": "gamma",
-    "--config switch.toml": "autotune",
+    "--config switch.toml": "3",
 }
 FILES = {"invalid": "gamma = = 1", "typo": "gama = 0.9", "type": "gamma = 'high'"}
 FILES |= {"switch": "autotune = 3"}
@@ -98,15 +98,14 @@ class Attack:
 def spoil(how, path):
     """Replace a model file by something else."""
     content, saved = path.read_bytes(), torch.load(path, weights_only=True)
-    args = {"shape": {"hidden_size": 17}, "environment": {"env_id": "tests.toy_envs:DictObs-v0"}}
-    saved["args"] |= (args | {"script": {"clip_coef": 0.2}}).get(how, {})
+    saved["args"] |= {"shape": {"hidden_size": 17}, "script": {"clip_coef": 0.2}}.get(how, {})
     torch.save(Attack() if how == "attack" else saved, path)
     files = {"empty": b"", "text": b"not a model", "pickle": pickle.dumps(Attack())}
     files |= {"half": content[: len(content) // 2], "hole": content[:999] + content[1999:]}
     path.write_bytes(files.get(how, path.read_bytes()))
 
 
-WAYS = "shape environment script attack empty text pickle half hole"
+WAYS = "shape script attack empty text pickle half hole"
 
 
 @pytest.mark.quick
