@@ -88,7 +88,7 @@ class Args:
     log_every: int = 1_000  # transitions between two rows of metrics; 0: none
     eval_every: int | None = None  # transitions between evaluations; default up to 25; 0: none
     eval_episodes: int = 10  # episodes per evaluation, with deterministic actions
-    capture_video: bool = True  # film the evaluations at the start, 1/3, 2/3 and the end
+    capture_video: bool = True  # film an episode of every eighth evaluation and of the last
     track: bool = False  # send metrics, source and videos to Weights & Biases
     notes: str = ""  # the hypothesis, kept beside the run
     run_dir: str | None = None  # folder of this run; default runs/<env>__<script>__<seed>__<id>
@@ -567,7 +567,7 @@ class Run(AbstractContextManager):
         )
 
     def evaluate(self, envs):
-        """Score and save the agent; film it at the start, a third, two thirds and the end."""
+        """Score the agent; film every eighth evaluation and the last."""
         step, number, film = self.global_step, len(self.scores), self.args.capture_video
         film = film and (number % 8 == 0 or step >= self.args.total_timesteps)
         video = self.folder / "videos" / f"step-{step}.mp4"
