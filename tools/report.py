@@ -1,0 +1,79 @@
+"""Describe finished runs in Markdown: scores beside published ones, and where the time went.
+
+The score of a run is its last evaluation, `best` its highest; a line is a script, environment and
+number of steps, over all seeds. metrics.jsonl may be compressed with gzip. Published results come
+from targets.csv, which names their sources.
+
+python tools/report.py runs/*
+"""
+
+import argparse
+import csv
+import gzip
+import json
+import shlex
+import tomllib
+from collections import defaultdict
+from pathlib import Path
+from statistics import fmean
+
+TARGETS = Path(__file__).with_name("targets.csv")
+TIMES = "update", "env", "act", "eval", "log"
+
+
+def read(folder):
+    """Return what the tables need of a run folder."""
+    summary = json.loads((folder / "summary.json").read_text("utf-8"))
+    config = tomllib.loads((folder / "config.toml").read_text("utf-8"))
+    path = folder / "metrics.jsonl"
+    packed = folder / "metrics.jsonl.gz"
+    text = path.read_bytes() if path.exists() else gzip.decompress(packed.read_bytes())
+    rows = [json.loads(line) for line in text.splitlines()]
+    scores = [row["eval/return_mean"] for row in rows if "eval/return_mean" in row]
+    timed = [row for row in rows if "charts/SPS" in row]
+    spent = {name: fmean(row.get(f"time/{name}", 0) for row in timed) for name in TIMES}
+    script = Path(shlex.split(summary["command"])[0]).stem
+    key = script, config["env_id"], summary["global_step"]
+    return key, config["seed"], scores, summary, spent
+
+
+def targets():
+    """Return published results by algorithm, environment and steps."""
+    with open(TARGETS, newline="", encoding="utf-8") as file:
+        rows = [*csv.DictReader(file)]
+    return {(row["algorithm"], row["env_id"], int(row["steps"])): row for row in rows}
+
+
+def main():
+    """Print two tables of the run folders given."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folders", nargs="+", type=Path)
+    groups, known = defaultdict(list), targets()
+    for folder in parser.parse_args().folders:
+        try:
+            key, *run = read(folder)
+        except (OSError, KeyError, ValueError) as error:
+            parser.exit(2, f"error: {folder} is no finished run ({error!r}): name run folders\n")
+        groups[key].append(run)
+    print("script | environment | steps | score by seed | mean | best by seed | published (range)")
+    print("---|---|---|---|---|---|---")
+    for (script, env_id, steps), runs in sorted(groups.items()):
+        runs.sort(key=lambda run: run[0])
+        last, best = [run[1][-1] for run in runs], [max(run[1]) for run in runs]
+        one = known.get((script.split("_")[0], env_id, steps))
+        found = (
+            f"{one['mean']} ({one['low']} to {one['high']}, {one['seeds']} seeds)" if one else ""
+        )
+        by_seed = [", ".join(f"{run[0]}: {x:.0f}" for run, x in zip(runs, v)) for v in (last, best)]  # noqa: B905
+        cells = [script, env_id, f"{steps:,}", by_seed[0], f"{fmean(last):.0f}", by_seed[1], found]
+        print(" | ".join(cells))
+    print("\nscript | environment | steps/s by seed | " + " | ".join(TIMES))
+    print("---|---|---" + "|---" * len(TIMES))
+    for (script, env_id, _), runs in sorted(groups.items()):
+        speeds = ", ".join(f"{run[0]}: {run[2]['SPS']:.0f}" for run in runs)
+        shares = [f"{100 * fmean(run[3][name] for run in runs):.1f} %" for name in TIMES]
+        print(" | ".join([script, env_id, speeds, *shares]))
+
+
+if __name__ == "__main__":
+    main()
