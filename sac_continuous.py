@@ -174,8 +174,8 @@ class ReplayBuffer:
         """Copy N transitions in, arrays [N, O], [N, A], [N], [N], [N, O]; the oldest fall out."""
         columns = [obs, action, reward[:, None], terminated[:, None], next_obs]
         rows = torch.from_numpy(np.concatenate(columns, 1, dtype=np.float32, casting="unsafe"))
-        index = torch.arange(self.added, self.added + len(rows)) % len(self.rows)
-        self.rows[index.to(self.rows.device)] = rows.to(self.rows.device)
+        index = torch.arange(self.added, self.added + len(rows), device=self.rows.device)
+        self.rows[index % len(self.rows)] = rows.to(self.rows.device)
         self.added += len(rows)
 
     def sample(self, batch_size):
@@ -323,7 +323,7 @@ class Agent(nn.Module):
 
 # --- plumbing -------------------------------------------------------------------------------------
 TRAIN, EVALUATE = 0, 1  # streams of seeds
-VIDEO = "video (needs apt-get install libegl1 libgl1, or pip install pygame for the classics)"
+VIDEO = "video (needs rgb_array frames; apt-get install libegl1 libgl1, or pip install pygame)"
 
 
 def require(condition, name, sentence):
@@ -359,8 +359,7 @@ def parse_args(cls, argv):
 
 
 def resolve(args, preferred, row_bytes):
-    """Seed everything and settle what args leave open; row_bytes is the size of a transition."""
-    random.seed(args.seed), np.random.seed(args.seed % 2**32), torch.manual_seed(args.seed)
+    """Return args with what they leave open settled; row_bytes is the size of a transition."""
     cuda = torch.cuda.is_available()
     require(cuda or args.device != "cuda", "device", "cuda finds no CUDA device: use --device cpu")
     device = args.device if args.device != "auto" else preferred if cuda else "cpu"
@@ -381,7 +380,7 @@ def compiled(agent, *example):
     """Return agent.update, compiled if args say so and a trial, which changes nothing, works."""
     if agent.args.compile == "off":
         return agent.update
-    print("compiling the update takes about 20 s, less if cached; --compile off does without")
+    print("compiling takes about 20 s, less if cached; --compile off avoids it", flush=True)
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache/deep-rl-baselines"))
     torch._dynamo.reset()
     torch._dynamo.config.trace_autograd_ops = True
@@ -400,16 +399,16 @@ def require_finite(**arrays):
             raise FloatingPointError(f"{name} {array} is not finite")
 
 
-def make_envs(env_id, num_envs, film=False):
-    """Return environments that do not reset themselves, and low and high [*action shape]."""
+def make_envs(env_id, num_envs, seed, film=False):
+    """Seed all generators; return environments that do not reset themselves, and low and high."""
 
     def make(**options):
-        env = gym.make(env_id, disable_env_checker=True, **options)
-        return gym.wrappers.RecordEpisodeStatistics(gym.wrappers.FlattenObservation(env))
+        env = gym.wrappers.FlattenObservation(gym.make(env_id, disable_env_checker=True, **options))
+        return gym.wrappers.RecordEpisodeStatistics(env, stats_key="finished")
 
+    random.seed(seed), np.random.seed(seed % 2**32), torch.manual_seed(seed)
     if sys.platform == "linux" and not os.environ.get("DISPLAY") and find_library("EGL"):
         os.environ.setdefault("MUJOCO_GL", "egl")
-    sys.path += {os.getcwd()} - {*sys.path}  # for my_module:MyEnv-v0
     gym.logger.min_level = gym.logger.ERROR  # no word on Hopper-v4 being out of date
     try:
         envs = gym.vector.SyncVectorEnv([make] * num_envs, autoreset_mode="Disabled")
@@ -417,28 +416,27 @@ def make_envs(env_id, num_envs, film=False):
         require(False, "env_id", f"{env_id} fails: {' '.join(str(error).split())}")
     space = envs.single_action_space
     bounded = isinstance(space, gym.spaces.Box) and space.is_bounded()
-    require(bounded, "env_id", f"{env_id} needs a Box of bounded actions: see RescaleAction")
-    if film and "rgb_array" in envs.metadata["render_modes"]:
+    require(bounded, "env_id", f"{env_id} needs a Box of actions with finite low and high")
+    if film and "rgb_array" in envs.metadata.get("render_modes", []):
         envs.envs[0] = make(render_mode="rgb_array")
         env = envs.envs[0].unwrapped
         if renderer := getattr(env, "mujoco_renderer", None):
             renderer.width = renderer.height = 256
-            env.model.vis.quality.shadowsize = env.model.vis.quality.offsamples = 0  # slow
+            env.model.vis.quality.shadowsize = env.model.vis.quality.offsamples = 0  # costly
             renderer.camera_id = min(env.model.ncam, 1) - 1  # the free one loses HalfCheetah
     return envs, np.float32(space.low), np.float32(space.high)
 
 
 def reset(envs, done, *key):
-    """Begin episodes where done [N], seeded by the numbers in key; return obs [N, O] of all."""
-    seeds = [np.random.SeedSequence([*key, i]).generate_state(1)[0] for i in range(len(done))]
-    obs, _ = envs.reset(seed=[*map(int, seeds)], options={"reset_mask": done.copy()})
-    require_finite(observation=obs)
+    """Begin episodes where done [N], seeded by key, index and episode; return all obs [N, O]."""
+    keys = [[*key, i, env.episode_count] for i, env in enumerate(envs.envs)]
+    seeds = [int(np.random.SeedSequence(key).generate_state(1)[0]) for key in keys]
+    obs, _ = envs.reset(seed=seeds, options={"reset_mask": done})
     return obs
 
 
 def describe(name, values):
-    """Return mean, standard deviation, minimum and maximum of an array or a tensor."""
-    values = torch.as_tensor(values)
+    """Return mean, standard deviation, minimum and maximum of a tensor."""
     found = {f"{name}_mean": values.mean(), f"{name}_sd": values.std(correction=0)}
     return found | {f"{name}_min": values.min(), f"{name}_max": values.max()}
 
@@ -446,20 +444,21 @@ def describe(name, values):
 def evaluate(agent, envs, key, video=None):
     """Return metrics of a deterministic episode in each environment; film the first into video."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    ends, frames, steps, fps = {}, [], 0, envs.envs[0].metadata.get("render_fps", 30)
-    obs = reset(envs, np.ones(envs.num_envs, bool), *key, steps)
+    ends, frames, fps = {}, [], envs.envs[0].metadata.get("render_fps", 30)
+    envs.set_attr("episode_count", 0)
+    obs = reset(envs, np.ones(envs.num_envs, bool), *key)
     while len(ends) < envs.num_envs:
-        if video and 0 not in ends and steps < 500:
+        if video and 0 not in ends and len(frames) < 500:
             video = attempt(VIDEO, lambda: frames.append(envs.envs[0].render())) and video
         obs, _, terminated, truncated, infos = envs.step(agent.act(obs))
-        done, steps = terminated | truncated, steps + 1
+        done = terminated | truncated
         for i in np.flatnonzero(done):
-            ends.setdefault(i, (infos["episode"]["r"][i], infos["episode"]["l"][i]))
-        obs = reset(envs, done, *key, steps) if done.any() else obs
+            ends.setdefault(i, (infos["finished"]["r"][i], infos["finished"]["l"][i]))
+        obs = reset(envs, done, *key) if done.any() else obs
     random.setstate(states[0]), np.random.set_state(states[1]), torch.set_rng_state(states[2])
     if video and not attempt(VIDEO, imageio.mimwrite, video, frames, fps=fps):
         video.unlink(missing_ok=True)
-    returns, lengths = np.array([*ends.values()], float).T
+    returns, lengths = torch.tensor([*ends.values()], dtype=torch.float64).T
     return describe("eval/return", returns) | {"eval/length_mean": lengths.mean()}
 
 
@@ -493,8 +492,8 @@ class Run(AbstractContextManager):
         shutil.copy(__file__, self.folder / "script.py")
         self.file = open(self.folder / "metrics.jsonl", "w", buffering=1)  # noqa: SIM115
         self.board, self.tracker = SummaryWriter(self.folder / "tb"), None
-        if args.track:
-            attempt("W&B", self.track, config)
+        if args.track and not attempt("W&B", self.track, config):
+            self.tracker = None  # it may have failed halfway
         signal.signal(signal.SIGTERM, signal.default_int_handler)
 
     def track(self, config):
@@ -504,7 +503,7 @@ class Run(AbstractContextManager):
         mode = None if "WANDB_MODE" in os.environ or wandb.login(prompt=False) else "offline"
         names = {"name": self.folder.name, "notes": self.args.notes, "config": config}
         names |= {"settings": wandb.Settings(init_timeout=20, finish_timeout=120)}
-        self.tracker, self.film = wandb.init(**names, mode=mode), wandb.Video
+        self.tracker, self.media = wandb.init(**names, mode=mode), wandb.Video
         self.tracker.define_metric("*", step_metric="global_step")
         self.tracker.log_code(str(self.folder), include_fn=lambda path: path.endswith("script.py"))
 
@@ -517,7 +516,7 @@ class Run(AbstractContextManager):
         for name, value in metrics.items():
             self.board.add_scalar(name, value, self.global_step)
         if self.tracker:
-            row |= {"videos": self.film(str(video))} if video else {}
+            row |= {"videos": self.media(str(video))} if video else {}
             self.tracker = attempt("W&B", self.tracker.log, row | metrics) and self.tracker
 
     def save(self):
@@ -539,13 +538,13 @@ class Run(AbstractContextManager):
 
     def episodes(self, infos, truncated):
         """Log the episodes that ended in the latest step."""
-        for i in np.flatnonzero(infos.get("_episode", 0)):
-            score, length = infos["episode"]["r"][i], infos["episode"]["l"][i]
+        for i in np.flatnonzero(infos.get("_finished", False)):
+            score, length = infos["finished"]["r"][i], infos["finished"]["l"][i]
             self.recent.append((score, length, truncated[i]))
             self.log({"charts/episodic_return": score, "charts/episodic_length": length})
 
-    def progress(self, rows):
-        """Log the mean of rows of tensors, rates and the last 100 episodes; print a line."""
+    def progress(self, names, rows):
+        """Log the mean of an interval's rows, rates and the last 100 episodes; print a line."""
         step, seconds, total = self.global_step, self.spent.total(), self.args.total_timesteps
         metrics = {f"time/{name}": spent / seconds for name, spent in self.spent.items()}
         sps, self.logged = (step - self.logged) / (seconds - self.spent["eval"]), step
@@ -553,11 +552,10 @@ class Run(AbstractContextManager):
         metrics |= {"charts/SPS": sps, "charts/updates": self.updates}
         metrics |= {f"charts/{k}": v for k, v in vars(self.args).items() if k.endswith("_lr")}
         if rows:  # one transfer from the device
-            table = torch.stack([torch.stack([*row.values()]) for row in rows])
-            metrics |= dict(zip(rows[0], table.mean(0).tolist(), strict=True))
+            metrics |= dict(zip(names, torch.stack(rows).mean(0).tolist(), strict=True))
             rows.clear()
         if self.recent:
-            returns, lengths, cut = np.array(self.recent, float).T
+            returns, lengths, cut = torch.tensor(self.recent, dtype=torch.float64).T
             metrics |= describe("train/return", returns) | describe("train/length", lengths)
             metrics |= {"charts/average_return": returns.mean(), "env/time_limit_frac": cut.mean()}
         self.log(metrics)
@@ -572,17 +570,19 @@ class Run(AbstractContextManager):
         film = film and (number % 8 == 0 or step >= self.args.total_timesteps)
         video = self.folder / "videos" / f"step-{step}.mp4"
         found = evaluate(self.agent, envs, (EVALUATE, self.args.seed, number), film and video)
-        self.args.capture_video &= video.exists() or not film  # a second failure could abort
+        self.args.capture_video &= video.exists() or not film  # failing twice, OpenGL aborts
         self.log(found, video if video.exists() else None)
         self.scores.append(float(found["eval/return_mean"]))
-        print(f"step {step} eval {self.scores[-1]:.4g} {video if film else ''}", flush=True)
+        print(
+            f"step {step} eval {self.scores[-1]:.4g} {video if video.exists() else ''}", flush=True
+        )
         self.clock("eval")
 
     def __exit__(self, kind, error, trace):
         """Write model and summary; an interrupt or a failed check ends in one sentence."""
         status = {None: "finished", KeyboardInterrupt: "interrupted"}.get(kind, "failed")
         reason = f"{error!r} at step {self.global_step}" if error else ""
-        self.save()
+        attempt("model.pt", self.save)
         summary = {"status": status, "reason": reason, "global_step": self.global_step}
         if tail := self.scores[-math.ceil(len(self.scores) / 10) :]:
             summary |= {"eval_last": tail[-1], "eval_last_tenth": sum(tail) / len(tail)}
@@ -607,24 +607,24 @@ def main(args):
     args.check()
     if args.evaluate:
         agent = Agent.load(args.evaluate)
-        envs, *_ = make_envs(agent.args.env_id, args.eval_episodes, args.capture_video)
-        video = Path(args.evaluate, f"evaluate-{args.seed}.mp4") if args.capture_video else None
-        found = evaluate(agent, envs, (EVALUATE, args.seed, 10**6), video)
-        print({name: round(float(value), 4) for name, value in found.items()}, video or "")
+        envs, *_ = make_envs(agent.args.env_id, args.eval_episodes, args.seed, args.capture_video)
+        video = Path(args.evaluate, "videos", f"evaluate-{args.seed}.mp4")
+        found = evaluate(agent, envs, (EVALUATE, args.seed, 10**6), args.capture_video and video)
+        print({k: round(float(v), 4) for k, v in found.items()}, video if video.exists() else "")
         return agent
-    envs, low, high = make_envs(args.env_id, args.num_envs)
-    eval_envs, *_ = make_envs(args.env_id, args.eval_episodes, args.capture_video)
+    eval_envs, *_ = make_envs(args.env_id, args.eval_episodes, args.seed, args.capture_video)
+    envs, low, high = make_envs(args.env_id, args.num_envs, args.seed)  # last: what follows draws
     obs_dim, dim = envs.single_observation_space.shape[0], low.size
     args = resolve(args, "cuda", 4 * (2 * obs_dim + dim + 2))
     agent = Agent(args, obs_dim, low, high, args.device)
     buffer = ReplayBuffer(args.buffer_size, obs_dim, dim, args.device)
     noise = torch.zeros(2, args.batch_size, dim, device=args.device)
     blank = buffer.unpack(noise.new_zeros(args.batch_size, sum(buffer.widths)))
-    update = compiled(agent, blank, noise)
     with Run(args, agent) as run:
+        update = compiled(agent, blank, noise)
         if args.eval_every:
             run.evaluate(eval_envs)
-        obs, rows = reset(envs, np.ones(args.num_envs, bool), TRAIN, args.seed, 0), []
+        obs, rows, metrics = reset(envs, np.ones(args.num_envs, bool), TRAIN, args.seed), [], {}
         while run.global_step < args.total_timesteps:
             if run.global_step < args.learning_starts:
                 action = 2 * torch.rand(args.num_envs, dim).numpy() - 1
@@ -633,23 +633,23 @@ def main(args):
             run.clock("act")
 
             next_obs, reward, terminated, truncated, infos = envs.step(agent.scale(action))
-            require_finite(action=action, observation=next_obs, reward=reward)
+            require_finite(obs=obs, action=action, next_obs=next_obs, reward=reward)
             run.global_step += args.num_envs
             buffer.add(obs, action, reward, terminated, next_obs)
             done = terminated | truncated
-            obs = reset(envs, done, TRAIN, args.seed, run.global_step) if done.any() else next_obs
+            obs = reset(envs, done, TRAIN, args.seed) if done.any() else next_obs
             run.clock("env")
 
             while run.updates < args.utd * (run.global_step - args.learning_starts):
                 batch = buffer.sample(args.batch_size)
                 metrics = update(batch, noise.normal_())
-                rows += [metrics] if args.log_every else []
+                rows += [torch.stack([*metrics.values()])] if args.log_every else []
                 run.updates += 1
             run.clock("update")
 
             run.episodes(infos, truncated)
             if run.due(args.log_every):
-                run.progress(rows)
+                run.progress(metrics, rows)
             run.clock("log")
             if run.due(args.eval_every):
                 run.evaluate(eval_envs)

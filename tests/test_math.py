@@ -637,7 +637,7 @@ def test_t28_every_environment_and_episode_has_its_own_seed(S, spied, monkeypatc
 def test_t28_seeds_change_the_initial_networks(S, seeds):
     found = []
     for seed in seeds:
-        S.resolve(arguments(S, seed=seed), "cpu", row_bytes=40)
+        S.make_envs("Target-v0", 1, seed)
         bound = np.ones(2, np.float32)
         found.append(S.Agent(arguments(S), O, -bound, bound).critic.q1[0].weight.clone())
     assert not torch.isclose(*found).any()

@@ -10,6 +10,7 @@ import torch
 from gymnasium.spaces import Box, Dict, Discrete
 
 ended = []  # (return, length) of every episode that ended, in any Toy of this process
+born = []  # length of every Ragged episode that began
 
 
 class Toy(gym.Env):
@@ -51,6 +52,7 @@ class Ragged(Toy):
     def reset(self, seed=None, options=None):
         found = super().reset(seed=seed)
         self.length = int(self.np_random.integers(2, 10))
+        born.append(self.length)
         return found
 
 

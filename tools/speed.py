@@ -31,9 +31,9 @@ SETTLE = 3  # seconds of a window that are not counted, for caches and clocks
 class Counted(gym.Wrapper):
     """Counts the steps of an environment in a file that the measuring process reads."""
 
-    def __init__(self):
+    def __init__(self, **options):
         gym.logger.min_level = gym.logger.ERROR
-        super().__init__(gym.make(os.environ["SPEED_ENV"], disable_env_checker=True))
+        super().__init__(gym.make(os.environ["SPEED_ENV"], disable_env_checker=True, **options))
         self.counter = np.memmap(os.environ["SPEED_COUNTER"], np.int64, "r+")
 
     def step(self, action):
