@@ -16,7 +16,7 @@ REFUSED = {  # the remedy: flags
     "no_module": "--env-id no_module:Counter-v0",
     "Counter": "--env-id tests.toy_envs:Countre-v0",
     "Box|continuous": "--env-id tests.toy_envs:Discrete-v0",
-    "finite low and high": "--env-id tests.toy_envs:Unbounded-v0; --env-id tests.toy_envs:Clipped-v0",
+    "finite low": "--env-id tests.toy_envs:Unbounded-v0; --env-id tests.toy_envs:Clipped-v0",
     "--learning-starts": "--batch-size 101; --total-timesteps 100; --total-timesteps 50",
     r"GB.*--buffer-size \d+ fits": "--buffer-size 1e12",
     "--num-envs": "--buffer-size 2 --num-envs 3",

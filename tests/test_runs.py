@@ -316,7 +316,7 @@ def test_defaults_of_a_run(train, S, monkeypatch):
     monkeypatch.setattr(S, "evaluate", film)
     agent = train("--total-timesteps 48000 --learning-starts 47990 --capture-video --run-dir run")
     assert agent.args.compile == "on" and tried
-    assert len(filmed) == 321 and sum(map(bool, filmed)) == 42  # TINY says --eval-every 150
+    assert len(filmed) == 321 and sum(map(bool, filmed)) == 41  # TINY says --eval-every 150
     resolved = S.resolve(S.Args(), "cpu", 4)
     assert resolved.eval_every == math.ceil(1e6 / 24) and resolved.compile == "on"
     assert S.resolve(S.Args(total_timesteps=6000), "cpu", 4).eval_every == 2000
