@@ -71,9 +71,9 @@ class Args:
     log_std_min: float = -20.0  # (1) log_std is clamped to this minimum
     log_std_max: float = 2.0  # (1) and to this maximum
     gamma: float = 0.99  # (2) discount per step
-    critic_lr: float = 3e-4  # (3) Adam's step size
+    critic_lr: float = 1e-3  # (3) Adam's step size
     actor_lr: float = 3e-4  # (4) Adam's step size
-    alpha: float = 1.0  # (5) initial temperature; with --no-autotune it stays
+    alpha: float = 0.1  # (5) initial temperature; with --no-autotune it stays
     autotune: bool = True  # (5) learn the temperature
     alpha_lr: float = 3e-4  # (5) Adam's step size
     target_entropy: float | None = None  # (5) in nats, of the action in [-1, 1]; default -dim(A)

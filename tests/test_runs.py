@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -298,6 +299,17 @@ def test_evaluation_counts_first_episodes(S):
         lengths.append(toy_envs.born[:5])
         assert found["eval/length_mean"] == np.mean(lengths[-1]) and len(toy_envs.born) > 5
     assert lengths[0] == lengths[1] != lengths[2] and len({*lengths[0]}) > 1
+
+
+@pytest.mark.quick
+def test_sps_excludes_evaluation(train, S, monkeypatch):
+    evaluate = S.evaluate
+    monkeypatch.setattr(S, "evaluate", lambda *inputs: (time.sleep(1), evaluate(*inputs))[1])
+    train("--eval-every 100 --run-dir run")
+    logs = [row for row in read("run") if "charts/SPS" in row]
+    for old, last in itertools.pairwise(logs):
+        between = last["seconds"] - old["seconds"]
+        assert 100 / last["charts/SPS"] < between - 0.9 and last["time/eval"] > 0.9 / between
 
 
 @pytest.mark.quick
