@@ -596,7 +596,7 @@ class Run(AbstractContextManager):
         os.replace(self.folder / "summary.part", self.folder / "summary.json")
         if self.tracker:
             attempt("W&B", self.tracker.finish, int(status != "finished"))
-        print(f"{status} {reason}".strip() + f": {self.folder}", flush=True)
+        print(f"{status} {reason}".strip() + f": python tools/report.py {self.folder}", flush=True)
         if kind in (KeyboardInterrupt, FloatingPointError):
             raise SystemExit(130 if status == "interrupted" else 1) from None
 

@@ -5,8 +5,8 @@ is timed from its launch to --first steps, then stopped by a signal. Afterwards 
 one at a time, a window of --seconds each and --windows rounds, so that a machine that slows down
 slows all of them. The first program is the one that the others are compared with.
 
-python tools/speed.py "ours=python sac_continuous.py --env-id speed:Counted-v0 --eval-every 0"
-                      "peer=python peer.py --env-id speed:Counted-v0"
+python tools/speed.py --file speed.json "ours=python sac_continuous.py --env-id speed:Counted-v0" \\
+                                        "peer=python peer.py --env-id speed:Counted-v0"
 """
 
 import argparse
@@ -89,32 +89,34 @@ class Program:
         return found
 
 
-def table(found):
-    """Describe the figures in Markdown: medians, with the range in brackets."""
-    ours, lines = next(iter(found["programs"].values())), []
+def describe(found):
+    """Return all figures in Markdown: medians of the windows, with the range in brackets."""
+    ours, lines = next(iter(found["programs"].values())), [f"# Speed on {found['env_id']}", ""]
+    lines += [f"{found['date']}, {found['cpus']} CPUs, {found['system']}. {found['note']}".strip()]
+    windows = f"{len(ours['windows'])} windows of {found['seconds']:.0f} s in turns"
+    lines += [
+        "",
+        f"steps/s; median and range of {windows}; ratio of the first program's to this",
+        "",
+    ]
+    lines += [f"program | launch to step {found['first']:,} | ratio | after it | ratio"]
+    lines += ["---|---|---|---|---"]
     for name, one in found["programs"].items():
         ratios = [a / b for a, b in zip(ours["windows"], one["windows"], strict=True)]
-        cells = [name, f"{one['first']:.0f}"]
+        cells = [name, f"{one['first']:.0f}", f"{ours['first'] / one['first']:.2f}"]
         for values, digits in ((one["windows"], 0), (ratios, 2)):
-            low, middle, high = (f(values) for f in (min, median, max))
-            cells.append(f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})")
+            low, middle, high = (f"{f(values):.{digits}f}" for f in (min, median, max))
+            cells.append(f"{middle} ({low} to {high})")
         lines.append(" | ".join(cells))
-    head = f"program | steps/s to step {found['first']} | steps/s after it | times slower"
-    return "\n".join([head, "---|---|---|---", *lines])
+    commands = [f"    {name}: {one['command']}" for name, one in found["programs"].items()]
+    return "\n".join([*lines, "", "Commands:", "", *commands])
 
 
-def main():
-    """Measure all programs, print a table and write all figures."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("programs", nargs="+", help="name=command")
-    parser.add_argument("--env-id", default="Hopper-v4")
-    parser.add_argument("--first", type=int, default=10_000, help="steps of the first measurement")
-    parser.add_argument("--windows", type=int, default=5, help="rounds after that")
-    parser.add_argument("--seconds", type=float, default=30, help="length of a window")
-    parser.add_argument("--out", type=Path, help="write all figures to this JSON file")
-    args = parser.parse_args()
+def measure(args):
+    """Return the figures of all programs."""
     found = {"env_id": args.env_id, "first": args.first, "seconds": args.seconds, "programs": {}}
     found |= {"system": platform.platform(), "cpus": os.cpu_count(), "date": time.strftime("%F")}
+    found["note"] = args.note
     running = []
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -133,9 +135,23 @@ def main():
         finally:
             for program in running:
                 program.send(signal.SIGKILL)
-    print(table(found))
-    if args.out:
-        args.out.write_text(json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def main():
+    """Measure all programs, write all figures, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("programs", nargs="*", help="name=command; none: print the table of --file")
+    parser.add_argument("--env-id", default="Hopper-v4")
+    parser.add_argument("--first", type=int, default=10_000, help="steps of the first measurement")
+    parser.add_argument("--windows", type=int, default=5, help="rounds after that")
+    parser.add_argument("--seconds", type=float, default=30, help="length of a window")
+    parser.add_argument("--note", default="", help="versions and the like, kept beside the figures")
+    parser.add_argument("--file", type=Path, required=True, help="JSON file of all figures")
+    args = parser.parse_args()
+    if args.programs:
+        args.file.write_text(json.dumps(measure(args), indent=1) + "\n")
+    print(describe(json.loads(args.file.read_text())))
 
 
 if __name__ == "__main__":

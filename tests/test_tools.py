@@ -1,0 +1,97 @@
+"""The tools that read run folders and measure speed."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+ENVIRON = os.environ | {"PYTHONPATH": str(ROOT)}
+
+
+def tool(name, *arguments, cwd=ROOT):
+    """Run a tool and return its exit code, stdout and stderr."""
+    command = [sys.executable, str(ROOT / "tools" / name), *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, env=ENVIRON, capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
+
+
+def make_run(folder, seed, scores, env_id="HalfCheetah-v4", steps=60_000):
+    """Write what the report reads of a run."""
+    folder.mkdir(parents=True)
+    summary = {"command": "here/sac_continuous.py --seed 1", "global_step": steps, "SPS": 100.0}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "config.toml").write_text(f'env_id = "{env_id}"\nseed = {seed}\n')
+    rows = [{"global_step": i, "eval/return_mean": x} for i, x in enumerate(scores)]
+    rows += [{"charts/SPS": 1.0, "time/update": u, "time/env": 1 - u} for u in (0.7, 0.9)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.mark.quick
+def test_report(tmp_path):
+    runs = [make_run(tmp_path / str(s), s, [0, 10 * s, 9 * s]) for s in (20, 3)]
+    runs += [make_run(tmp_path / "pole", 1, [5], "InvertedPendulum-v4")]
+    text = (runs[1] / "metrics.jsonl").read_bytes()
+    (runs[1] / "metrics.jsonl.gz").write_bytes(gzip.compress(text))
+    (runs[1] / "metrics.jsonl").unlink()
+    code, out, err = tool("report.py", *runs)
+    assert (code, err) == (0, "")
+    lines = [line.split(" | ") for line in out.splitlines()]
+    cheetah = ["sac_continuous", "HalfCheetah-v4", "60,000", "3: 27, 20: 180", "104"]
+    assert lines[2] == [*cheetah, "3: 30, 20: 200", "4507 (3761 to 5152, 10 seeds)"]
+    assert lines[3][3:] == ["1: 5", "5", "1: 5", ""]
+    assert lines[-2][2:5] == ["3: 100, 20: 100", "80.0 %", "20.0 %"]
+
+
+@pytest.mark.quick
+def test_report_refuses_what_is_no_run(tmp_path):
+    code, out, err = tool("report.py", tmp_path)
+    assert code == 2 and err.startswith(f"error: {tmp_path} is no finished run") and "\n" in err
+    assert err.count("\n") == 1 and "Traceback" not in out + err
+
+
+@pytest.mark.parametrize("name", ["sac_continuous"])
+def test_committed_tables_are_those_of_the_committed_runs(name):
+    runs = sorted((ROOT / "results" / name).glob("*/*"))
+    code, out, _ = tool("report.py", *[run.relative_to(ROOT) for run in runs])
+    assert code == 0 and out in (ROOT / "results" / f"{name}.md").read_text()
+
+
+def test_committed_speed_is_that_of_the_committed_figures():
+    code, out, _ = tool("speed.py", "--file", "results/speed.json")
+    assert code == 0 and out in (ROOT / "results" / "speed.md").read_text()
+
+
+LOOP = "import time, gymnasium; env = gymnasium.make('speed:Counted-v0'); env.reset(seed=1)\n"
+LOOP += "while True: time.sleep({pause}); any(env.step([0])[2:4]) and env.reset()"
+
+
+def test_speed(tmp_path):
+    """A program that sleeps 20 ms a step is slower than one that sleeps 2, and nothing is left."""
+    for pause in (0.002, 0.02):
+        Path(tmp_path, f"loop{pause}.py").write_text(LOOP.format(pause=pause))
+    programs = [
+        f"{name}={sys.executable} loop{p}.py" for name, p in {"a": 0.002, "b": 0.02}.items()
+    ]
+    options = ["--first", 20, "--windows", 2, "--seconds", 1, "--note", "a note"]
+    options += ["--env-id", "Pendulum-v1", "--file", "found.json"]
+    code, out, err = tool("speed.py", *options, *programs, cwd=tmp_path)
+    assert code == 0, err
+    found = json.loads((tmp_path / "found.json").read_text())["programs"]
+    assert len(found["a"]["windows"]) == len(found["b"]["windows"]) == 2
+    for a, b in zip(found["a"]["windows"], found["b"]["windows"], strict=True):
+        assert 0 < b <= 1 / 0.02 + 1 and b < a <= 1 / 0.002 + 1
+    assert "Pendulum-v1" in out and "a note" in out and f"b: {sys.executable} loop0.02.py" in out
+    assert not subprocess.run(["pgrep", "-f", "loop0.0"], capture_output=True).stdout
+
+
+def test_speed_says_which_program_has_ended(tmp_path):
+    options = ["--first", 20, "--file", "found.json", f"a={sys.executable} -c 'raise OSError(7)'"]
+    code, _, err = tool("speed.py", *options, cwd=tmp_path)
+    assert code == 1 and err == "error: a has ended: OSError: 7\n"
