@@ -13,8 +13,8 @@ update follows, on a batch drawn uniformly from all that is stored. Actions are 
 (5) alpha_loss = -mean(log_alpha * (logp + target_entropy)), alpha = exp(log_alpha)
 (6) critic_target = critic_target + tau * (critic - critic_target)
 
-Differs from the paper: critics' step size 1e-3, alpha starts at 0.1; no factor 1/2 in (3), log_alpha
-in (5); random actions at first; time limits bootstrap; (4) and (5) share one logp.
+Differs from the paper: critic_lr 1e-3, alpha starts at 0.1; no factor 1/2 in (3), log_alpha in (5);
+random actions at first; episodes cut by a time limit bootstrap; (4) and (5) share one logp.
 
 python sac_continuous.py --env-id Hopper-v4
 python sac_continuous.py --env-id InvertedPendulum-v4 --total-timesteps 5000 --learning-starts 1000

@@ -90,7 +90,7 @@ def test_metrics(hopper):
     logs = [row for row in rows if "charts/SPS" in row]
     assert [row["global_step"] for row in logs] == [500, 1000, 1500]
     for old, last in itertools.pairwise(logs):
-        assert 500 / last["charts/SPS"] < last["seconds"] - old["seconds"] + 0.05
+        assert 500 / last["charts/SPS"] < last["seconds"] - old["seconds"] + 0.5
     assert not KEYS - last.keys()
     found = [row["global_step"] for row in rows if "eval/return_mean" in row]
     assert found == [0, 500, 1000, 1500]
@@ -258,7 +258,7 @@ def test_config_repeats_a_run(train, S):
 
 # --- counting -------------------------------------------------------------------------------------
 @pytest.mark.quick
-@pytest.mark.parametrize("n, utd", [(1, 1.0), (3, 1.0), (3, 0.5), (2, 2.0)])
+@pytest.mark.parametrize("n, utd", [(1, 1.0), (3, 1.0), (3, 0.5), (4, 0.5), (2, 2.0)])
 def test_counts(train, n, utd):
     from tests import toy_envs
 

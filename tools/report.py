@@ -14,6 +14,7 @@ import json
 import shlex
 import tomllib
 from collections import defaultdict
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 
@@ -31,7 +32,13 @@ def read(folder):
     rows = [json.loads(line) for line in text.splitlines()]
     scores = [row["eval/return_mean"] for row in rows if "eval/return_mean" in row]
     timed = [row for row in rows if "charts/SPS" in row]
-    spent = {name: fmean(row.get(f"time/{name}", 0) for row in timed) for name in TIMES}
+    if summary["status"] != "finished" or not (scores and timed):
+        raise ValueError(f"status {summary['status']}, {len(scores)} evaluations")
+    lengths = [b - a for a, b in pairwise([0.0, *(row["seconds"] for row in timed)])]
+    spent = {}
+    for name in TIMES:
+        parts = (n * row.get(f"time/{name}", 0) for n, row in zip(lengths, timed, strict=True))
+        spent[name] = sum(parts) / sum(lengths)
     script = Path(shlex.split(summary["command"])[0]).stem
     key = script, config["env_id"], summary["global_step"]
     return key, config["seed"], scores, summary, spent
@@ -53,7 +60,9 @@ def main():
         try:
             key, *run = read(folder)
         except (OSError, KeyError, ValueError) as error:
-            parser.exit(2, f"error: {folder} is no finished run ({error!r}): name run folders\n")
+            parser.exit(
+                2, f"error: {folder} is no finished run with evaluations ({error!r}): name others\n"
+            )
         groups[key].append(run)
     print("script | environment | steps | score by seed | mean | best by seed | published (range)")
     print("---|---|---|---|---|---|---")

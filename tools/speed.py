@@ -56,9 +56,10 @@ class Program:
         paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
         environ = {"PYTHONPATH": os.pathsep.join(paths), "SPEED_ENV": env_id}
         environ |= {"SPEED_COUNTER": str(self.folder / "counter")}
+        environ |= {"TORCHINDUCTOR_CACHE_DIR": str(self.folder / "inductor")}  # all start cold
         log = open(self.folder / "log", "w")  # noqa: SIM115
         command, streams = shlex.split(self.command), {"stdout": log, "stderr": subprocess.STDOUT}
-        command = [os.path.abspath(word) if Path(word).exists() else word for word in command]
+        command = [os.path.abspath(word) if os.path.exists(word) else word for word in command]
         options = {"env": os.environ | environ, "cwd": self.folder, "start_new_session": True}
         self.start = time.perf_counter()
         self.process = subprocess.Popen(command, **streams, **options)
@@ -92,7 +93,8 @@ class Program:
 def describe(found):
     """Return all figures in Markdown: medians of the windows, with the range in brackets."""
     ours, lines = next(iter(found["programs"].values())), [f"# Speed on {found['env_id']}", ""]
-    lines += [f"{found['date']}, {found['cpus']} CPUs, {found['system']}. {found['note']}".strip()]
+    lines += [f"{found['date']}, {found['cpus']} CPUs, {found['system']}, load before the start"]
+    lines += [f"{found['load']:.1f}. {found['note']}".strip()]
     windows = f"{len(ours['windows'])} windows of {found['seconds']:.0f} s in turns"
     lines += [
         "",
@@ -102,7 +104,7 @@ def describe(found):
     lines += [f"program | launch to step {found['first']:,} | ratio | after it | ratio"]
     lines += ["---|---|---|---|---"]
     for name, one in found["programs"].items():
-        ratios = [a / b for a, b in zip(ours["windows"], one["windows"], strict=True)]
+        ratios = [a / b for a, b in zip(ours["windows"], one["windows"], strict=False)]
         cells = [name, f"{one['first']:.0f}", f"{ours['first'] / one['first']:.2f}"]
         for values, digits in ((one["windows"], 0), (ratios, 2)):
             low, middle, high = (f"{f(values):.{digits}f}" for f in (min, median, max))
@@ -113,10 +115,10 @@ def describe(found):
 
 
 def measure(args):
-    """Return the figures of all programs."""
+    """Write the figures of all programs to the file, after every window."""
     found = {"env_id": args.env_id, "first": args.first, "seconds": args.seconds, "programs": {}}
     found |= {"system": platform.platform(), "cpus": os.cpu_count(), "date": time.strftime("%F")}
-    found["note"] = args.note
+    found |= {"note": args.note, "load": os.getloadavg()[0]}
     running = []
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -131,11 +133,12 @@ def measure(args):
                 for program in running:
                     rate = program.window(args.seconds)
                     found["programs"][program.name]["windows"].append(rate)
+                    args.file.write_text(json.dumps(found, indent=1) + "\n")
                     print(f"{program.name}: {rate:.1f} steps/s", file=sys.stderr)
         finally:
             for program in running:
                 program.send(signal.SIGKILL)
-    return found
+                program.process.wait()
 
 
 def main():
@@ -150,7 +153,8 @@ def main():
     parser.add_argument("--file", type=Path, required=True, help="JSON file of all figures")
     args = parser.parse_args()
     if args.programs:
-        args.file.write_text(json.dumps(measure(args), indent=1) + "\n")
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # leave no stopped process
+        measure(args)
     print(describe(json.loads(args.file.read_text())))
 
 
