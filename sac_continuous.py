@@ -384,7 +384,7 @@ def compiled(agent, *example):
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache/deep-rl-baselines"))
     torch._dynamo.reset()
     torch._dynamo.config.trace_autograd_ops = True
-    update = torch.compile(agent.update, fullgraph=True, dynamic=False)
+    update = torch.compile(agent.update, fullgraph=True, options={"cpp_wrapper": True})
     state = {name: value.clone() for name, value in agent.state_dict().items()}
     if not attempt("compilation", update, *example):
         agent.args.compile, update = "off", agent.update
