@@ -14,7 +14,13 @@ from torch import nn
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
-OTHERS = {"help", "index-url", "logdir", "script"}  # of tyro, pip, tensorboard and pytest
+OTHERS = {
+    "help",
+    "index-url",
+    "logdir",
+    "script",
+    "file",
+}  # of tyro, pip, tensorboard, pytest, tools
 
 pytestmark = pytest.mark.quick
 
