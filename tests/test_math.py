@@ -519,8 +519,9 @@ def test_bounds_scaled_by_four_learn_the_same_bits(spied):
 
 def test_t33_infinite_bounds_are_refused(spied):
     """Those of ClipAction, which hides the true ones, never reach scaling or sampling."""
-    with pytest.raises(SystemExit):
-        spied(env_id="Target-clipped-v0")
+    with pytest.raises(SystemExit) as stop:
+        spied(env_id="Target-clipped-v0", run_dir="run")
+    assert stop.value.code == 2 and not Path("run").exists()
 
 
 def test_actions_are_uniform_at_first_and_explored_later(S, spied, monkeypatch):
