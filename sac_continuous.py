@@ -22,13 +22,13 @@ python sac_continuous.py --env-id InvertedPendulum-v4 --total-timesteps 5000 --l
 
 # --- imports --------------------------------------------------------------------------------------
 import copy
+import gc
 import json
 import math
 import os
 import platform
 import random
 import re
-import shlex
 import shutil
 import signal
 import sys
@@ -78,9 +78,6 @@ class Args:
     alpha_lr: float = 3e-4  # (5) Adam's step size
     target_entropy: float | None = None  # (5) in nats, of the action in [-1, 1]; default -dim(A)
     tau: float = 0.005  # (6) target smoothing
-    adam_beta1: float = 0.9  # decay of Adam's mean of gradients
-    adam_beta2: float = 0.999  # decay of Adam's mean of squared gradients
-    adam_eps: float = 1e-8  # added to Adam's denominator
     # run
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: CUDA if present
     threads: int | None = None  # CPU threads; default: all cores, at most 4
@@ -98,28 +95,39 @@ class Args:
     def check(self):
         """Refuse values that can not work."""
         positive = "total_timesteps num_envs buffer_size batch_size hidden_size eval_episodes "
-        for name in (positive + "utd alpha critic_lr actor_lr alpha_lr adam_eps").split():
+        for name in (positive + "utd alpha critic_lr actor_lr alpha_lr").split():
             require(0 < getattr(self, name) < math.inf, name, "must be positive")
         for name in ["gamma", "tau"]:
             require(0 <= getattr(self, name) <= 1, name, "must be between 0 and 1")
-        for name in ["adam_beta1", "adam_beta2"]:
-            require(0 < getattr(self, name) < 1, name, "must be above 0 and below 1")
         for name in ["seed", "log_every", "eval_every", "threads"]:
             require(0 <= (getattr(self, name) or 0) < 2**63, name, "must not be negative or huge")
-        for name in ["log_std_min", "log_std_max", "target_entropy"]:
-            require(math.isfinite(getattr(self, name) or 0), name, "must be finite")
-        require(self.log_std_min < self.log_std_max, "log_std_min", "must be below --log-std-max")
+        require(math.isfinite(self.target_entropy or 0), "target_entropy", "must be finite")
+        ordered = -math.inf < self.log_std_min < self.log_std_max < math.inf
+        require(ordered, "log_std_min", "must be finite and below --log-std-max")
         starts = self.learning_starts
         require(self.batch_size <= starts, "batch_size", "must be at most --learning-starts")
         require(self.total_timesteps > starts, "total_timesteps", "must be above --learning-starts")
-        require(self.buffer_size >= self.num_envs, "buffer_size", "must be at least --num-envs")
 
 
 # --- networks -------------------------------------------------------------------------------------
-def mlp(inputs, hidden_size, outputs):
+def mlp(inputs, hidden_size, outputs, layer=nn.Linear):
     """Stack two hidden ReLU layers and a linear output."""
-    first, second = nn.Linear(inputs, hidden_size), nn.Linear(hidden_size, hidden_size)
-    return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), nn.Linear(hidden_size, outputs))
+    first, second = layer(inputs, hidden_size), layer(hidden_size, hidden_size)
+    return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), layer(hidden_size, outputs))
+
+
+class TwinLinear(nn.Module):
+    """Two independent linear layers in one batched matrix product."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        twins = [nn.Linear(inputs, outputs) for _ in range(2)]
+        self.weight = nn.Parameter(torch.stack([twin.weight.T for twin in twins]))  # [2, I, O]
+        self.bias = nn.Parameter(torch.stack([twin.bias[None] for twin in twins]))  # [2, 1, O]
+
+    def forward(self, x):
+        """Map x [2, B, I] to [2, B, O]."""
+        return x @ self.weight + self.bias
 
 
 class Critic(nn.Module):
@@ -127,13 +135,11 @@ class Critic(nn.Module):
 
     def __init__(self, obs_dim, action_dim, hidden_size):
         super().__init__()
-        self.q1 = mlp(obs_dim + action_dim, hidden_size, 1)
-        self.q2 = mlp(obs_dim + action_dim, hidden_size, 1)
+        self.net = mlp(obs_dim + action_dim, hidden_size, 1, TwinLinear)
 
     def forward(self, obs, action):
         """Map obs [B, O] and action [B, A] in [-1, 1] to both values [2, B]."""
-        x = torch.cat([obs, action], -1)
-        return torch.stack([self.q1(x).squeeze(-1), self.q2(x).squeeze(-1)])
+        return self.net(torch.cat([obs, action], -1).expand(2, -1, -1)).squeeze(-1)
 
 
 class Actor(nn.Module):
@@ -174,9 +180,9 @@ class ReplayBuffer:
         """Copy N transitions in, arrays [N, O], [N, A], [N], [N], [N, O]; the oldest fall out."""
         columns = [obs, action, reward[:, None], terminated[:, None], next_obs]
         rows = torch.from_numpy(np.concatenate(columns, 1, dtype=np.float32, casting="unsafe"))
-        index = torch.arange(self.added, self.added + len(rows), device=self.rows.device)
-        self.rows[index % len(self.rows)] = rows.to(self.rows.device)
-        self.added += len(rows)
+        for row in rows.to(self.rows.device):
+            self.rows[self.added % len(self.rows)] = row
+            self.added += 1
 
     def sample(self, batch_size):
         """Draw B transitions uniformly, with replacement: [B, O], [B, A], [B], [B], [B, O]."""
@@ -190,37 +196,30 @@ class ReplayBuffer:
 
 
 # --- agent ----------------------------------------------------------------------------------------
-def flatten(parameters):
-    """Move parameters into one new vector, of which they become views, and return it."""
-    vector = nn.utils.parameters_to_vector(parameters).detach().clone()
-    nn.utils.vector_to_parameters(vector, parameters)
-    assert parameters[0].data_ptr() == vector.data_ptr()
-    return vector
-
-
 class Adam(nn.Module):
-    """Adam (arXiv 1412.6980) on one vector, of which the parameters become views."""
+    """Adam (arXiv 1412.6980), whose averages over all parameters are one vector each."""
 
-    def __init__(self, parameters, lr, beta1, beta2, eps):
+    def __init__(self, parameters, lr, beta1=0.9, beta2=0.999, eps=1e-8):
         super().__init__()
         self.leaves, self.lr = [*parameters], lr
         self.beta1, self.beta2, self.eps = beta1, beta2, eps
-        self.vector = flatten(self.leaves)
-        self.register_buffer("mean", torch.zeros_like(self.vector))
-        self.register_buffer("square", torch.zeros_like(self.vector))
-        self.register_buffer("steps", self.vector.new_zeros(()))
+        self.sizes = [leaf.numel() for leaf in self.leaves]
+        zeros = self.leaves[0].detach().new_zeros(sum(self.sizes))
+        self.mean, self.square = nn.Buffer(zeros), nn.Buffer(zeros.clone())
+        self.mean_seen, self.square_seen = (nn.Buffer(zeros.new_zeros(())) for _ in range(2))
 
     def step(self, loss):
         """Descend the loss in place and return the norm of its gradient."""
         gradient = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, self.leaves)])
         with torch.no_grad():
-            self.steps.add_(1)
             self.mean.lerp_(gradient, 1 - self.beta1)
             self.square.lerp_(gradient.square(), 1 - self.beta2)
-            mean_seen = -torch.expm1(self.steps * math.log(self.beta1))  # 1 - beta1^steps
-            square_seen = -torch.expm1(self.steps * math.log(self.beta2))
-            scale = (self.square / square_seen).sqrt() + self.eps
-            self.vector.sub_(self.lr / mean_seen * self.mean / scale)
+            self.mean_seen.mul_(self.beta1).add_(1 - self.beta1)  # 1 - beta1^steps
+            self.square_seen.mul_(self.beta2).add_(1 - self.beta2)
+            scale = (self.square / self.square_seen).sqrt() + self.eps
+            moves = (self.lr / self.mean_seen * self.mean / scale).split(self.sizes)
+            for leaf, move in zip(self.leaves, moves, strict=True):
+                leaf.sub_(move.view_as(leaf))
         return gradient.norm()
 
 
@@ -235,36 +234,34 @@ class Agent(nn.Module):
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
         self.log_alpha = nn.Parameter(torch.tensor([math.log(args.alpha)]))
         self.to(device)
-        adam = (args.adam_beta1, args.adam_beta2, args.adam_eps)
-        self.critic_opt = Adam(self.critic.parameters(), args.critic_lr, *adam)
-        self.actor_opt = Adam(self.actor.parameters(), args.actor_lr, *adam)
-        self.alpha_opt = Adam([self.log_alpha], args.alpha_lr, *adam)
-        self.target_vector = flatten([*self.critic_target.parameters()])
+        self.critic_opt = Adam(self.critic.parameters(), args.critic_lr)
+        self.actor_opt = Adam(self.actor.parameters(), args.actor_lr)
+        self.alpha_opt = Adam([self.log_alpha], args.alpha_lr)
         self.target_entropy = -dim if args.target_entropy is None else args.target_entropy
 
     def tensor(self, obs):
         """Put observations on the agent's device as float32."""
-        return torch.as_tensor(obs, dtype=torch.float32, device=self.log_alpha.device)
+        return torch.as_tensor(np.float32(obs), device=self.log_alpha.device)
 
     def scale(self, action):
         """Map actions [N, A] in [-1, 1] to the environment's units [N, *action shape]."""
-        half, middle = (self.high - self.low) / 2, (self.high + self.low) / 2
-        return np.clip(middle + half * action.reshape(-1, *half.shape), self.low, self.high)
+        units = (self.high - self.low) / 2 * (1 + np.float32(action).reshape(-1, *self.low.shape))
+        return np.minimum(self.low + units, self.high)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def explore(self, obs):
         """Sample actions [N, A] in [-1, 1] for obs [N, O], to learn from."""
-        mean, log_std = self.actor(self.tensor(obs))
-        return torch.tanh(mean + log_std.exp() * torch.randn_like(mean)).cpu().numpy()
+        mean, log_std = (out.cpu().numpy() for out in self.actor(self.tensor(obs)))
+        return np.tanh(mean + np.exp(log_std) * np.random.standard_normal(mean.shape))  # (1)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def act(self, obs, deterministic=True):
         """Choose actions [N, *action shape] in the environment's units for obs [N, O]."""
         if not deterministic:
             return self.scale(self.explore(obs))
         return self.scale(torch.tanh(self.actor(self.tensor(obs))[0]).cpu().numpy())
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def value(self, obs):
         """Estimate the return [N] from obs [N, O]: min over critics of Q(s, pi(s)), no entropy."""
         obs = self.tensor(obs)
@@ -275,7 +272,10 @@ class Agent(nn.Module):
         alpha = self.log_alpha.detach().exp()  # [1]
         metrics = self.update_critic(*batch, alpha, noise[0])
         metrics |= self.update_actor(batch[0], alpha, noise[1])
-        self.target_vector.lerp_(self.critic_opt.vector, self.args.tau)  # (6)
+        with torch.no_grad():
+            pairs = zip(self.critic_target.parameters(), self.critic.parameters(), strict=True)
+            for target, parameter in pairs:
+                target.lerp_(parameter, self.args.tau)  # (6)
         return metrics
 
     def update_critic(self, obs, action, reward, terminated, next_obs, alpha, noise):
@@ -366,6 +366,7 @@ def resolve(args, preferred, row_bytes):
     free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
     fits, need = int(0.8 * free / row_bytes), f"needs {args.buffer_size * row_bytes / 1e9:.1f} GB"
     require(args.buffer_size <= fits, "buffer_size", f"{need}: --buffer-size {fits} fits")
+    torch.set_flush_denormal(True)  # averages of zero gradients decay to slow, tiny numbers
     torch.set_num_threads(args.threads or min(torch.get_num_threads(), 4))
     gains = args.total_timesteps >= 10_000 and shutil.which(os.environ.get("CXX", "c++"))
     compile = {"auto": "on" if gains else "off"}.get(args.compile, args.compile)
@@ -376,20 +377,23 @@ def resolve(args, preferred, row_bytes):
     return replace(args, device=device, threads=threads, compile=compile, eval_every=every)
 
 
-def compiled(agent, *example):
-    """Return agent.update, compiled if args say so and a trial, which changes nothing, works."""
-    if agent.args.compile == "off":
-        return agent.update
-    print("compiling takes about 20 s, less if cached; --compile off avoids it", flush=True)
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path.home() / ".cache/deep-rl-baselines"))
-    torch._dynamo.reset()
-    torch._dynamo.config.trace_autograd_ops = True
-    update = torch.compile(agent.update, fullgraph=True, options={"cpp_wrapper": True})
-    state = {name: value.clone() for name, value in agent.state_dict().items()}
-    if not attempt("compilation", update, *example):
-        agent.args.compile, update = "off", agent.update
+def prepare(agent, *example):
+    """Return the metrics' names, and agent.update with these as one tensor [M], compiled or not."""
+
+    def update(*inputs):
+        return torch.stack([*agent.update(*inputs).values()])
+
+    state, names = copy.deepcopy(agent.state_dict()), [*agent.update(*example)]  # a trial
+    if agent.args.compile == "on":
+        print("compiling takes about 20 s, less if cached; --compile off avoids it", flush=True)
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{Path.home()}/.cache/deep-rl-baselines")
+        torch._dynamo.reset()
+        torch._dynamo.config.trace_autograd_ops = True
+        fast = torch.compile(update, fullgraph=True, options={"cpp_wrapper": True})
+        works = attempt("compilation", fast, *example)
+        agent.args.compile, update = ("on", fast) if works else ("off", update)
     agent.load_state_dict(state)
-    return update
+    return names, update
 
 
 def require_finite(**arrays):
@@ -538,7 +542,7 @@ class Run(AbstractContextManager):
 
     def episodes(self, infos, truncated):
         """Log the episodes that ended in the latest step."""
-        for i in np.flatnonzero(infos.get("_finished", False)):
+        for i in np.flatnonzero(infos["_finished"]) if "_finished" in infos else ():
             score, length = infos["finished"]["r"][i], infos["finished"]["l"][i]
             self.recent.append((score, length, truncated[i]))
             self.log({"charts/episodic_return": score, "charts/episodic_length": length})
@@ -559,10 +563,8 @@ class Run(AbstractContextManager):
             metrics |= describe("train/return", returns) | describe("train/length", lengths)
             metrics |= {"charts/average_return": returns.mean(), "env/time_limit_frac": cut.mean()}
         self.log(metrics)
-        left, seen = (total - step) / sps / 60, metrics.get("charts/average_return", math.nan)
-        print(
-            f"step {step}/{total} SPS {sps:.0f} left {left:.0f} min return {seen:.4g}", flush=True
-        )
+        eta, seen = (total - step) / sps / 60, metrics.get("charts/average_return", math.nan)
+        print(f"step {step}/{total} SPS {sps:.0f} left {eta:.0f} min return {seen:.4g}", flush=True)
 
     def evaluate(self, envs):
         """Score the agent; film every eighth evaluation and the last."""
@@ -571,11 +573,10 @@ class Run(AbstractContextManager):
         video = self.folder / "videos" / f"step-{step}.mp4"
         found = evaluate(self.agent, envs, (EVALUATE, self.args.seed, number), film and video)
         self.args.capture_video &= video.exists() or not film  # failing twice, OpenGL aborts
-        self.log(found, video if video.exists() else None)
+        video = video if video.exists() else ""
+        self.log(found, video)
         self.scores.append(float(found["eval/return_mean"]))
-        print(
-            f"step {step} eval {self.scores[-1]:.4g} {video if video.exists() else ''}", flush=True
-        )
+        print(f"step {step} eval {self.scores[-1]:.4g} {video}", flush=True)
         self.clock("eval")
 
     def __exit__(self, kind, error, trace):
@@ -586,11 +587,10 @@ class Run(AbstractContextManager):
         summary = {"status": status, "reason": reason, "global_step": self.global_step}
         if tail := self.scores[-math.ceil(len(self.scores) / 10) :]:
             summary |= {"eval_last": tail[-1], "eval_last_tenth": sum(tail) / len(tail)}
-        seconds, command = time.perf_counter() - self.start, shlex.join(sys.argv)
+        seconds = time.perf_counter() - self.start
         summary |= {"updates": self.updates, "seconds": seconds, "SPS": self.global_step / seconds}
-        summary |= {"command": command, "python": platform.python_version()}
-        summary["hardware"] = f"{platform.platform()}, {os.cpu_count()} CPUs"
-        summary["versions"] = {package.name: package.version for package in distributions()}
+        summary |= {"command": sys.argv, "hardware": f"{platform.platform()} {os.cpu_count()} CPUs"}
+        summary["versions"] = {d.name: d.version for d in distributions()} | {"python": sys.version}
         self.file.close(), self.board.close()
         (self.folder / "summary.part").write_text(json.dumps(summary, indent=1), "utf-8")
         os.replace(self.folder / "summary.part", self.folder / "summary.json")
@@ -621,15 +621,15 @@ def main(args):
     noise = torch.zeros(2, args.batch_size, dim, device=args.device)
     blank = buffer.unpack(noise.new_zeros(args.batch_size, sum(buffer.widths)))
     with Run(args, agent) as run:
-        update, _ = compiled(agent, blank, noise), run.clock("update")
+        names, update = prepare(agent, blank, noise)
+        gc.collect(), gc.freeze()  # look for garbage only in what comes from now on
+        run.clock("update")
         if args.eval_every:
             run.evaluate(eval_envs)
-        obs, rows, metrics = reset(envs, np.ones(args.num_envs, bool), TRAIN, args.seed), [], {}
+        obs, rows = reset(envs, np.ones(args.num_envs, bool), TRAIN, args.seed), []
         while run.global_step < args.total_timesteps:
-            if run.global_step < args.learning_starts:
-                action = 2 * torch.rand(args.num_envs, dim).numpy() - 1
-            else:
-                action = agent.explore(obs)
+            warm = run.global_step >= args.learning_starts
+            action = agent.explore(obs) if warm else np.random.uniform(-1, 1, (args.num_envs, dim))
             run.clock("act")
 
             next_obs, reward, terminated, truncated, infos = envs.step(agent.scale(action))
@@ -642,14 +642,14 @@ def main(args):
 
             while run.updates < args.utd * (run.global_step - args.learning_starts):
                 batch = buffer.sample(args.batch_size)
-                metrics = update(batch, noise.normal_())
-                rows += [torch.stack([*metrics.values()])] if args.log_every else []
+                metrics = update(batch, noise.normal_())  # [M]
+                rows += [metrics] if args.log_every else []
                 run.updates += 1
             run.clock("update")
 
             run.episodes(infos, truncated)
             if run.due(args.log_every):
-                run.progress(metrics, rows)
+                run.progress(names, rows)
             run.clock("log")
             if run.due(args.eval_every):
                 run.evaluate(eval_envs)

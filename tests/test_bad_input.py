@@ -19,16 +19,14 @@ REFUSED = {  # the remedy: flags
     "finite low": "--env-id tests.toy_envs:Unbounded-v0; --env-id tests.toy_envs:Clipped-v0",
     "--learning-starts": "--batch-size 101; --total-timesteps 100; --total-timesteps 50",
     r"GB.*--buffer-size \d+ fits": "--buffer-size 1e12",
-    "--num-envs": "--buffer-size 2 --num-envs 3",
     "--device cpu": "--device cuda",
     "negative": "--seed -1; --threads -1; --log-every -1; --eval-every -1",
     "between 0 and 1": "--gamma 1.5; --gamma nan; --tau -1",
-    "below 1": "--adam-beta1 1; --adam-beta2 1",
     "positive": "--total-timesteps 0; --num-envs 0; --buffer-size 0; --batch-size 0; --utd 0;"
-    "--hidden-size 0; --alpha 0; --critic-lr 0; --actor-lr inf; --alpha-lr -1; --adam-eps 0;"
+    "--hidden-size 0; --alpha 0; --critic-lr 0; --actor-lr inf; --alpha-lr -1;"
     "--eval-episodes 0",
-    "--log-std-max": "--log-std-min 3",
-    "finite": "--log-std-max inf; --target-entropy nan",
+    "--log-std-max": "--log-std-min 3; --log-std-min nan",
+    "finite": "--log-std-min -inf; --target-entropy nan",
     "new folder": "--run-dir used",
     "config.toml": "--config missing.toml; --config used; --config invalid.toml",
     "run folder": "--evaluate missing; --evaluate used",

@@ -24,7 +24,11 @@ def tool(name, *arguments, cwd=ROOT):
 def make_run(folder, seed, scores, env_id="HalfCheetah-v4", steps=60_000):
     """Write what the report reads of a run."""
     folder.mkdir(parents=True)
-    summary = {"command": "here/sac_continuous.py --seed 1", "global_step": steps, "SPS": 100.0}
+    summary = {
+        "command": ["here/sac_continuous.py", "--seed", "1"],
+        "global_step": steps,
+        "SPS": 100.0,
+    }
     summary["status"] = "finished"
     (folder / "summary.json").write_text(json.dumps(summary))
     (folder / "config.toml").write_text(f'env_id = "{env_id}"\nseed = {seed}\n')

@@ -11,7 +11,6 @@ import argparse
 import csv
 import gzip
 import json
-import shlex
 import tomllib
 from collections import defaultdict
 from itertools import pairwise
@@ -39,7 +38,7 @@ def read(folder):
     for name in TIMES:
         parts = (n * row.get(f"time/{name}", 0) for n, row in zip(lengths, timed, strict=True))
         spent[name] = sum(parts) / sum(lengths)
-    script = Path(shlex.split(summary["command"])[0]).stem
+    script = Path(summary["command"][0]).stem
     key = script, config["env_id"], summary["global_step"]
     return key, config["seed"], scores, summary, spent
 
