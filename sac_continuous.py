@@ -122,7 +122,9 @@ class TwinLinear(nn.Module):
     def __init__(self, inputs, outputs):
         super().__init__()
         twins = [nn.Linear(inputs, outputs) for _ in range(2)]
-        self.weight = nn.Parameter(torch.stack([twin.weight.T for twin in twins]))  # [2, I, O]
+        self.weight = nn.Parameter(
+            torch.stack([twin.weight.T for twin in twins])
+        )  # [2, I, O], as @ wants
         self.bias = nn.Parameter(torch.stack([twin.bias[None] for twin in twins]))  # [2, 1, O]
 
     def forward(self, x):
@@ -383,7 +385,7 @@ def prepare(agent, *example):
     def update(*inputs):
         return torch.stack([*agent.update(*inputs).values()])
 
-    state, names = copy.deepcopy(agent.state_dict()), [*agent.update(*example)]  # a trial
+    state, names = copy.deepcopy(agent.state_dict()), [*copy.deepcopy(agent).update(*example)]
     if agent.args.compile == "on":
         print("compiling takes about 20 s, less if cached; --compile off avoids it", flush=True)
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{Path.home()}/.cache/deep-rl-baselines")
@@ -622,7 +624,7 @@ def main(args):
     blank = buffer.unpack(noise.new_zeros(args.batch_size, sum(buffer.widths)))
     with Run(args, agent) as run:
         names, update = prepare(agent, blank, noise)
-        gc.collect(), gc.freeze()  # look for garbage only in what comes from now on
+        gc.collect(), gc.freeze()  # searching all that was imported for garbage stalls steps
         run.clock("update")
         if args.eval_every:
             run.evaluate(eval_envs)
