@@ -122,9 +122,7 @@ class TwinLinear(nn.Module):
     def __init__(self, inputs, outputs):
         super().__init__()
         twins = [nn.Linear(inputs, outputs) for _ in range(2)]
-        self.weight = nn.Parameter(
-            torch.stack([twin.weight.T for twin in twins])
-        )  # [2, I, O], as @ wants
+        self.weight = nn.Parameter(torch.stack([twin.weight.T for twin in twins]))  # [2, I, O]
         self.bias = nn.Parameter(torch.stack([twin.bias[None] for twin in twins]))  # [2, 1, O]
 
     def forward(self, x):
@@ -387,7 +385,7 @@ def prepare(agent, *example):
 
     state, names = copy.deepcopy(agent.state_dict()), [*copy.deepcopy(agent).update(*example)]
     if agent.args.compile == "on":
-        print("compiling takes about 20 s, less if cached; --compile off avoids it", flush=True)
+        print("compiling takes 20 to 60 s, less if cached; --compile off avoids it", flush=True)
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{Path.home()}/.cache/deep-rl-baselines")
         torch._dynamo.reset()
         torch._dynamo.config.trace_autograd_ops = True

@@ -548,6 +548,23 @@ def test_the_two_critics_start_different(S):
         assert not torch.isclose(*parameter).any()
 
 
+def test_targets_start_as_the_critics(S):
+    bound = np.ones(2, np.float32)
+    agent = S.Agent(arguments(S), O, -bound, bound)
+    for p, target in zip(agent.critic.parameters(), agent.critic_target.parameters(), strict=True):
+        assert torch.equal(p, target) and p.data_ptr() != target.data_ptr()
+
+
+def test_scaled_actions_are_float32_and_within_any_bounds(S):
+    rng = np.random.default_rng(0)
+    for _ in range(2000):
+        low, high = np.sort(rng.normal(0, 3, (2, 3)).astype(np.float32), 0)
+        agent = types.SimpleNamespace(low=low, high=high)
+        for action in (-np.ones((1, 3)), np.ones((1, 3)), rng.uniform(-1, 1, (1, 3))):
+            units = S.Agent.scale(agent, action)
+            assert units.dtype == np.float32 and (low <= units).all() and (units <= high).all()
+
+
 def test_an_action_that_is_not_finite_stops_the_run(S, spied, monkeypatch):
     explore = S.Agent.explore
     monkeypatch.setattr(S.Agent, "explore", lambda agent, obs: np.nan * explore(agent, obs))
@@ -714,6 +731,11 @@ def test_t31_every_finished_episode_is_logged(spied, envs):
         assert row["charts/episodic_return"] == length * (length + 1) / 2
 
 
+def test_denormal_numbers_are_taken_as_zero(S):
+    S.resolve(arguments(S), "cpu", 4)
+    assert (torch.tensor([1e-40]) * torch.ones(1)).item() == 0
+
+
 # --- compiled and plain ---------------------------------------------------------------------------
 def test_t36_compiled_and_plain_updates_agree(S, batch):
     """50 updates, largest difference of any parameter below 1e-5; the trial changes nothing."""
@@ -735,3 +757,15 @@ def test_t36_compiled_and_plain_updates_agree(S, batch):
     moved = max((states[0][n] - start[n]).abs().max().item() for n in states[0])
     gap = max((states[0][n] - states[1][n]).abs().max().item() for n in states[0])
     assert gap < 1e-5 < 1e-3 < moved
+
+
+def test_failed_compilation_falls_back_to_the_plain_update(S, batch, monkeypatch, capsys):
+    def fail(*inputs):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(S.torch, "compile", lambda *inputs, **options: fail)
+    bound = np.ones(A, np.float32)
+    agent = S.Agent(arguments(S, compile="on"), O, -bound, bound)
+    names, update = S.prepare(agent, *batch)
+    assert agent.args.compile == "off" and "compilation is off" in capsys.readouterr().out
+    assert update(*batch).shape == (len(names),)

@@ -51,7 +51,7 @@ FILES = {"config.toml", "script.py", "metrics.jsonl", "summary.json", "model.pt"
 
 
 def updates(agent):
-    """Return how many updates the critic's optimizer has made."""
+    """Return how many updates the critic's optimizer has made, right up to a few thousand."""
     return round(math.log1p(-agent.critic_opt.square_seen.item()) / math.log(0.999))
 
 
