@@ -69,7 +69,8 @@ def launch(script):
         environ = {key: value for key, value in (ENVIRON | environ).items() if value is not None}
         command = [sys.executable, *python.split(), script.name, *TINY.split(), *flags.split()]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(command, cwd=folder, env=environ, **pipes)
+        heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731, ignored behind a &
+        return subprocess.Popen(command, cwd=folder, env=environ, preexec_fn=heed, **pipes)
 
     return launch
 
