@@ -124,6 +124,7 @@ class Match(Probe):
 class Delayed2(Probe):
     """D3. The first action, which the second state shows, pays one step later."""
 
+    starts = ["start"]
     actions = Discrete(2)
 
     def states(self):
@@ -131,8 +132,6 @@ class Delayed2(Probe):
 
     def obs(self, state):
         return np.float32([state == "start", state == 1])
-
-    starts = ["start"]
 
     def model(self, state, action):
         return (0, [int(action)]) if state == "start" else (state, [])
@@ -215,14 +214,13 @@ def solve(probe, gamma):
     else:
         axes = [np.linspace(*ends, 41) for ends in zip(probe.actions.low, probe.actions.high)]  # noqa: B905
         actions = np.stack(np.meshgrid(*axes), -1).reshape(-1, len(axes))
-    states, values = probe.states(), {}
     key = lambda state: tuple(np.round(probe.obs(state), 4))  # noqa: E731
     outcomes = {
         key(state): [
             (probe.scale * float(reward), [key(one) for one in following])
             for reward, following in (probe.model(state, action) for action in actions)
         ]
-        for state in states
+        for state in probe.states()
     }
     values = dict.fromkeys(outcomes, 0.0)
     for _ in range(200):
