@@ -19,6 +19,12 @@ ENVIRON = {key: value for key, value in os.environ.items() if not key.startswith
 TINY = "--env-id tests.toy_envs:Counter-v0 --total-timesteps 300 --learning-starts 100"
 TINY += " --batch-size 32 --hidden-size 16 --threads 1 --log-every 100 --eval-every 150"
 TINY += " --eval-episodes 2 --no-capture-video --device cpu"
+LAB = {"hidden_size": 64, "batch_size": 64, "learning_starts": 100, "tau": 0.05, "gamma": 0.5}
+LAB |= {"critic_lr": 1e-3, "actor_lr": 1e-3, "alpha_lr": 1e-3, "alpha": 1e-3, "autotune": False}
+LAB |= {"eval_every": 0, "capture_video": False, "threads": 1, "compile": "off", "device": "cpu"}
+LAB |= {"log_every": 100, "run_dir": "run"}
+SPACES = {"box": "Const-v0", "discrete": "Const-discrete-v0", "pixels": "ConstPixels-v0"}
+OURS = {"test_readme.py", "test_teeth.py", "test_tools.py"}  # no test of a script
 WALL_CLOCK = re.compile("time/.*|charts/SPS|seconds")  # all else is the same in a repeated run
 
 
@@ -28,6 +34,10 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
+    if config.option.script.resolve().parent != ROOT:
+        for item in items:
+            if item.path.name in OURS:
+                item.add_marker(pytest.mark.skip(reason="tests this repository, not your script"))
     if "slow" in config.option.markexpr or any("::" in arg for arg in config.args):
         return
     slow = [item for item in items if item.get_closest_marker("slow")]
@@ -49,25 +59,91 @@ def S(script):
     return module
 
 
+def need(S, *names):
+    """Skip a test of what the script does not have, such as Args.alpha or squash."""
+    for name in names:
+        holder, _, attribute = name.rpartition(".")
+        holder = getattr(S, holder, None) if holder else S
+        if not hasattr(holder, attribute):
+            pytest.skip(f"the script has no {name}")
+
+
+def apply(spaces, space):
+    """Skip a test of a space that the script refuses."""
+    if space not in spaces:
+        pytest.skip(f"the script refuses tests.probe_envs:{SPACES[space]}")
+
+
+def known(S, flags):
+    """Return those of the flags that the script has."""
+    return {name: value for name, value in flags.items() if name in S.Args.__annotations__}
+
+
+def tiny(S):
+    """Return those flags of TINY that the script has, with their values."""
+    flags = [flag.split() for flag in TINY.split("--")[1:]]
+    names = [name.removeprefix("no-").replace("-", "_") for name, *_ in flags]
+    pairs = zip(names, flags, strict=True)
+    kept = [flag for name, flag in pairs if name in S.Args.__annotations__]
+    return [word for name, *value in kept for word in (f"--{name}", *value)]
+
+
+@pytest.fixture(scope="session")
+def spaces(S, tmp_path_factory):
+    """Return which of SPACES the script takes: it refuses the others with exit code 2."""
+    found, old, folder = set(), os.getcwd(), tmp_path_factory.mktemp("spaces")
+    handler = signal.getsignal(signal.SIGTERM)
+    os.chdir(folder)
+    for space, name in SPACES.items():
+        flags = {"env_id": f"tests.probe_envs:{name}", "total_timesteps": 600, "run_dir": space}
+        try:
+            S.main(S.Args(**known(S, LAB | flags)))
+        except SystemExit as stop:
+            if stop.code == 2:
+                continue
+        found.add(space)
+    os.chdir(old)
+    signal.signal(signal.SIGTERM, handler)
+    return found
+
+
 @pytest.fixture
-def train(S, tmp_path, monkeypatch):
+def learn(S, tmp_path, monkeypatch):
+    """Train on a probe in an empty folder, with the flags of LAB that the script has."""
+    monkeypatch.chdir(tmp_path)
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def learn(name, total_timesteps, **changes):
+        flags = {"env_id": f"tests.probe_envs:{name}-v0", "total_timesteps": total_timesteps}
+        return S.main(S.Args(**known(S, LAB | flags | changes)))
+
+    yield learn
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture
+def train(S, spaces, tmp_path, monkeypatch):
     """Call main in this process, in an empty folder, with flags after those of TINY."""
+    apply(spaces, "box")
+    need(S, "parse_args")
     monkeypatch.chdir(tmp_path)
     for key in [key for key in os.environ if key.startswith("WANDB_")]:
         monkeypatch.delenv(key)
     handler = signal.getsignal(signal.SIGTERM)
-    yield lambda flags="": S.main(S.parse_args(S.Args, [*TINY.split(), *flags.split()]))
+    yield lambda flags="": S.main(S.parse_args(S.Args, [*tiny(S), *flags.split()]))
     signal.signal(signal.SIGTERM, handler)
 
 
 @pytest.fixture(scope="session")
-def launch(script):
+def launch(S, script, spaces):
     """Start the script as a user does: alone in a folder, in a process of its own."""
+    apply(spaces, "box")
+    need(S, "parse_args")
 
     def launch(folder, flags, python="", **environ):
         shutil.copy(script, folder)
         environ = {key: value for key, value in (ENVIRON | environ).items() if value is not None}
-        command = [sys.executable, *python.split(), script.name, *TINY.split(), *flags.split()]
+        command = [sys.executable, *python.split(), script.name, *tiny(S), *flags.split()]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731, ignored behind a &
         return subprocess.Popen(command, cwd=folder, env=environ, preexec_fn=heed, **pipes)

@@ -26,9 +26,13 @@ class Probe(gym.Env):
 
     def __init__(self, discrete=False, scale=1.0):
         self.action_space = Discrete(2) if discrete else self.actions
-        low, high = (f([self.obs(state) for state in self.states()], 0) for f in (np.min, np.max))
-        self.observation_space = Box(low, high, dtype=np.float32)
+        self.observation_space = self.observations()
         self.scale = scale
+
+    def observations(self):
+        """Return the space of what is seen."""
+        low, high = (f([self.obs(state) for state in self.states()], 0) for f in (np.min, np.max))
+        return Box(low, high, dtype=np.float32)
 
     def states(self):
         """Return all states."""
@@ -204,6 +208,169 @@ class Idle(Probe):
         return 0, []
 
 
+# --- pixels: one grey frame [size, size] a step, uint8; the script stacks the latest four ---------
+class Pixels(Probe):
+    """A probe that is seen; a state's observation is the frame that `draw_frame` fills."""
+
+    actions = Discrete(2)
+    size = 84
+
+    def observations(self):
+        return Box(0, 255, (self.size, self.size), np.uint8)
+
+    def obs(self, state):
+        frame = np.zeros((self.size, self.size), np.uint8)
+        self.draw_frame(frame, state)
+        return frame
+
+    def draw_frame(self, frame, state):
+        """Draw a state into a black frame."""
+        raise NotImplementedError
+
+
+class Quadrants:
+    """Shows the k-th state of a vector probe as a bright quadrant k, in small frames."""
+
+    size = 36
+
+    def draw_frame(self, frame, state):
+        row, column = divmod(self.states().index(state), 2)
+        half = self.size // 2
+        frame[row * half :, column * half :][:half, :half] = 255
+
+
+class ConstPixels(Pixels, Const):
+    """X1. V1, all black."""
+
+    def draw_frame(self, frame, state):
+        pass
+
+
+class ObsValuePixels(Pixels, ObsValue):
+    """X2. V2 with frames of two shades of grey: are pixels scaled, and scaled once?"""
+
+    def __init__(self, shades=(0, 255), **options):
+        self.shades = dict(zip(self.starts, shades, strict=True))
+        super().__init__(**options)
+
+    def draw_frame(self, frame, state):
+        frame[:] = self.shades[state]
+
+
+class MatchPixels(Pixels, Match):
+    """X3. D2 with the left or the right half bright: the convolutions' view and its axes."""
+
+    def draw_frame(self, frame, state):
+        half = self.size // 2
+        frame[:, :half] = 255 * (state < 0)
+        frame[:, half:] = 255 * (state > 0)
+
+
+class Chain3Pixels(Quadrants, Pixels, Chain3):
+    """V3, seen."""
+
+
+class CycleTruncPixels(Quadrants, Pixels, CycleTrunc):
+    """V4, seen."""
+
+
+class Motion(Pixels):
+    """X4. A dot moves left or right, 8 pixels a frame; pays for the action of its direction."""
+
+    starts = [(direction, column) for direction in (0, 1) for column in range(10)]
+    limit = 8
+
+    def draw_frame(self, frame, state):
+        frame[38:46, 8 * state[1] + 2 :][:, :8] = 255
+
+    def model(self, state, action):
+        direction, column = state
+        return action == direction, [(direction, (column + 2 * direction - 1) % 10)]
+
+
+class Recall(Pixels):
+    """X5. A cue in frame 0, then black; action k must name it. Four frames see k = 3."""
+
+    def __init__(self, k=3, **options):
+        self.k, self.starts = k, [(0, 0), (1, 0)]
+        super().__init__(**options)
+
+    def states(self):
+        return [(cue, t) for cue in (0, 1) for t in range(self.k + 1)]
+
+    def draw_frame(self, frame, state):
+        cue, t = state
+        if t == 0:
+            frame[:, 42 * cue :][:, :42] = 255
+
+    def model(self, state, action):
+        cue, t = state
+        return (0, [(cue, t + 1)]) if t < self.k else (2 * (action == cue) - 1, [])
+
+
+class Frames(Pixels):
+    """X6. Frame t is filled with t; episodes of 5 to 9 steps, some terminated and some cut."""
+
+    starts = [(0, end) for end in range(5, 10)]
+
+    def states(self):
+        return [(t, end) for _, end in self.starts for t in range(end + 1)]
+
+    def draw_frame(self, frame, state):
+        frame[:] = state[0]
+
+    def model(self, state, action):
+        return state[0], [(state[0] + 1, state[1])]
+
+    def step(self, action):
+        obs, reward, *_ = super().step(action)
+        t, end = self.state
+        return obs, reward, t == end and end % 2 == 1, t == end and end % 2 == 0, {}
+
+
+class FakeALE(gym.Env):
+    """X7. A game with the interface of ale-py and without its ROMs: wrappers are tested on it.
+
+    Raw frames are 210 x 160 x 3. Frame n of a game pays n % 3 - 1; a life of three is lost at
+    frames 40, 80 and 120, the last of which ends the game. Red, green and blue blocks are there
+    always; a white one flickers, on even frames only.
+    """
+
+    metadata = {"render_modes": ["rgb_array"]}
+    action_space = Discrete(4)
+    observation_space = Box(0, 255, (210, 160, 3), np.uint8)
+    blocks = {(255, 0, 0): 10, (0, 255, 0): 50, (0, 0, 255): 90}  # color: first row
+
+    def __init__(self, render_mode=None, frameskip=1, repeat_action_probability=0.0):
+        self.render_mode, self.ale = render_mode, self
+        self.games = self.n = 0  # games begun, and frames of the latest
+
+    def get_action_meanings(self):
+        return ["NOOP", "FIRE", "RIGHT", "LEFT"]
+
+    def lives(self):
+        return 3 - self.n // 40
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        self.games, self.n = self.games + 1, 0
+        return self.render(), {"lives": self.lives()}
+
+    def step(self, action):
+        assert self.n < 120, "the game is over: reset it"
+        self.n += 1
+        over = self.n == 120
+        return self.render(), float(self.n % 3 - 1), over, False, {"lives": self.lives()}
+
+    def render(self):
+        frame = np.zeros((210, 160, 3), np.uint8)
+        for color, row in self.blocks.items():
+            frame[row : row + 30, 20:60] = color
+        if self.n % 2 == 0:
+            frame[150:190, 90:130] = 255
+        return frame
+
+
 def solve(probe, gamma):
     """Return the best value of every state and the best action there, by value iteration.
 
@@ -214,7 +381,8 @@ def solve(probe, gamma):
     else:
         axes = [np.linspace(*ends, 41) for ends in zip(probe.actions.low, probe.actions.high)]  # noqa: B905
         actions = np.stack(np.meshgrid(*axes), -1).reshape(-1, len(axes))
-    key = lambda state: tuple(np.round(probe.obs(state), 4))  # noqa: E731
+    key = lambda state: tuple(np.round(probe.obs(state), 4))  # noqa: E731, what is seen
+    key = (lambda state: state) if isinstance(probe, Pixels) else key  # there history counts
     outcomes = {
         key(state): [
             (probe.scale * float(reward), [key(one) for one in following])
@@ -240,6 +408,12 @@ for probe in (Bandit2, Match, Delayed2, Idle4):
     gym.register(f"{probe.__name__}-v0", probe)
 for probe in (ActScale, ObsAct, Delayed, TwoDim, SoftBandit, Idle):
     gym.register(f"{probe.__name__}-v0", probe)
+for probe in (ConstPixels, ObsValuePixels, MatchPixels, Chain3Pixels, CycleTruncPixels):
+    gym.register(f"{probe.__name__}-v0", probe)
+for probe in (Motion, Recall, Frames, FakeALE):
+    gym.register(f"{probe.__name__}-v0", probe)
+gym.register("ObsValuePixels-grey-v0", ObsValuePixels, kwargs={"shades": (96, 160)})
+gym.register("Recall-k4-v0", Recall, kwargs={"k": 4})
 for probe in (Match, ActScale):  # C7
     for scale in (0.03, 30):
         gym.register(f"{probe.__name__}-times{scale}-v0", probe, kwargs={"scale": scale})

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import finish, summary
+from tests.conftest import finish, need, summary
 
 REFUSED = {  # the remedy: flags
     "Did you mean: `Hopper`": "--env-id Hoper-v4",
@@ -64,7 +64,8 @@ def refuse(train, tmp_path, capfd):
 
 @pytest.mark.quick
 @pytest.mark.parametrize("flags, remedy", REFUSED)
-def test_refused(refuse, flags, remedy):
+def test_refused(S, refuse, flags, remedy):
+    need(S, f"Args.{flags.split()[0][2:].replace('-', '_')}")
     if "cuda" in flags and torch.cuda.is_available():
         pytest.skip("CUDA is present")
     said = refuse(flags)

@@ -13,6 +13,8 @@ import pytest
 import torch
 from torch import nn
 
+from tests.conftest import apply, known, need
+
 B, O, A = 8, 5, 3  # noqa: E741
 
 
@@ -81,12 +83,15 @@ gym.register("Target-clipped-v0", Target, additional_wrappers=(clip,))
 def arguments(S, **changes):
     quick = {"total_timesteps": 300, "learning_starts": 100, "batch_size": 32, "hidden_size": 16}
     quick |= {"buffer_size": 1000, "eval_every": 0, "capture_video": False, "threads": 1}
-    return S.Args(**quick | {"compile": "off", "device": "cpu"} | changes)
+    need(S, *(f"Args.{name}" for name in changes))
+    return S.Args(**known(S, quick | {"compile": "off", "device": "cpu"}) | changes)
 
 
 @pytest.fixture
-def spied(S, monkeypatch, tmp_path):
+def spied(S, spaces, monkeypatch, tmp_path):
     """Run main in an empty folder; return the agent with its buffer, the batches, rows and logs."""
+    apply(spaces, "box")
+    need(S, "ReplayBuffer", "Run.log")
 
     def run(**changes):
         seen = types.SimpleNamespace(batches=[], logs=[])
@@ -123,6 +128,7 @@ def spied(S, monkeypatch, tmp_path):
 
 @pytest.fixture
 def agent(S):
+    need(S, "squash", "Agent.update_critic", "Agent.update_actor")
     torch.manual_seed(3)
     low, high = np.float32([-1, 0, -2]), np.float32([1, 4, -0.5])
     agent = S.Agent(arguments(S, alpha=0.3, gamma=0.8, tau=0.1), O, low, high)
@@ -329,6 +335,7 @@ def test_update_order(agent, batch):
 
 # --- policy ---------------------------------------------------------------------------------------
 def test_t10_logp_matches_float64_distributions_and_is_finite_far_out(S):
+    need(S, "squash")
     rng = np.random.default_rng(2)
     mean, log_std, noise = (rng.normal(size=(500, A)) for _ in range(3))
     inputs = [torch.tensor(x, dtype=torch.float32) for x in (mean, log_std - 1, noise)]
@@ -351,6 +358,7 @@ def test_t10_logp_matches_float64_distributions_and_is_finite_far_out(S):
 @pytest.mark.parametrize("mean, log_std", [(0.0, 0.0), (0.7, -1.0), (-1.5, 0.5)])
 def test_t10_density_integrates_to_one_over_the_box(S, mean, log_std):
     """The density of the action in [-1, 1], not in the environment's units."""
+    need(S, "squash")
     u = torch.linspace(-12, 12, 200_001, dtype=torch.float64)[:, None]
     noise = (u - mean) / np.exp(log_std)
     full = torch.full_like(u, mean), torch.full_like(u, log_std)
@@ -359,6 +367,7 @@ def test_t10_density_integrates_to_one_over_the_box(S, mean, log_std):
 
 
 def test_log_std_is_clamped(S):
+    need(S, "Actor", "Args.log_std_min")
     actor = S.Actor(O, A, 16, -3.0, 0.5)
     with torch.no_grad():
         actor.net[4].bias[A:] = torch.tensor([-50.0, 0.0, 50.0])
@@ -418,6 +427,7 @@ def test_t11_temperature_moves_against_the_entropy_gap(S, agent, batch, gap, dir
 
 @pytest.mark.parametrize("shape", [(1,), (3,), (2, 2)])
 def test_t12_target_entropy_is_minus_the_number_of_dimensions(S, shape):
+    need(S, "Args.target_entropy")
     bound = np.ones(shape, np.float32)
     assert S.Agent(arguments(S), O, -bound, bound).target_entropy == -np.prod(shape)
     given = S.Agent(arguments(S, target_entropy=-7.5), O, -bound, bound)
@@ -434,6 +444,7 @@ def test_t13_fixed_temperature_and_logs_before_the_first_update(spied):
 
 # --- optimizer ------------------------------------------------------------------------------------
 def test_adam_equals_torch_adam(S):
+    need(S, "Adam", "mlp")
     torch.manual_seed(0)
     ours, theirs = S.mlp(4, 8, 2), S.mlp(4, 8, 2)
     theirs.load_state_dict(ours.state_dict())
@@ -455,6 +466,7 @@ def test_adam_equals_torch_adam(S):
 @pytest.mark.parametrize("envs", [1, 3])
 def test_t01_t08_buffer_equals_a_list_of_the_latest(S, envs):
     """After several wraps it holds the newest rows, paired as they came, and copies of them."""
+    need(S, "ReplayBuffer")
     capacity, rng, rows = 10, np.random.default_rng(0), []
     buffer = S.ReplayBuffer(capacity, 2, 1, "cpu")
     obs = np.zeros((envs, 2))
@@ -477,6 +489,7 @@ def test_t01_t08_buffer_equals_a_list_of_the_latest(S, envs):
 
 @pytest.mark.parametrize("filled", [7, 16, 40])
 def test_sampling_is_uniform_over_what_is_filled(S, filled):
+    need(S, "ReplayBuffer")
     buffer = S.ReplayBuffer(16, 1, 1, "cpu")
     for step in range(filled):
         one = np.full((1, 1), step)
@@ -529,6 +542,7 @@ def test_t33_infinite_bounds_are_refused(spied):
 
 def test_actions_are_uniform_at_first_and_explored_later(S, spied, monkeypatch):
     """Before learning_starts uniform over [-1, 1]; afterwards what `explore` samples is stored."""
+    need(S, "Agent.explore")
     explored, explore = [], S.Agent.explore
     spy = lambda agent, obs: (explored.append(explore(agent, obs)), explored[-1])[1]  # noqa: E731
     monkeypatch.setattr(S.Agent, "explore", spy)
@@ -542,6 +556,7 @@ def test_actions_are_uniform_at_first_and_explored_later(S, spied, monkeypatch):
 
 
 def test_the_two_critics_start_different(S):
+    need(S, "Agent.update_critic")
     bound = np.ones(2, np.float32)
     critic = S.Agent(arguments(S), O, -bound, bound).critic
     for parameter in critic.parameters():
@@ -549,6 +564,7 @@ def test_the_two_critics_start_different(S):
 
 
 def test_targets_start_as_the_critics(S):
+    need(S, "Agent.update_critic")
     bound = np.ones(2, np.float32)
     agent = S.Agent(arguments(S), O, -bound, bound)
     for p, target in zip(agent.critic.parameters(), agent.critic_target.parameters(), strict=True):
@@ -556,6 +572,7 @@ def test_targets_start_as_the_critics(S):
 
 
 def test_scaled_actions_are_float32_and_within_any_bounds(S):
+    need(S, "Agent.scale")
     rng = np.random.default_rng(0)
     for _ in range(2000):
         low, high = np.sort(rng.normal(0, 3, (2, 3)).astype(np.float32), 0)
@@ -566,6 +583,7 @@ def test_scaled_actions_are_float32_and_within_any_bounds(S):
 
 
 def test_an_action_that_is_not_finite_stops_the_run(S, spied, monkeypatch):
+    need(S, "Agent.explore")
     explore = S.Agent.explore
     monkeypatch.setattr(S.Agent, "explore", lambda agent, obs: np.nan * explore(agent, obs))
     with pytest.raises(SystemExit) as stop:
@@ -613,6 +631,7 @@ def test_metrics_of_an_update(agent, batch):
     assert found.keys() == expected.keys() | {"grad/norm_critic", "grad/norm_actor"}
     for name, value in expected.items():
         assert found[name].item() == pytest.approx(value, rel=1e-4, abs=1e-5), name
+    assert not [name for name, value in found.items() if value.requires_grad]
 
 
 def test_metrics_of_an_interval(S, spied, monkeypatch):
@@ -656,6 +675,7 @@ def test_t28_every_environment_and_episode_has_its_own_seed(S, spied, monkeypatc
 
 @pytest.mark.parametrize("seeds", [(0, 1), (1, 2)])
 def test_t28_seeds_change_the_initial_networks(S, seeds):
+    need(S, "Agent.update_critic")
     found = []
     for seed in seeds:
         S.make_envs("Target-v0", 1, seed)
@@ -682,6 +702,7 @@ def test_t14_every_update_draws_a_new_batch(spied):
 
 def test_every_update_gets_new_normal_noise(S, spied, monkeypatch):
     """Independent between updates, and between next and new actions."""
+    need(S, "prepare")
     seen = []
 
     def prepare(*inputs):
@@ -732,6 +753,7 @@ def test_t31_every_finished_episode_is_logged(spied, envs):
 
 
 def test_denormal_numbers_are_taken_as_zero(S):
+    need(S, "resolve")
     S.resolve(arguments(S), "cpu", 4)
     assert (torch.tensor([1e-40]) * torch.ones(1)).item() == 0
 
@@ -739,6 +761,7 @@ def test_denormal_numbers_are_taken_as_zero(S):
 # --- compiled and plain ---------------------------------------------------------------------------
 def test_t36_compiled_and_plain_updates_agree(S, batch):
     """50 updates, largest difference of any parameter below 1e-5; the trial changes nothing."""
+    need(S, "prepare", "Agent.update_critic")
     rng = torch.Generator().manual_seed(0)
     noises = [torch.randn(2, B, A, generator=rng) for _ in range(50)]
     states = []
@@ -760,6 +783,8 @@ def test_t36_compiled_and_plain_updates_agree(S, batch):
 
 
 def test_failed_compilation_falls_back_to_the_plain_update(S, batch, monkeypatch, capsys):
+    need(S, "prepare", "Agent.update_critic")
+
     def fail(*inputs):
         raise RuntimeError("no compiler")
 

@@ -1,0 +1,440 @@
+"""Bugs put into our scripts on purpose: each must make the test named for it fail.
+
+`python tests/test_teeth.py` prints the table of tests/README.md.
+"""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+MATH, PROBES, RUNS = "test_math.py::test_", "test_probes.py::test_", "test_runs.py::test_"
+ADD = "buffer.add(obs, action, reward, terminated, next_obs)"
+NEXT = "obs = reset(envs, done, TRAIN, args.seed) if done.any() else next_obs"
+MOVE_FIRST = """        with torch.no_grad():
+            pairs = zip(self.critic_target.parameters(), self.critic.parameters(), strict=True)
+            for target, parameter in pairs:
+                target.lerp_(parameter, self.args.tau)  # (6)
+"""
+ACTOR = "        metrics |= self.update_actor(batch[0], alpha, noise[1])\n"
+MOVE_FIRST, MOVE_LAST = MOVE_FIRST + ACTOR, ACTOR + MOVE_FIRST
+LATE = "buffer.add({}); buffer.late = {}"
+
+# bug: (text of the script, what replaces it, the test that must fail)
+SAC = {
+    # transitions
+    "terminated is ignored": (
+        "(1 - terminated) * next_q",
+        "next_q",
+        f"{PROBES}values[box-Const-0.5-2-1]",
+    ),
+    "truncation is stored as termination": (
+        ADD,
+        ADD.replace("terminated", "terminated | truncated"),
+        f"{PROBES}values[box-CycleTrunc-0.8-2-1]",
+    ),
+    "next_obs is that of the reset": (
+        f"{ADD}\n            done = terminated | truncated\n            {NEXT}\n",
+        f"done, old = terminated | truncated, obs\n            {NEXT}\n            {ADD}\n".replace(
+            "(obs", "(old"
+        ).replace("next_obs)", "obs)"),
+        f"{PROBES}values[box-CycleTrunc-0.8-2-1]",
+    ),
+    "a row of no real step after each episode": (
+        NEXT,
+        "done.any() and buffer.add(next_obs, action, 0 * reward, 0 * terminated, obs); " + NEXT,
+        f"{PROBES}values[box-Const-0.5-2-1]",
+    ),
+    "rewards come one step late": (
+        ADD,
+        LATE.format("obs, action, getattr(buffer, 'late', reward), terminated, next_obs", "reward"),
+        f"{PROBES}values[box-ObsValue-0.5-2-1]",
+    ),
+    "observations come one step late": (
+        ADD,
+        LATE.format("getattr(buffer, 'late', obs), action, reward, terminated, next_obs", "obs"),
+        f"{PROBES}values[box-ObsValue-0.5-2-1]",
+    ),
+    "the action is stored in the environment's units": (
+        ADD,
+        ADD.replace("action", "agent.scale(action)"),
+        f"{MATH}t08_the_normalised_action_is_stored",
+    ),
+    "finished environments are not reset": (
+        NEXT,
+        "obs = next_obs",
+        f"{MATH}t01_t02_t03_t04_t08_stored_transitions_are_true[terminated-1]",
+    ),
+    # the critics' target and loss
+    "gamma is left out": ("self.args.gamma * ", "", f"{PROBES}values[box-Chain3-0.5-2-1]"),
+    "gamma is squared": (
+        "self.args.gamma * ",
+        "self.args.gamma**2 * ",
+        f"{PROBES}values[box-Chain3-0.5-2-1]",
+    ),
+    "every loss is of every pair, [B, B]": (
+        "(q - td_target).square().mean(1)",
+        "(q.unsqueeze(-1) - td_target).square().mean((1, 2))",
+        f"{PROBES}values[box-ObsValue-0.5-2-1]",
+    ),
+    "the target takes the higher critic": (
+        ".min(0).values - alpha * next_logp",
+        ".max(0).values - alpha * next_logp",
+        f"{MATH}t04_t09_t14_critic_loss_and_gradient",
+    ),
+    "the target has no entropy": (
+        " - alpha * next_logp",
+        "",
+        f"{MATH}t04_t09_t14_critic_loss_and_gradient",
+    ),
+    "the target's entropy has the wrong sign": (
+        " - alpha * next_logp",
+        " + alpha * next_logp",
+        f"{MATH}t04_t09_t14_critic_loss_and_gradient",
+    ),
+    "the critics bootstrap from themselves": (
+        "self.critic_target(next_obs",
+        "self.critic(next_obs",
+        f"{MATH}t04_t09_t14_critic_loss_and_gradient",
+    ),
+    "the target keeps its graph": (
+        "with torch.no_grad():\n            next_action",
+        "with torch.enable_grad():\n            next_action",
+        f"{MATH}metrics_of_an_update",
+    ),
+    "the critics' losses are averaged": (
+        "losses.sum()",
+        "losses.mean()",
+        f"{MATH}t04_t09_t14_critic_loss_and_gradient",
+    ),
+    "both critics start the same": (
+        "[nn.Linear(inputs, outputs) for _ in range(2)]",
+        "[nn.Linear(inputs, outputs)] * 2",
+        f"{MATH}the_two_critics_start_different",
+    ),
+    # target networks
+    "targets never move": (
+        "target.lerp_(parameter, self.args.tau)",
+        "target.lerp_(parameter, 0)",
+        f"{PROBES}values[box-Chain3-0.5-2-1]",
+    ),
+    "tau counts for the old part": (
+        "target.lerp_(parameter, self.args.tau)",
+        "target.lerp_(parameter, 1 - self.args.tau)",
+        f"{MATH}target_follows_the_closed_form",
+    ),
+    "targets start as other networks": (
+        "copy.deepcopy(self.critic)",
+        "Critic(obs_dim, dim, args.hidden_size)",
+        f"{MATH}targets_start_as_the_critics",
+    ),
+    # policy
+    "the actor minimises Q": (
+        "(alpha * logp - q).mean()",
+        "(alpha * logp + q).mean()",
+        f"{PROBES}policies[box-ObsAct-900-0.15-1]",
+    ),
+    "entropy is minimised": (
+        "(alpha * logp - q).mean()",
+        "(-alpha * logp - q).mean()",
+        f"{PROBES}fixed_temperature[1]",
+    ),
+    "the actor takes the higher critic": (
+        "q = self.critic(obs, action).min(0).values",
+        "q = self.critic(obs, action).max(0).values",
+        f"{MATH}t09_t14_actor_loss_and_gradient",
+    ),
+    "the actor's loss sees the action detached": (
+        "q = self.critic(obs, action).min(0)",
+        "q = self.critic(obs, action.detach()).min(0)",
+        f"{PROBES}policies[box-ObsAct-900-0.15-1]",
+    ),
+    "log(1 - tanh^2) is missing": (
+        "(log_normal - log_slope)",
+        "log_normal",
+        f"{MATH}t10_density_integrates_to_one_over_the_box",
+    ),
+    "log(1 - tanh^2) has the wrong sign": (
+        "(log_normal - log_slope)",
+        "(log_normal + log_slope)",
+        f"{MATH}t10_density_integrates_to_one_over_the_box",
+    ),
+    "the sum is over the batch": (
+        "(log_normal - log_slope).sum(-1)",
+        "(log_normal - log_slope).sum(0)",
+        f"{MATH}t10_logp_matches_float64_distributions_and_is_finite_far_out",
+    ),
+    "the log-probability is of the mean dimension": (
+        "(log_normal - log_slope).sum(-1)",
+        "(log_normal - log_slope).mean(-1)",
+        f"{MATH}t10_logp_matches_float64_distributions_and_is_finite_far_out",
+    ),
+    "log_std is not clamped": (
+        "log_std.clamp(self.log_std_min, self.log_std_max)",
+        "log_std",
+        f"{MATH}log_std_is_clamped",
+    ),
+    "one sample of noise for both actions": (
+        "alpha, noise[1])",
+        "alpha, noise[0])",
+        f"{MATH}update_order",
+    ),
+    "the actor sees the next observations": (
+        "self.update_actor(batch[0]",
+        "self.update_actor(batch[4]",
+        f"{MATH}update_order",
+    ),
+    "the actor's step moves the critics too": (
+        "Adam(self.actor.parameters()",
+        "Adam([*self.actor.parameters(), *self.critic.parameters()]",
+        f"{MATH}each_step_moves_only_its_own_parameters",
+    ),
+    # temperature
+    "the temperature goes the wrong way": (
+        "entropy_gap = -logp.detach().mean() - self.target_entropy",
+        "entropy_gap = logp.detach().mean() + self.target_entropy",
+        f"{PROBES}learned_temperature[1]",
+    ),
+    "the target entropy is added": (
+        "entropy_gap = -logp.detach().mean() - self.target_entropy",
+        "entropy_gap = -logp.detach().mean() + self.target_entropy",
+        f"{PROBES}learned_temperature[1]",
+    ),
+    "the temperature's loss keeps the actor's graph": (
+        "entropy_gap = -logp.detach().mean()",
+        "entropy_gap = -logp.mean()",
+        f"{MATH}metrics_of_an_update",
+    ),
+    "the losses see the first temperature for ever": (
+        "alpha = self.log_alpha.detach().exp()",
+        "alpha = torch.full_like(self.log_alpha, self.args.alpha).detach()",
+        f"{MATH}t11_temperature_moves_against_the_entropy_gap",
+    ),
+    "the loss is linear in alpha": (
+        "self.log_alpha.squeeze() * entropy_gap",
+        "self.log_alpha.exp().squeeze() * entropy_gap",
+        f"{MATH}t11_temperature_moves_against_the_entropy_gap",
+    ),
+    "the target entropy is halved": (
+        "-dim if args",
+        "-dim / 2 if args",
+        f"{MATH}t12_target_entropy_is_minus_the_number_of_dimensions",
+    ),
+    "--no-autotune learns the temperature": (
+        "if self.args.autotune:",
+        "if True:",
+        f"{MATH}t13_fixed_temperature_and_logs_before_the_first_update",
+    ),
+    # optimizer
+    "Adam starts without bias correction": (
+        "self.lr / self.mean_seen * self.mean",
+        "self.lr * self.mean",
+        f"{MATH}adam_equals_torch_adam",
+    ),
+    "Adam's eps is under the root": (
+        "(self.square / self.square_seen).sqrt() + self.eps",
+        "(self.square / self.square_seen + self.eps).sqrt()",
+        f"{MATH}adam_equals_torch_adam",
+    ),
+    "the critics learn at the actor's rate": (
+        "args.critic_lr)",
+        "args.actor_lr)",
+        f"{MATH}every_optimizer_has_its_own_rate",
+    ),
+    # actions
+    "actions are scaled but not moved": (
+        "* (1 + np.float32(action)",
+        "* (0 + np.float32(action)",
+        f"{PROBES}policies[box-TwoDim-1]",
+    ),
+    "all dimensions have the bounds of the first": (
+        "(self.high - self.low) / 2",
+        "(self.high.flat[0] - self.low.flat[0]) / 2",
+        f"{PROBES}policies[box-TwoDim-1]",
+    ),
+    "exploration has no noise": (
+        "np.random.standard_normal(mean.shape)",
+        "np.zeros(mean.shape)",
+        f"{MATH}explored_actions_follow_the_policy",
+    ),
+    "exploration has half of the deviation": (
+        "np.random.standard_normal(mean.shape)",
+        "np.random.standard_normal(mean.shape) / 2",
+        f"{MATH}explored_actions_follow_the_policy",
+    ),
+    "the first actions are all positive": (
+        "np.random.uniform(-1, 1",
+        "np.random.uniform(0, 1",
+        f"{MATH}actions_are_uniform_at_first_and_explored_later",
+    ),
+    "evaluation explores": (
+        "envs.step(agent.act(obs))",
+        "envs.step(agent.act(obs, False))",
+        f"{RUNS}load_and_evaluate",
+    ),
+    # replay buffer
+    "the ring is one row short": (
+        "self.added % len(self.rows)",
+        "self.added % (len(self.rows) - 1)",
+        f"{MATH}t01_t08_buffer_equals_a_list_of_the_latest[1]",
+    ),
+    "rows that were never written are drawn": (
+        "torch.randint(len(self), ",
+        "torch.randint(len(self.rows), ",
+        f"{MATH}sampling_is_uniform_over_what_is_filled[7]",
+    ),
+    "the newest row is never drawn": (
+        "torch.randint(len(self), ",
+        "torch.randint(max(1, len(self) - 1), ",
+        f"{MATH}sampling_is_uniform_over_what_is_filled[7]",
+    ),
+    "a batch is used twice": (
+        "batch = buffer.sample(args.batch_size)",
+        "batch = batch if run.updates % 2 else buffer.sample(args.batch_size)",
+        f"{MATH}t14_every_update_draws_a_new_batch",
+    ),
+    "noise is drawn once": (
+        "noise.normal_()",
+        "noise if noise.any() else noise.normal_()",
+        f"{MATH}every_update_gets_new_normal_noise",
+    ),
+    # counts and seeds
+    "one update per vector step": (
+        "while run.updates < args.utd * (run.global_step - args.learning_starts):",
+        "if run.updates < args.utd * (run.global_step - args.learning_starts):",
+        f"{MATH}t30_steps_and_updates_are_counted_right[3-1.0]",
+    ),
+    "the updates of the first steps are made up for": (
+        "(run.global_step - args.learning_starts)",
+        "run.global_step * (run.global_step > args.learning_starts)",
+        f"{MATH}t30_steps_and_updates_are_counted_right[1-1.0]",
+    ),
+    "a step counts once for all environments": (
+        "run.global_step += args.num_envs",
+        "run.global_step += 1",
+        f"{MATH}t30_steps_and_updates_are_counted_right[3-1.0]",
+    ),
+    "the seed does not reach the environments": (
+        "reset(envs, done, TRAIN, args.seed)",
+        "reset(envs, done, TRAIN)",
+        f"{MATH}t28_every_environment_and_episode_has_its_own_seed",
+    ),
+    "the seed does not reach the networks": (
+        "torch.manual_seed(seed)",
+        "torch.manual_seed(0)",
+        f"{MATH}t28_seeds_change_the_initial_networks",
+    ),
+    "all environments have one seed": (
+        "keys = [[*key, i, env.episode_count]",
+        "keys = [[*key, env.episode_count]",
+        f"{MATH}t28_every_environment_and_episode_has_its_own_seed",
+    ),
+    "evaluation draws from the generators of training": (
+        "    random.setstate(states[0]), np.random.set_state(states[1]), "
+        "torch.set_rng_state(states[2])\n",
+        "",
+        f"{RUNS}switches_change_no_weight[--eval-every 7]",
+    ),
+    "evaluation steps the environments of training": (
+        "if run.due(args.eval_every):\n                run.evaluate(eval_envs)",
+        "if run.due(args.eval_every):\n                run.evaluate(envs)",
+        f"{RUNS}switches_change_no_weight[--eval-every 7]",
+    ),
+    "of episodes that end together one is logged": (
+        'np.flatnonzero(infos["_finished"])',
+        'np.flatnonzero(infos["_finished"])[:1]',
+        f"{MATH}t31_every_finished_episode_is_logged[4]",
+    ),
+}
+# change that is no bug: (text, what replaces it, why no test can see it)
+SAC_EQUIVALENT = {
+    "the targets require gradients": (
+        "copy.deepcopy(self.critic).requires_grad_(False)",
+        "copy.deepcopy(self.critic)",
+        "they are used without gradients, and Adam asks for those of its own parameters only",
+    ),
+    "the targets move before the actor's step": (
+        MOVE_LAST,
+        MOVE_FIRST,
+        "the actor's step neither reads nor changes the critics or their targets",
+    ),
+    "the check of the shapes of Q and target is gone": (
+        "        assert q.shape == (2, *reward.shape) and td_target.shape == reward.shape\n",
+        "",
+        "it holds; it is there for those who change the code above it",
+    ),
+}
+MUTANTS = {"sac_continuous": SAC}
+EQUIVALENT = {"sac_continuous": SAC_EQUIVALENT}
+ROWS = [(script, bug) for script, bugs in MUTANTS.items() for bug in bugs]
+
+
+def mutate(script, old, new):
+    """Return the source of a script of ours with a text replaced that is there once."""
+    source = (ROOT / f"{script}.py").read_text("utf-8")
+    assert source.count(old) == 1, f"{old!r} is there {source.count(old)} times"
+    return source.replace(old, new)
+
+
+def run(path, source, test):
+    """Run a test on a changed script; return pytest's exit code and what it printed."""
+    path.parent.mkdir(parents=True)
+    path.write_text(source, "utf-8")
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+    command += ["--script", str(path), f"tests/{test}"]
+    environ = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+def table():
+    """Return the mutants and the test that kills each, in Markdown."""
+    lines = ["| script | bug | test that fails |", "|---|---|---|"]
+    for script, bugs in MUTANTS.items():
+        lines += [f"| `{script}` | {bug} | `{test}` |" for bug, (_, _, test) in bugs.items()]
+    lines += ["", "| script | change that is no bug | why |", "|---|---|---|"]
+    for script, changes in EQUIVALENT.items():
+        lines += [f"| `{script}` | {name} | {why} |" for name, (_, _, why) in changes.items()]
+    return "\n".join(lines) + "\n"
+
+
+@pytest.fixture(scope="module")
+def found(request, tmp_path_factory):
+    """Run the tests of all mutants that were asked for, one per core at a time."""
+    folder = tmp_path_factory.mktemp("mutants")
+    wanted = [item.callspec.params for item in request.session.items if "bug" in item.fixturenames]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        futures = {}
+        for i, row in enumerate((params["script_name"], params["bug"]) for params in wanted):
+            old, new, test = MUTANTS[row[0]][row[1]]
+            path = folder / str(i) / f"{row[0]}.py"
+            futures[row] = pool.submit(run, path, mutate(row[0], old, new), test)
+        yield futures
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script_name, bug", ROWS)
+def test_bug_is_seen(found, script_name, bug):
+    code, out = found[script_name, bug].result()
+    assert code == 1 and "1 failed" in out, out
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("mutants", [MUTANTS, EQUIVALENT], ids=["bugs", "equivalent"])
+def test_every_text_is_there_once_and_python_after_the_change(mutants):
+    for script, changes in mutants.items():
+        for old, new, _ in changes.values():
+            compile(mutate(script, old, new), script, "exec")
+
+
+@pytest.mark.quick
+def test_the_table_is_in_the_readme():
+    assert table() in (ROOT / "tests" / "README.md").read_text("utf-8")
+
+
+if __name__ == "__main__":
+    print(table(), end="")
