@@ -3,6 +3,7 @@
 Names test_t09_... refer to known bugs of published implementations.
 """
 
+import copy
 import json
 import types
 from pathlib import Path
@@ -148,28 +149,26 @@ def batch():
     return columns, noise
 
 
-# --- an independent SAC in NumPy, float64 ---------------------------------------------------------
-def weights(agent, prefix):
-    state = agent.state_dict().items()
-    return [v.double().numpy().copy() for name, v in state if name.startswith(prefix)]
+# --- SAC once more, in NumPy and float64, around whatever networks the script has -----------------
+def weights(agent, part):
+    """Copy the parameters of a part of the agent, such as critic_target."""
+    named = agent.named_parameters()
+    return [p.detach().double().numpy().copy() for name, p in named if name.split(".")[0] == part]
 
 
-def network(w, x):
-    for i in (0, 2, 4):
-        x = x @ w[i].T + w[i + 1]
-        x = np.maximum(x, 0) if i < 4 else x
-    return x
+def forward(agent, part, w, *inputs):
+    """Run a network of the agent with parameters w."""
+    module = copy.deepcopy(getattr(agent, part)).double()
+    names = [name for name, _ in module.named_parameters()]
+    state = {name: torch.tensor(value) for name, value in zip(names, w, strict=True)}
+    inputs = tuple(torch.tensor(x, dtype=torch.float64) for x in inputs)
+    with torch.no_grad():
+        found = torch.func.functional_call(module, state, inputs)
+    return found.numpy() if torch.is_tensor(found) else [x.numpy() for x in found]
 
 
-def twin(w, obs, action):
-    x = np.concatenate([obs, action], 1)
-    nets = [[v[k].T if v[k].shape[0] > 1 else v[k][0] for v in w] for k in (0, 1)]
-    return np.stack([network(net, x)[:, 0] for net in nets])
-
-
-def policy(w, obs, noise):
-    out = network(w, obs)
-    mean, log_std = out[:, : out.shape[1] // 2], np.clip(out[:, out.shape[1] // 2 :], -20, 2)
+def policy(agent, w, obs, noise):
+    mean, log_std = forward(agent, "actor", w, obs)
     base = torch.distributions.Normal(torch.tensor(mean), torch.tensor(np.exp(log_std)))
     squashed = torch.distributions.TransformedDistribution(
         base, torch.distributions.TanhTransform(cache_size=1)
@@ -183,10 +182,12 @@ def reference(agent, batch, noise):
     """Return the target, and the three losses as functions of their own parameters."""
     obs, action, reward, terminated, next_obs = (c.double().numpy() for c in batch)
     noise, alpha = noise.double().numpy(), agent.log_alpha.exp().item()
-    actor, critic = weights(agent, "actor.net"), weights(agent, "critic.net")
-    next_action, next_logp = policy(actor, next_obs, noise[0])
-    next_q = twin(weights(agent, "critic_target.net"), next_obs, next_action)
-    for q in (next_q, twin(critic, obs, action)):
+    actor, critic, critic_target = (
+        weights(agent, part) for part in ("actor", "critic", "critic_target")
+    )
+    next_action, next_logp = policy(agent, actor, next_obs, noise[0])
+    next_q = forward(agent, "critic_target", critic_target, next_obs, next_action)
+    for q in (next_q, forward(agent, "critic", critic, obs, action)):
         assert 0 < (q[0] < q[1]).sum() < B, "the test needs both critics to be the lower one"
     target = np.zeros(B)
     for i in range(B):
@@ -195,12 +196,13 @@ def reference(agent, batch, noise):
             target[i] += 0.8 * (min(next_q[0, i], next_q[1, i]) - alpha * next_logp[i])
 
     def critic_loss(w):
-        q = twin(w, obs, action)
+        q = forward(agent, "critic", w, obs, action)
         return sum(np.mean([(q[k, i] - target[i]) ** 2 for i in range(B)]) for k in (0, 1))
 
     def actor_loss(w):
-        new_action, logp = policy(w, obs, noise[1])
-        q = twin(weights(agent, "critic.net"), obs, new_action)  # of the moment of the call
+        new_action, logp = policy(agent, w, obs, noise[1])
+        critic = weights(agent, "critic")  # of the moment of the call
+        q = forward(agent, "critic", critic, obs, new_action)
         return np.mean([alpha * logp[i] - min(q[0, i], q[1, i]) for i in range(B)])
 
     return target, critic, critic_loss, actor, actor_loss
@@ -289,7 +291,7 @@ def test_t09_a_permuted_batch_gives_the_same_losses(S, agent, batch):
 def test_each_step_moves_only_its_own_parameters(agent, batch):
     """Critic step: critic only. Actor step: actor and temperature only. Target: polyak only."""
     columns, noise = batch
-    parts = ["actor.", "critic.", "critic_target.", "log_alpha"]
+    parts = ["actor", "critic", "critic_target", "log_alpha"]
 
     def moved(call):
         before = {part: weights(agent, part) for part in parts}
@@ -298,19 +300,19 @@ def test_each_step_moves_only_its_own_parameters(agent, batch):
         return [p for p in parts if any((a != b).any() for a, b in pairs[p])]
 
     alpha = agent.log_alpha.detach().exp()
-    assert moved(lambda: agent.update_critic(*columns, alpha, noise[0])) == ["critic."]
+    assert moved(lambda: agent.update_critic(*columns, alpha, noise[0])) == ["critic"]
     actor_step = lambda: agent.update_actor(columns[0], alpha, noise[1])  # noqa: E731
-    assert moved(actor_step) == ["actor.", "log_alpha"]
+    assert moved(actor_step) == ["actor", "log_alpha"]
 
 
 def test_target_follows_the_closed_form(agent, batch):
     """After k updates the target is the exponential average of the critics after each update."""
-    expected = weights(agent, "critic_target.net")
+    expected = weights(agent, "critic_target")
     for _ in range(3):
         agent.update(*batch)
-        critic = weights(agent, "critic.net")
+        critic = weights(agent, "critic")
         expected = [0.9 * t + 0.1 * c for t, c in zip(expected, critic, strict=True)]
-    for found, value in zip(weights(agent, "critic_target.net"), expected, strict=True):
+    for found, value in zip(weights(agent, "critic_target"), expected, strict=True):
         np.testing.assert_allclose(found, value, rtol=1e-5, atol=1e-7)
 
 
@@ -331,6 +333,31 @@ def test_update_order(agent, batch):
     assert steps == ["critic_opt", "actor_opt", "alpha_opt"]
     assert agent.actor_opt.loss == pytest.approx(expected[0], rel=1e-5)
     assert metrics["losses/alpha"].item() == pytest.approx(before)
+
+
+# --- networks -------------------------------------------------------------------------------------
+def network(w, x):
+    """Two hidden layers of ReLU in NumPy, each weight [I, O]."""
+    for i in (0, 2, 4):
+        x = x @ w[i] + w[i + 1]
+        x = np.maximum(x, 0) if i < 4 else x
+    return x
+
+
+def test_actor_is_two_hidden_layers(agent):
+    w, obs = weights(agent, "actor"), np.random.default_rng(0).normal(size=(B, O))
+    out = network([v.T for v in w], obs)
+    mean, log_std = forward(agent, "actor", w, obs)
+    np.testing.assert_allclose(mean, out[:, :A])
+    np.testing.assert_allclose(log_std, np.clip(out[:, A:], -20, 2))
+
+
+def test_critics_are_two_networks_of_two_hidden_layers(agent):
+    rng = np.random.default_rng(0)
+    w, obs, action = weights(agent, "critic"), rng.normal(size=(B, O)), rng.normal(size=(B, A))
+    for k in (0, 1):
+        out = network([v[k] for v in w], np.concatenate([obs, action], 1))
+        np.testing.assert_allclose(forward(agent, "critic", w, obs, action)[k], out[:, 0])
 
 
 # --- policy ---------------------------------------------------------------------------------------
@@ -370,7 +397,7 @@ def test_log_std_is_clamped(S):
     need(S, "Actor", "Args.log_std_min")
     actor = S.Actor(O, A, 16, -3.0, 0.5)
     with torch.no_grad():
-        actor.net[4].bias[A:] = torch.tensor([-50.0, 0.0, 50.0])
+        [*actor.parameters()][-1][A:] = torch.tensor([-50.0, 0.0, 50.0])
     _, log_std = actor(torch.zeros(1, O))
     assert log_std.min() == -3 and log_std.max() == 0.5
 
@@ -381,7 +408,7 @@ def test_t10_t33_actions_are_scaled_per_dimension(agent):
     ends = agent.scale(np.float32([[-1] * A, [1] * A, [0] * A]))
     np.testing.assert_allclose(ends, [low, high, [0, 2, -1.25]])
     obs = np.random.default_rng(0).normal(size=(50, O)) * 30
-    mode = np.tanh(network(weights(agent, "actor.net"), obs)[:, :A])
+    mode = np.tanh(forward(agent, "actor", weights(agent, "actor"), obs)[0])
     expected = np.array(low) + (mode + 1) / 2 * (np.array(high) - low)
     np.testing.assert_allclose(agent.act(obs, deterministic=True), expected, rtol=1e-4, atol=1e-5)
     for action in (agent.act(obs, deterministic=False), agent.act(obs)):
@@ -391,8 +418,8 @@ def test_t10_t33_actions_are_scaled_per_dimension(agent):
 
 def test_value_is_the_lower_critic_at_the_mode(agent):
     obs = np.random.default_rng(0).normal(size=(B, O))
-    mode = np.tanh(network(weights(agent, "actor.net"), obs)[:, :A])
-    expected = twin(weights(agent, "critic.net"), obs, mode).min(0)
+    mode = np.tanh(forward(agent, "actor", weights(agent, "actor"), obs)[0])
+    expected = forward(agent, "critic", weights(agent, "critic"), obs, mode).min(0)
     np.testing.assert_allclose(agent.value(obs), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -400,9 +427,9 @@ def test_explored_actions_follow_the_policy(agent):
     """Mean and deviation of atanh(action) over many draws are those of the network."""
     obs = np.ones((20_000, O))
     u = np.arctanh(agent.explore(obs).astype(np.float64).clip(-0.9999999, 0.9999999))
-    out = network(weights(agent, "actor.net"), obs[:1])[0]
-    np.testing.assert_allclose(u.mean(0), out[:A], atol=0.04)
-    np.testing.assert_allclose(u.std(0), np.exp(out[A:]), rtol=0.05)
+    mean, log_std = forward(agent, "actor", weights(agent, "actor"), obs[:1])
+    np.testing.assert_allclose(u.mean(0), mean[0], atol=0.04)
+    np.testing.assert_allclose(u.std(0), np.exp(log_std[0]), rtol=0.05)
 
 
 # --- temperature ----------------------------------------------------------------------------------
@@ -410,7 +437,7 @@ def test_explored_actions_follow_the_policy(agent):
 def test_t11_temperature_moves_against_the_entropy_gap(S, agent, batch, gap, direction):
     """Entropy above its target: alpha falls; below: it rises; the next update uses the new one."""
     columns, noise = batch
-    _, logp = policy(weights(agent, "actor.net"), columns[0].double().numpy(), noise[1].numpy())
+    _, logp = policy(agent, weights(agent, "actor"), columns[0].double().numpy(), noise[1].numpy())
     agent.target_entropy = -logp.mean() + gap
     before = agent.log_alpha.item()
     recorded(agent.alpha_opt)
@@ -598,7 +625,7 @@ def test_metrics_of_an_update(agent, batch):
     columns, noise = batch
     target, critic, *_ = reference(agent, columns, noise)
     obs, action = (columns[i].double().numpy() for i in (0, 1))
-    q = twin(critic, obs, action)
+    q = forward(agent, "critic", critic, obs, action)
     error = q - target
     found = agent.update_critic(*columns, agent.log_alpha.detach().exp(), noise[0])
     expected = {
@@ -615,9 +642,10 @@ def test_metrics_of_an_update(agent, batch):
     for name, values in described.items():
         expected |= {f"{name}_mean": values.mean(), f"{name}_sd": values.std()}
         expected |= {f"{name}_min": values.min(), f"{name}_max": values.max()}
-    out = network(weights(agent, "actor.net"), obs)
-    new_action, logp = policy(weights(agent, "actor.net"), obs, noise[1].double().numpy())
-    new_q = twin(weights(agent, "critic.net"), obs, new_action).min(0)
+    actor, critic = weights(agent, "actor"), weights(agent, "critic")
+    _, log_std = forward(agent, "actor", actor, obs)
+    new_action, logp = policy(agent, actor, obs, noise[1].double().numpy())
+    new_q = forward(agent, "critic", critic, obs, new_action).min(0)
     found |= agent.update_actor(columns[0], agent.log_alpha.detach().exp(), noise[1])
     expected |= {
         "losses/actor_loss": (0.3 * logp - new_q).mean(),
@@ -626,7 +654,7 @@ def test_metrics_of_an_update(agent, batch):
         "policy/entropy": -logp.mean(),
         "policy/entropy_gap": -logp.mean() + A,
         "policy/saturation": (np.abs(new_action) > 0.99).mean(),
-        "policy/log_std": out[:, A:].mean(),
+        "policy/log_std": log_std.mean(),
     }
     assert found.keys() == expected.keys() | {"grad/norm_critic", "grad/norm_actor"}
     for name, value in expected.items():
@@ -680,7 +708,7 @@ def test_t28_seeds_change_the_initial_networks(S, seeds):
     for seed in seeds:
         S.make_envs("Target-v0", 1, seed)
         bound = np.ones(2, np.float32)
-        found.append(S.Agent(arguments(S), O, -bound, bound).critic.net[0].weight.clone())
+        found.append(next(S.Agent(arguments(S), O, -bound, bound).critic.parameters()))
     assert not torch.isclose(*found).any()
 
 

@@ -4,6 +4,7 @@
 """
 
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -87,13 +88,13 @@ SAC = {
         f"{MATH}t04_t09_t14_critic_loss_and_gradient",
     ),
     "the target has no entropy": (
-        " - alpha * next_logp",
-        "",
+        "values - alpha * next_logp",
+        "values",
         f"{MATH}t04_t09_t14_critic_loss_and_gradient",
     ),
     "the target's entropy has the wrong sign": (
-        " - alpha * next_logp",
-        " + alpha * next_logp",
+        "values - alpha * next_logp",
+        "values + alpha * next_logp",
         f"{MATH}t04_t09_t14_critic_loss_and_gradient",
     ),
     "the critics bootstrap from themselves": (
@@ -380,12 +381,12 @@ def mutate(script, old, new):
     return source.replace(old, new)
 
 
-def run(path, source, test):
-    """Run a test on a changed script; return pytest's exit code and what it printed."""
+def run(path, source, *tests):
+    """Run tests on a script of that source; return pytest's exit code and what it printed."""
     path.parent.mkdir(parents=True)
     path.write_text(source, "utf-8")
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
-    command += ["--script", str(path), f"tests/{test}"]
+    command += ["-rs", "--script", str(path), *(f"tests/{test}" for test in tests)]
     environ = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
     return done.returncode, done.stdout + done.stderr
@@ -429,6 +430,18 @@ def test_every_text_is_there_once_and_python_after_the_change(mutants):
     for script, changes in mutants.items():
         for old, new, _ in changes.values():
             compile(mutate(script, old, new), script, "exec")
+
+
+def test_a_script_of_another_kind(tmp_path):
+    """It learns what its actions allow, and what does not apply is skipped with the reason."""
+    source = (ROOT / "tests" / "tabular_q.py").read_text("utf-8")
+    files = ["test_probes.py", "test_math.py", "test_bad_input.py", "test_readme.py"]
+    code, out = run(tmp_path / "mine" / "tabular_q.py", source, *files)
+    assert code == 0, out
+    for reason in ("the script refuses tests.probe_envs:Const-v0", "the script has no squash"):
+        assert reason in out
+    assert "tests this repository, not your script" in out
+    assert int(re.search(r"(\d+) passed", out)[1]) >= 20
 
 
 @pytest.mark.quick
