@@ -114,13 +114,14 @@ def spaces(S, tmp_path_factory):
 
 
 @pytest.fixture
-def learn(S, tmp_path, monkeypatch):
+def learn(S, request, tmp_path, monkeypatch):
     """Train on a probe in an empty folder, with the flags of LAB that the script has."""
     monkeypatch.chdir(tmp_path)
     handler = signal.getsignal(signal.SIGTERM)
 
-    def learn(name, total_timesteps, **changes):
+    def learn(name, total_timesteps, seed, **changes):
         flags = {"env_id": f"tests.probe_envs:{name}-v0", "total_timesteps": total_timesteps}
+        flags["seed"] = seed + request.config.getoption("add_to_seeds")
         return S.main(S.Args(**known(S, LAB | flags | changes)))
 
     yield learn
