@@ -1,6 +1,6 @@
 """Tiny environments whose values and best actions are known exactly.
 
-A wrong answer on one of these is a bug and no bad luck. Any script runs on them, for instance
+A wrong answer on one of these is a bug, not bad luck. Any script runs on them, for instance
 
     python sac_continuous.py --env-id tests.probe_envs:Chain3-v0 --total-timesteps 2000 \\
         --learning-starts 100 --batch-size 64 --gamma 0.5
@@ -42,6 +42,10 @@ class Probe(gym.Env):
         """Return the observation of a state."""
         return np.float32([state])
 
+    def seen(self, state):
+        """Return what of a state a learner can tell apart."""
+        return tuple(np.round(self.obs(state), 4))
+
     def model(self, state, action):
         """Return the reward and the next states, equally likely; none: terminated."""
         raise NotImplementedError
@@ -52,6 +56,7 @@ class Probe(gym.Env):
         return self.obs(self.state), {}
 
     def step(self, action):
+        assert self.action_space.contains(action), f"{action} is not in {self.action_space}"
         reward, following = self.model(self.state, action)
         self.t += 1
         if following:
@@ -93,7 +98,7 @@ class Chain3(Probe):
 
 
 class CycleTrunc(Probe):
-    """V4. A ring of four states, cut after three steps: truncation is no termination."""
+    """V4. A ring of four states, cut after three steps: truncation is not termination."""
 
     starts = [0, 1, 2, 3]
     limit = 3
@@ -210,10 +215,13 @@ class Idle(Probe):
 
 # --- pixels: one grey frame [size, size] a step, uint8; the script stacks the latest four ---------
 class Pixels(Probe):
-    """A probe that is seen; a state's observation is the frame that `draw_frame` fills."""
+    """A probe that is seen. Small frames make learning fast; Atari's are of size 84."""
 
     actions = Discrete(2)
-    size = 84
+
+    def __init__(self, size=36, **options):
+        self.size = size
+        super().__init__(**options)
 
     def observations(self):
         return Box(0, 255, (self.size, self.size), np.uint8)
@@ -223,17 +231,11 @@ class Pixels(Probe):
         self.draw_frame(frame, state)
         return frame
 
-    def draw_frame(self, frame, state):
-        """Draw a state into a black frame."""
-        raise NotImplementedError
-
-
-class Quadrants:
-    """Shows the k-th state of a vector probe as a bright quadrant k, in small frames."""
-
-    size = 36
+    def seen(self, state):
+        return state  # in the latest four frames together
 
     def draw_frame(self, frame, state):
+        """Show a state in a black frame: here the k-th as a bright quadrant k."""
         row, column = divmod(self.states().index(state), 2)
         half = self.size // 2
         frame[row * half :, column * half :][:half, :half] = 255
@@ -266,22 +268,25 @@ class MatchPixels(Pixels, Match):
         frame[:, half:] = 255 * (state > 0)
 
 
-class Chain3Pixels(Quadrants, Pixels, Chain3):
+class Chain3Pixels(Pixels, Chain3):
     """V3, seen."""
 
 
-class CycleTruncPixels(Quadrants, Pixels, CycleTrunc):
-    """V4, seen."""
+class CycleTruncPixels(Pixels, CycleTrunc):
+    """V4, seen, and cut later, so that the last four frames of an episode occur within it too."""
+
+    limit = 6
 
 
 class Motion(Pixels):
-    """X4. A dot moves left or right, 8 pixels a frame; pays for the action of its direction."""
+    """X4. A dot moves left or right by its own width; pays for the action of its direction."""
 
     starts = [(direction, column) for direction in (0, 1) for column in range(10)]
     limit = 8
 
     def draw_frame(self, frame, state):
-        frame[38:46, 8 * state[1] + 2 :][:, :8] = 255
+        width = self.size // 10
+        frame[self.size // 2 :, state[1] * width :][:width, :width] = 255
 
     def model(self, state, action):
         direction, column = state
@@ -300,8 +305,9 @@ class Recall(Pixels):
 
     def draw_frame(self, frame, state):
         cue, t = state
+        half = self.size // 2
         if t == 0:
-            frame[:, 42 * cue :][:, :42] = 255
+            frame[:, half * cue :][:, :half] = 255
 
     def model(self, state, action):
         cue, t = state
@@ -309,7 +315,7 @@ class Recall(Pixels):
 
 
 class Frames(Pixels):
-    """X6. Frame t is filled with t; episodes of 5 to 9 steps, some terminated and some cut."""
+    """X6. Frame t is filled with 10 + t; 5 to 9 steps, the odd ones terminated, the even cut."""
 
     starts = [(0, end) for end in range(5, 10)]
 
@@ -317,7 +323,7 @@ class Frames(Pixels):
         return [(t, end) for _, end in self.starts for t in range(end + 1)]
 
     def draw_frame(self, frame, state):
-        frame[:] = state[0]
+        frame[:] = 10 + state[0]
 
     def model(self, state, action):
         return state[0], [(state[0] + 1, state[1])]
@@ -329,11 +335,12 @@ class Frames(Pixels):
 
 
 class FakeALE(gym.Env):
-    """X7. A game with the interface of ale-py and without its ROMs: wrappers are tested on it.
+    """X7. A game for tests of Atari's wrappers, which need no more of ale-py than it has.
 
-    Raw frames are 210 x 160 x 3. Frame n of a game pays n % 3 - 1; a life of three is lost at
-    frames 40, 80 and 120, the last of which ends the game. Red, green and blue blocks are there
-    always; a white one flickers, on even frames only.
+    Raw frames are 210 x 160 x 3. Frame n of a game pays 5 if n % 4 == 1 and -1 otherwise, so that
+    four frames pay 2, clipped 1, but -2 if clipped one by one. Lives end at frames 40, 80 and 120,
+    and with the third the game. Red, green and blue blocks are there always, one on odd frames
+    only, and one on frames with n % 4 == 1, which the latest two of four frames never show.
     """
 
     metadata = {"render_modes": ["rgb_array"]}
@@ -342,7 +349,7 @@ class FakeALE(gym.Env):
     blocks = {(255, 0, 0): 10, (0, 255, 0): 50, (0, 0, 255): 90}  # color: first row
 
     def __init__(self, render_mode=None, frameskip=1, repeat_action_probability=0.0):
-        self.render_mode, self.ale = render_mode, self
+        self.render_mode, self.ale, self._frameskip = render_mode, self, frameskip
         self.games = self.n = 0  # games begun, and frames of the latest
 
     def get_action_meanings(self):
@@ -350,6 +357,12 @@ class FakeALE(gym.Env):
 
     def lives(self):
         return 3 - self.n // 40
+
+    def getScreenRGB(self, out):  # noqa: N802, ale-py's name
+        out[:] = self.render()
+
+    def getScreenGrayscale(self, out):  # noqa: N802
+        out[:] = (self.render() @ [0.299, 0.587, 0.114]).round()
 
     def reset(self, seed=None, options=None):
         super().reset(seed=seed)
@@ -359,15 +372,15 @@ class FakeALE(gym.Env):
     def step(self, action):
         assert self.n < 120, "the game is over: reset it"
         self.n += 1
-        over = self.n == 120
-        return self.render(), float(self.n % 3 - 1), over, False, {"lives": self.lives()}
+        reward = 5.0 if self.n % 4 == 1 else -1.0
+        return self.render(), reward, self.n == 120, False, {"lives": self.lives()}
 
     def render(self):
         frame = np.zeros((210, 160, 3), np.uint8)
         for color, row in self.blocks.items():
             frame[row : row + 30, 20:60] = color
-        if self.n % 2 == 0:
-            frame[150:190, 90:130] = 255
+        frame[150:190, 90:130] = 255 * (self.n % 2 == 1)
+        frame[10:50, 90:130] = 255 * (self.n % 4 == 1)
         return frame
 
 
@@ -381,11 +394,9 @@ def solve(probe, gamma):
     else:
         axes = [np.linspace(*ends, 41) for ends in zip(probe.actions.low, probe.actions.high)]  # noqa: B905
         actions = np.stack(np.meshgrid(*axes), -1).reshape(-1, len(axes))
-    key = lambda state: tuple(np.round(probe.obs(state), 4))  # noqa: E731, what is seen
-    key = (lambda state: state) if isinstance(probe, Pixels) else key  # there history counts
     outcomes = {
-        key(state): [
-            (probe.scale * float(reward), [key(one) for one in following])
+        probe.seen(state): [
+            (probe.scale * float(reward), [probe.seen(one) for one in following])
             for reward, following in (probe.model(state, action) for action in actions)
         ]
         for state in probe.states()
@@ -401,19 +412,16 @@ def solve(probe, gamma):
     return values, best
 
 
-for probe in (Const, ObsValue, Chain3, CycleTrunc):
+VECTORS = Const, ObsValue, Chain3, CycleTrunc
+POLICIES = Bandit2, Match, Delayed2, Idle4, ActScale, ObsAct, Delayed, TwoDim, SoftBandit, Idle
+SEEN = ConstPixels, ObsValuePixels, MatchPixels, Chain3Pixels, CycleTruncPixels, Motion, Recall
+for probe in (*VECTORS, *POLICIES, *SEEN, Frames, FakeALE):
     gym.register(f"{probe.__name__}-v0", probe)
+for probe in VECTORS:
     gym.register(f"{probe.__name__}-discrete-v0", probe, kwargs={"discrete": True})
-for probe in (Bandit2, Match, Delayed2, Idle4):
-    gym.register(f"{probe.__name__}-v0", probe)
-for probe in (ActScale, ObsAct, Delayed, TwoDim, SoftBandit, Idle):
-    gym.register(f"{probe.__name__}-v0", probe)
-for probe in (ConstPixels, ObsValuePixels, MatchPixels, Chain3Pixels, CycleTruncPixels):
-    gym.register(f"{probe.__name__}-v0", probe)
-for probe in (Motion, Recall, Frames, FakeALE):
-    gym.register(f"{probe.__name__}-v0", probe)
-gym.register("ObsValuePixels-grey-v0", ObsValuePixels, kwargs={"shades": (96, 160)})
-gym.register("Recall-k4-v0", Recall, kwargs={"k": 4})
-for probe in (Match, ActScale):  # C7
+for probe in (Chain3, Match, ActScale):  # C7
     for scale in (0.03, 30):
         gym.register(f"{probe.__name__}-times{scale}-v0", probe, kwargs={"scale": scale})
+gym.register("MatchPixels-84-v0", MatchPixels, kwargs={"size": 84})
+gym.register("ObsValuePixels-grey-v0", ObsValuePixels, kwargs={"shades": (96, 160)})
+gym.register("Recall-k4-v0", Recall, kwargs={"k": 4})

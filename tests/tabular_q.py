@@ -1,6 +1,6 @@
 """Tabular Q-learning (Watkins, 1989): the smallest script that the tests accept.
 
-pytest tests/test_probes.py --script tests/tabular_q.py
+pytest --script=tests/tabular_q.py
 """
 
 import sys
@@ -55,3 +55,7 @@ def main(args):
         row[action] += 0.5 * (target - row[action])
         seen[i] = envs[i].reset()[0] if terminated or truncated else obs
     return agent
+
+
+if __name__ == "__main__":
+    main(Args(*sys.argv[1:2]))

@@ -86,7 +86,7 @@ def test_accepted(S, train, refuse, monkeypatch):
     memory = types.SimpleNamespace(available=2**33)  # the true one changes all the time
     monkeypatch.setattr(S.psutil, "virtual_memory", lambda: memory)
     fits = re.search(r"--buffer-size (\d+) fits", refuse("--buffer-size 1e12"))[1]
-    assert int(fits) == int(0.8 * 2**33 / 24)  # a row is obs 1, action 2, two flags, next_obs 1
+    assert int(fits) == int(0.8 * 2**33 / 24)  # obs 1, action 2, reward, terminated, next_obs 1
     agent = train(f"--total-timesteps 4e2 --learning-starts=1e2 --buffer-size {fits} --run-dir run")
     assert summary("run")["global_step"] == 400 and agent.args.learning_starts == 100
     assert agent.args.buffer_size == int(fits)

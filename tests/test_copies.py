@@ -78,13 +78,23 @@ def fields(path):
     for node in args.body:
         if isinstance(node, ast.Assign | ast.AnnAssign):
             assert isinstance(node, ast.AnnAssign), f"{ast.unparse(node)} has no annotation"
-            kind, default = ast.unparse(node.annotation), ast.literal_eval(node.value)
+            kind, default = ast.unparse(node.annotation), default_of(node)
             found.append((node.target.id, kind, default, comments.get(node.end_lineno, "")))
     return found
 
 
+def default_of(node):
+    """Evaluate the default of a field, or return ... where it has none, or makes one each time."""
+    try:
+        return ast.literal_eval(node.value) if node.value else ...
+    except ValueError:
+        return ...
+
+
 def fits(kind, default):
-    """Tell whether a default is of the annotated type."""
+    """Tell whether a default, where there is one, is of the annotated type."""
+    if default is ...:
+        return True
     if kind.endswith(" | None"):
         return default is None or fits(kind.removesuffix(" | None"), default)
     if kind.startswith("Literal["):

@@ -2,12 +2,14 @@
 
 import pytest
 
-from tests.conftest import read
+from tests.conftest import apply, need, read
 
 
 @pytest.mark.slow
-def test_inverted_pendulum_reaches_1000(S, tmp_path, monkeypatch):
+def test_inverted_pendulum_reaches_1000(S, spaces, tmp_path, monkeypatch):
     """1000 is the most there is; an untrained policy gets about 10."""
+    apply(spaces, "box")
+    need(S, "parse_args")
     monkeypatch.chdir(tmp_path)
     flags = "--env-id InvertedPendulum-v4 --total-timesteps 20000 --no-capture-video --run-dir run"
     flags += " --threads 1"  # a busy core would make two wait for each other

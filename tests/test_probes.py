@@ -15,8 +15,8 @@ from tests import probe_envs
 from tests.conftest import apply, need, read
 
 SLOW = pytest.mark.slow
-SEEDS = [1, *(pytest.param(seed, marks=SLOW) for seed in (2, 3))]
-ENVS = [2, *(pytest.param(envs, marks=SLOW) for envs in (1, 3))]
+MORE = [(2, 2), (2, 3), (1, 1), (3, 1)]  # environments stepped together, seed
+VARIED = [(2, 1), *(pytest.param(*pair, marks=SLOW) for pair in MORE)]
 
 
 def probe(name):
@@ -41,6 +41,12 @@ KNOWN = {
     "ObsAct": (0.5, [0, 0], [[-0.5], [0.5]]),
     "TwoDim": (0.5, [0], [[3], [-0.6]]),
     "SoftBandit": (0.5, [0], [[0.3]]),
+    "Idle": (0.5, [0], None),
+    "Idle4": (0.5, [0], None),
+    "Chain3-times30": (0.5, [7.5, 15, 30], None),
+    "Match-times30": (0.5, [60, 60], [0, 1]),
+    "Match-times0.03": (0.5, [0.06, 0.06], [0, 1]),
+    "ActScale-times30": (0.5, [0], [[3]]),
 }
 
 
@@ -65,11 +71,12 @@ def test_solutions_of_delayed_rewards():
     np.testing.assert_allclose(values[1:], -((obs[1:, 1] - 0.5) ** 2), atol=1e-6)
 
 
-SEEN = {  # the state of each pixel probe, and the states' values and best actions
+SEEN = {  # values and best actions of the states of each pixel probe
     "ConstPixels": ([1], None),
     "ObsValuePixels": ([-1, 1], None),
     "ObsValuePixels-grey": ([-1, 1], None),
     "MatchPixels": ([2, 2], [0, 1]),
+    "MatchPixels-84": ([2, 2], [0, 1]),
     "Chain3Pixels": ([0.25, 0.5, 1], None),
     "CycleTruncPixels": ([2 / 15, 4 / 15, 8 / 15, 16 / 15], None),
     "Motion": ([2] * 20, [0] * 10 + [1] * 10),
@@ -87,7 +94,7 @@ def test_solutions_of_pixel_probes(name):
     found, actions = probe_envs.solve(env, 0.5)
     np.testing.assert_allclose([found[state] for state in env.states()], values, atol=1e-6)
     assert best is None or [actions[state] for state in env.states()] == best
-    if name.endswith(("Pixels", "grey")):
+    if "Pixels" in name:
         assert len({env.obs(state).tobytes() for state in env.states()}) == len(values)
 
 
@@ -134,7 +141,7 @@ def test_frames_count():
     ends = set()
     for seed in range(60):
         frames, steps = watch(probe("Frames"), seed, [0] * 99)
-        assert all((frame == t).all() for t, frame in enumerate(frames))
+        assert all((frame == 10 + t).all() for t, frame in enumerate(frames))
         ends.add((len(steps), *steps[-1][1:]))
     assert ends == {(n, n % 2 == 1, n % 2 == 0) for n in range(5, 10)}
 
@@ -144,22 +151,42 @@ def test_fake_ale():
     env = probe("FakeALE")
     for _ in range(2):
         frames, steps = watch(env, 0, [0] * 999)
-        assert [reward for reward, *_ in steps[:4]] == [0, 1, -1, 0] and len(steps) == 120
-        assert steps[-1][1:] == [True, False] and env.lives() == 0
+        rewards = np.array([reward for reward, *_ in steps]).reshape(-1, 4)
+        assert steps[-1][1:] == [True, False] and len(steps) == 120 and env.lives() == 0
         with pytest.raises(AssertionError, match="reset it"):
             env.step(0)
+    assert (rewards.sum(1) == 2).all() and (np.sign(rewards).sum(1) == -2).all()
     assert env.games == 2 and env.reset()[1] == {"lives": 3}
     assert [env.step(0)[-1]["lives"] for _ in range(41)][38:] == [3, 2, 2]
-    flicker = [frame[170, 110].max() for frame in frames]
-    assert flicker[:4] == [255, 0, 255, 0]
+    odd, early = (np.array([frame[y, 110, 0] for frame in frames[1:]]) for y in (170, 30))
+    odd, early = odd.reshape(-1, 4), early.reshape(-1, 4)  # [skips, 4]
+    assert (odd[:, 3] == 0).all() and (odd[:, 2:].max(1) == 255).all()
+    assert (early[:, 2:] == 0).all() and (early.max(1) == 255).all()
+    grey = np.zeros((210, 160), np.uint8)
+    env.getScreenGrayscale(grey)
     for color, row in env.blocks.items():
         assert all((frame[row : row + 30, 20:60] == color).all() for frame in frames)
+        assert grey[row : row + 30, 20:60].min() > 25
+
+
+@pytest.mark.quick
+def test_gymnasiums_atari_wrapper_takes_the_fake():
+    """It sums rewards of four frames, takes the maximum of the last two, and ends with a life."""
+    env = gym.wrappers.AtariPreprocessing(
+        probe("FakeALE"), noop_max=0, terminal_on_life_loss=True, scale_obs=False
+    )
+    env.reset(seed=0)
+    for _ in range(10):
+        obs, reward, terminated, *_ = env.step(0)
+        assert reward == 2 and obs.shape == (84, 84)
+    assert terminated and env.unwrapped.games == 1
+    assert obs[68, 57] > 200 and obs[12, 57] == 0  # on odd frames, and on the first of four
 
 
 @pytest.mark.quick
 def test_probes_stay_in_their_spaces():
     names = [name for name, spec in gym.registry.items() if "probe_envs" in str(spec.entry_point)]
-    assert len(names) == 33
+    assert len(names) == 36
     for name in names:
         env = gym.make(name, disable_env_checker=True).unwrapped
         env.action_space.seed(0)
@@ -175,28 +202,56 @@ def test_probes_stay_in_their_spaces():
 
 
 # --- which probes apply ---------------------------------------------------------------------------
+@pytest.mark.parametrize("space, name", [("box", "ObsAct"), ("discrete", "Match")])
+def test_seeds(S, learn, spaces, space, name):
+    """The same seed gives the same agent, another one another."""
+    apply(spaces, space)
+    need(S, "Args.seed")
+    obs, *_ = answers(name, 0.5)
+    values = []
+    for run, seed in enumerate((1, 1, 2)):
+        values.append(learn(name, 300, seed=seed, run_dir=f"run{run}").value(obs))
+    assert np.array_equal(values[0], values[1]) and not np.array_equal(values[0], values[2])
+
+
 def test_some_probes_apply(S, spaces):
     """A script that refused all would pass all tests below."""
     assert spaces == {"box"} if S.__name__ == "sac_continuous" else spaces
 
 
+def vary(S, envs, seed):
+    """Skip a test that varies what the script does not let one choose."""
+    need(S, *["Args.num_envs"] * (envs != 1), *["Args.seed"] * (seed != 1))
+
+
 # --- values: V1 to V4 -----------------------------------------------------------------------------
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("envs", ENVS)
+@pytest.mark.parametrize("envs, seed", VARIED)
 @pytest.mark.parametrize(
     "name, gamma", [("Const", 0.5), ("ObsValue", 0.5), ("Chain3", 0.5), ("CycleTrunc", 0.8)]
 )
 @pytest.mark.parametrize("space", ["box", "discrete"])
-def test_values(learn, spaces, space, name, gamma, envs, seed):
+def test_values(S, learn, spaces, space, name, gamma, envs, seed):
     apply(spaces, space)
+    vary(S, envs, seed)
     variant = name + "-discrete" * (space == "discrete")
     agent = learn(variant, 600, gamma=gamma, num_envs=envs, seed=seed)
     obs, values, _ = answers(name, gamma)
     np.testing.assert_allclose(agent.value(obs), values, atol=0.05)
 
 
+@SLOW
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("scale", [0.03, 30])
+def test_values_grow_with_rewards(learn, spaces, scale, seed):  # C7
+    apply(spaces, "box")
+    name = f"Chain3-times{scale}"
+    agent = learn(name, 600, alpha=1e-3 * scale, seed=seed)
+    obs, values, _ = answers(name, 0.5)
+    np.testing.assert_allclose(agent.value(obs) / scale, values / scale, atol=0.05)
+
+
 # --- policies: C1 to C4, D1 to D3, C7 -------------------------------------------------------------
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("envs, seed", VARIED)
 @pytest.mark.parametrize(
     "space, name, steps, tolerance",
     [
@@ -213,11 +268,12 @@ def test_values(learn, spaces, space, name, gamma, envs, seed):
         pytest.param("discrete", "Match-times30", 900, 0, marks=SLOW),
     ],
 )
-def test_policies(learn, spaces, space, name, steps, tolerance, seed):
+def test_policies(S, learn, spaces, space, name, steps, tolerance, envs, seed):
     """Best actions, and values in units of the rewards' scale."""
     apply(spaces, space)
+    vary(S, envs, seed)
     scale = float(name.partition("times")[2] or 1)
-    agent = learn(name, steps, alpha=1e-3 * scale, seed=seed)
+    agent = learn(name, steps, alpha=1e-3 * scale, num_envs=envs, seed=seed)
     obs, values, best = answers(name, 0.5)
     shown = 1 if "Delayed" in name else len(obs)  # its second states have no better action
     assert (abs(agent.act(obs) - best)[:shown] <= tolerance).all()
@@ -236,10 +292,20 @@ def last(name):
     return np.mean([row[name] for row in read("run") if name in row][-5:])
 
 
+@pytest.mark.quick
+def test_entropy_of_the_soft_bandit():
+    """The formula is that of the density exp(reward / alpha), which is inside the bounds."""
+    actions = np.linspace(-1, 1, 20_001)
+    density = np.exp(-((actions - 0.3) ** 2) / 0.02)
+    density /= np.trapezoid(density, actions)
+    entropy = -np.trapezoid(density * np.log(density + 1e-300), actions)
+    assert entropy == pytest.approx(soft_entropy(0.02), abs=1e-3)
+
+
 @SLOW
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_fixed_temperature(S, learn, seed):
-    need(S, "Args.alpha")
+    need(S, "Args.alpha", "Run")
     agent = learn("SoftBandit", 3000, alpha=0.02, seed=seed)
     assert last("policy/entropy") == pytest.approx(soft_entropy(0.02), abs=0.08)
     assert agent.act(torch.zeros(1, 1)).item() == pytest.approx(0.3, abs=0.05)
@@ -249,7 +315,7 @@ def test_fixed_temperature(S, learn, seed):
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_learned_temperature(S, learn, seed):
     """Entropy fits the temperature, which goes where the entropy is its target, -1."""
-    need(S, "Args.autotune")
+    need(S, "Args.autotune", "Run")
     learn("SoftBandit", 4000, alpha=0.1, autotune=True, target_entropy=-1.0, seed=seed)
     assert last("policy/entropy") == pytest.approx(soft_entropy(last("losses/alpha")), abs=0.1)
     assert last("losses/alpha") == pytest.approx(math.exp(-2) / (math.pi * math.e), rel=0.3)
@@ -258,8 +324,18 @@ def test_learned_temperature(S, learn, seed):
 # --- entropy bonus: C8 ----------------------------------------------------------------------------
 @SLOW
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_entropy_widens_an_idle_policy(S, learn, seed):
-    """Without rewards the policy widens, towards the uniform one, of log 2 nats, where squashed."""
-    need(S, "Args.alpha")
-    learn("Idle", 1500, alpha=0.1, seed=seed)
+def test_entropy_widens_an_idle_policy(S, learn, monkeypatch, seed):
+    """From a narrow start log_std rises, and the squashed policy becomes the uniform one, log 2."""
+    need(S, "Args.alpha", "Run", "Actor.forward")
+    build = S.Actor.__init__
+
+    def narrow(actor, *inputs):
+        build(actor, *inputs)
+        with torch.no_grad():
+            [*actor.parameters()][-1][1:] -= 2  # bias of log_std
+
+    monkeypatch.setattr(S.Actor, "__init__", narrow)
+    learn("Idle", 3000, alpha=0.1, seed=seed)
+    first = next(row["policy/log_std"] for row in read("run") if "policy/log_std" in row)
+    assert first < -1.5 and last("policy/log_std") > first + 1
     assert last("policy/entropy") == pytest.approx(math.log(2), abs=0.05)

@@ -27,6 +27,7 @@ from tests.conftest import (
     ROOT,
     TINY,
     finish,
+    need,
     read,
     same,
     steady,
@@ -298,6 +299,7 @@ def test_evaluation_counts_first_episodes(S):
     """Environments that end early begin again, which does not count; every seed is its own."""
     from tests import toy_envs
 
+    need(S, "make_envs", "evaluate", "EVALUATE")
     envs, low, high = S.make_envs("tests.toy_envs:Ragged-v0", 5, 1)
     agent = S.Agent(S.Args(hidden_size=16), 1, low, high)
     lengths = []
