@@ -70,7 +70,7 @@ SAC = {
     "rewards come one step late": (
         ADD,
         LATE.format("obs, action, getattr(buffer, 'late', reward), terminated, next_obs", "reward"),
-        f"{PROBES}policies[box-Delayed-1200-0.1-2-1]",
+        f"{PROBES}values[box-ObsValue-0.5-2-1]",
     ),
     "observations come one step late": (
         ADD,
@@ -85,9 +85,14 @@ SAC = {
     "rewards are clipped": (
         "require_finite(obs=obs, action=action, next_obs=next_obs, reward=reward)",
         "reward = reward.clip(-1, 1)",
-        f"{PROBES}values_grow_with_rewards[1-30]",
+        f"{PROBES}values_grow_with_rewards[30-1]",
     ),
     # the critics' target and loss
+    "nothing is bootstrapped": (
+        "self.args.gamma * (1 - terminated)",
+        "0",
+        f"{PROBES}policies[box-Delayed-1200-0.1-2-1]",
+    ),
     "gamma is left out": ("self.args.gamma * ", "", f"{PROBES}values[box-Chain3-0.5-2-1]"),
     "gamma is squared": (
         "self.args.gamma * ",
@@ -463,10 +468,10 @@ TABULAR = {
         "(1 - (terminated or truncated))",
         f"{PROBES}values[discrete-CycleTrunc-0.8-2-1]",
     ),
-    "observations come one step late": (
+    "the observation does not move on": (
         "else obs\n",
-        "else agent.__dict__.pop(i, obs)\n        agent.__dict__[i] = obs\n",
-        f"{PROBES}values[discrete-ObsValue-0.5-2-1]",
+        "else seen[i]\n",
+        f"{PROBES}values[discrete-Chain3-0.5-2-1]",
     ),
     "the worst action is chosen": (
         ".argmax()",
@@ -488,9 +493,9 @@ TABULAR = {
         "0",
         f"{PROBES}policies[discrete-Delayed2-600-0-2-1]",
     ),
-    "there is one stream of random numbers for all seeds": (
+    "actions are drawn without a seed": (
         "default_rng([args.seed, 1])",
-        "default_rng(1)",
+        "default_rng()",
         f"{PROBES}seeds[discrete-Match]",
     ),
 }
