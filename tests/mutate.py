@@ -1,17 +1,19 @@
 """Random bugs: draw changes of operators, constants and signs, and see which the tests kill.
 
 python tests/mutate.py            try 200 changes of sac_continuous.py, into results/mutants.json
-python tests/mutate.py --report   print the table of that file again
+python tests/mutate.py --again    try those that survived on the tests as they are now
+python tests/mutate.py --report   print the table of that file
 
 Changes are drawn in networks, replay buffer, agent and main. Each is tried on test_math.py and
 test_probes.py as they run by default and on the quick tests of test_runs.py and test_bad_input.py,
-up to the first failure; one that makes a test hang is killed too. What is in the file already is
-not tried again.
+up to the first failure; one that makes a test hang is killed too. What is in the file is not tried
+twice, so that an interrupted search goes on. A survivor that is no bug gets a "why" there by hand.
 """
 
 import argparse
 import ast
 import copy
+import hashlib
 import json
 import os
 import random
@@ -19,7 +21,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -53,16 +54,18 @@ def changes(node):
 
 
 def mutants(source):
-    """Return all changes as (line, code before, code after, changed source)."""
+    """Return all changes as (line, column, code before, code after, changed source)."""
     found, module = [], ast.parse(source)
     places = [node for node in module.body if getattr(node, "name", "") in PLACES]
     for holder in (node for place in places for node in ast.walk(place)):
         for field, index, node in parts(holder):
-            before = ast.unparse(holder)
+            alone = isinstance(node, ast.stmt)  # shown without what it stands in
+            before = ast.unparse(node if alone else holder)
             for new in changes(node):
                 put(holder, field, index, new)
-                texts = (text.splitlines()[0] for text in (before, ast.unparse(holder)))
-                found.append((node.lineno, *texts, ast.unparse(module)))
+                after = ast.unparse(new if alone else holder)
+                texts = (text.splitlines()[0] for text in (before, after))
+                found.append((node.lineno, node.col_offset, *texts, ast.unparse(module)))
             put(holder, field, index, node)
     return found
 
@@ -90,7 +93,7 @@ def kill(script, source):
         path = Path(folder, script.name)
         path.write_text(source, "utf-8")
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
-        command += ["--script", str(path), f"--basetemp={folder}/base"]
+        command += [f"--script={path}", f"--basetemp={folder}/base"]
         environ = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         for names, mark in TESTS.items():
             options = {"cwd": ROOT, "env": environ, "capture_output": True, "text": True}
@@ -106,48 +109,57 @@ def kill(script, source):
 
 
 def report(found):
-    """Print the kill rate and the survivors."""
-    killed = [row for row in found if row["killed_by"]]
-    print(f"{len(found)} random changes, {len(killed)} killed: {len(killed) / len(found):.1%}\n")
-    print("line | before | after | survives\n---|---|---|---")
-    for row in found:
-        if not row["killed_by"]:
-            print(f"{row['line']} | `{row['before']}` | `{row['after']}` | {row.get('why', '')}")
+    """Print the kill rates and the survivors, those that are bugs first."""
+    left = [row for row in found["rows"] if not row["killed_by"]]
+    later = [row for row in left if row.get("killed_later")]
+    known = [row for row in left if row.get("why") and row not in later]
+    number, killed = len(found["rows"]), len(found["rows"]) - len(left)
+    print(f"{number} random changes of {found['possible']}, {killed} killed: {killed / number:.1%}")
+    print(f"{len(later)} more are killed by tests written since")
+    rate = (killed + len(later)) / (number - len(known))
+    print(f"{len(known)} are no bugs; of all others {rate:.1%} are killed now")
+    print("\nline | before | after | survives, or killed since\n---|---|---|---")
+    for row in sorted(left, key=lambda row: ("why" in row, row["line"])):
+        said = row.get("killed_later") or row.get("why", "")
+        print(f"{row['line']} | `{row['before']}` | `{row['after']}` | {said}")
 
 
 def main():
-    """Try the changes that are not in the file yet, one per core at a time."""
+    """Try the changes that are not in the file yet, or the survivors, one per core at a time."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--script", type=Path, default=ROOT / "sac_continuous.py")
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--file", type=Path, default=ROOT / "results" / "mutants.json")
+    parser.add_argument("--again", action="store_true", help="try the survivors again")
     parser.add_argument("--report", action="store_true", help="print what is in the file")
     args = parser.parse_args()
-    found = json.loads(args.file.read_text("utf-8")) if args.file.exists() else []
+    found = json.loads(args.file.read_text("utf-8")) if args.file.exists() else {"rows": []}
     if args.report:
         return report(found)
     source = args.script.read_text("utf-8")
+    digest = hashlib.sha256(source.encode()).hexdigest()
+    if found.setdefault("script", digest) != digest:
+        parser.exit(2, f"error: {args.file} is of another version of the script: name a new one\n")
     if test := kill(args.script, ast.unparse(ast.parse(source))):
         parser.exit(2, f"error: the unchanged script fails {test}: mend that first\n")
-    drawn = mutants(source)
-    print(f"{len(drawn)} changes are possible")
-    drawn = random.Random(args.seed).sample(drawn, min(args.count, len(drawn)))
-    known = {(row["line"], row["before"], row["after"]) for row in found}
-
-    def attempt(mutant):
-        line, before, after, source = mutant
-        start = time.monotonic()
-        test = kill(args.script, source)
-        row = {"line": line, "before": before, "after": after, "killed_by": test}
-        found.append(row | {"seconds": round(time.monotonic() - start)})
-        args.file.write_text(
-            json.dumps(sorted(found, key=lambda row: row["line"]), indent=1) + "\n"
-        )
-        print(f"{line}: {after}: {test}", flush=True)
-
+    every = mutants(source)
+    numbers = random.Random(args.seed).sample(range(len(every)), min(args.count, len(every)))
+    tried = {row["number"]: row for row in found["rows"]}
+    again = [i for i in tried if not tried[i]["killed_by"]]
+    todo = again if args.again else [i for i in numbers if i not in tried]
+    found |= {"possible": len(every), "seed": args.seed}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        [*pool.map(attempt, [mutant for mutant in drawn if mutant[:3] not in known])]
+        tests = pool.map(lambda i: kill(args.script, every[i][-1]), todo)
+        for i, test in zip(todo, tests, strict=True):
+            line, column, before, after, _ = every[i]
+            row = {"number": i, "line": line, "column": column, "before": before, "after": after}
+            if args.again:
+                tried[i]["killed_later"] = test
+            else:
+                found["rows"].append(row | {"killed_by": test})
+            args.file.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+            print(f"{line}: {after}: {test}", flush=True)
     return report(found)
 
 

@@ -319,7 +319,7 @@ def test_target_follows_the_closed_form(agent, batch):
 def test_update_order(agent, batch):
     """The actor is improved against the critics after their step, with the temperature before."""
     columns, noise = batch
-    *_, w, loss = reference(agent, columns, noise)
+    target, *_, w, loss = reference(agent, columns, noise)
     before = agent.log_alpha.exp().item()
     recorded(agent.actor_opt)
     steps = []
@@ -331,6 +331,7 @@ def test_update_order(agent, batch):
     agent.critic_opt.step = lambda x: (critic_step(x), expected.append(loss(w)))[0]
     metrics = agent.update(columns, noise)
     assert steps == ["critic_opt", "actor_opt", "alpha_opt"]
+    assert metrics["q/target_mean"].item() == pytest.approx(target.mean(), rel=1e-5)
     assert agent.actor_opt.loss == pytest.approx(expected[0], rel=1e-5)
     assert metrics["losses/alpha"].item() == pytest.approx(before)
 
@@ -623,6 +624,8 @@ def test_an_action_that_is_not_finite_stops_the_run(S, spied, monkeypatch):
 def test_metrics_of_an_update(agent, batch):
     """Each against its formula in the README's glossary, in NumPy."""
     columns, noise = batch
+    with torch.no_grad():
+        [*agent.actor.parameters()][-1][0] += 3  # the mean of one action: it saturates
     target, critic, *_ = reference(agent, columns, noise)
     obs, action = (columns[i].double().numpy() for i in (0, 1))
     q = forward(agent, "critic", critic, obs, action)
@@ -656,6 +659,7 @@ def test_metrics_of_an_update(agent, batch):
         "policy/saturation": (np.abs(new_action) > 0.99).mean(),
         "policy/log_std": log_std.mean(),
     }
+    assert 0 < expected["policy/saturation"] < 1
     assert found.keys() == expected.keys() | {"grad/norm_critic", "grad/norm_actor"}
     for name, value in expected.items():
         assert found[name].item() == pytest.approx(value, rel=1e-4, abs=1e-5), name
