@@ -99,7 +99,7 @@ def kill(script, source):
             options = {"cwd": ROOT, "env": environ, "capture_output": True, "text": True}
             files = [f"tests/{name}.py" for name in names.split()]
             try:
-                done = subprocess.run([*command, "-m", mark, *files], timeout=600, **options)
+                done = subprocess.run([*command, "-m", mark, *files], timeout=300, **options)
             except subprocess.TimeoutExpired:
                 return f"timeout in {names}"
             if done.returncode:
