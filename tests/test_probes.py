@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests import probe_envs
-from tests.conftest import apply, need, read
+from tests.conftest import ROOT, apply, finish, need, read
 
 SLOW = pytest.mark.slow
 MORE = [(2, 2), (2, 3), (1, 1), (3, 1)]  # environments stepped together, seed
@@ -222,6 +222,12 @@ def test_some_probes_apply(S, spaces):
 def vary(S, envs, seed):
     """Skip a test that varies what the script does not let one choose."""
     need(S, *["Args.num_envs"] * (envs != 1), *["Args.seed"] * (seed != 1))
+
+
+def test_from_the_command_line(launch, tmp_path):
+    flags = "--env-id tests.probe_envs:Chain3-v0 --gamma 0.5 --run-dir run"
+    code, _, err = finish(launch(tmp_path, flags, PYTHONPATH=str(ROOT)))
+    assert code == 0 and (tmp_path / "run").is_dir(), err
 
 
 # --- values: V1 to V4 -----------------------------------------------------------------------------
