@@ -1,7 +1,7 @@
 """Random bugs: draw changes of operators, constants and signs, and see which the tests kill.
 
 python tests/mutate.py            try 200 changes of sac_continuous.py, into results/mutants.json
-python tests/mutate.py --again    try those that survived on the tests as they are now
+python tests/mutate.py --again    try survivors that are bugs on the tests as they are now
 python tests/mutate.py --report   print the table of that file
 
 Changes are drawn in networks, replay buffer, agent and main. Each is tried on test_math.py and
@@ -146,7 +146,7 @@ def main():
     every = mutants(source)
     numbers = random.Random(args.seed).sample(range(len(every)), min(args.count, len(every)))
     tried = {row["number"]: row for row in found["rows"]}
-    again = [i for i in tried if not tried[i]["killed_by"]]
+    again = [i for i, row in tried.items() if not row["killed_by"] and "why" not in row]
     todo = again if args.again else [i for i in numbers if i not in tried]
     found |= {"possible": len(every), "seed": args.seed}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
