@@ -338,10 +338,9 @@ def test_entropy_widens_an_idle_policy(S, learn, monkeypatch, seed):
     def narrow(actor, *inputs):
         build(actor, *inputs)
         with torch.no_grad():
-            [*actor.parameters()][-1][1:] -= 2  # bias of log_std
+            [*actor.parameters()][-1][1:] -= 4  # bias of log_std, which starts at about -4
 
     monkeypatch.setattr(S.Actor, "__init__", narrow)
-    learn("Idle", 3000, alpha=0.1, seed=seed)
-    first = next(row["policy/log_std"] for row in read("run") if "policy/log_std" in row)
-    assert first < -1.5 and last("policy/log_std") > first + 1
+    learn("Idle", 1500, alpha=0.1, seed=seed)
+    assert last("policy/log_std") > -1
     assert last("policy/entropy") == pytest.approx(math.log(2), abs=0.05)

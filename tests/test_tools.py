@@ -80,6 +80,11 @@ def test_committed_speed_is_that_of_the_committed_figures():
     assert code == 0 and out in (ROOT / "results" / "speed.md").read_text()
 
 
+def test_committed_mutants_are_those_of_the_committed_file():
+    code, out, _ = tool("../tests/mutate.py", "--report")
+    assert code == 0 and out in (ROOT / "results" / "mutants.md").read_text()
+
+
 LOOP = """import time, gymnasium
 env, old = gymnasium.make("speed:Counted-v0"), time.monotonic()
 env.reset(seed=1)
