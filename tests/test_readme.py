@@ -18,6 +18,7 @@ OTHERS = {
     "help",
     "index-url",
     "logdir",
+    "report",
     "script",
     "file",
 }  # of tyro, pip, tensorboard, pytest, tools
