@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import chdir, contextmanager
 from pathlib import Path
 
 import pytest
@@ -95,38 +96,42 @@ def tiny(S):
     return [word for name, *value in kept for word in (f"--{name}", *value)]
 
 
+@contextmanager
+def inside(folder):
+    """Work in a folder; afterwards put back the old one and SIGTERM's handler, which main sets."""
+    handler = signal.getsignal(signal.SIGTERM)
+    with chdir(folder):
+        yield
+    signal.signal(signal.SIGTERM, handler)
+
+
 @pytest.fixture(scope="session")
 def spaces(S, tmp_path_factory):
     """Return which of SPACES the script takes: it refuses the others with exit code 2."""
-    found, old, folder = set(), os.getcwd(), tmp_path_factory.mktemp("spaces")
-    handler = signal.getsignal(signal.SIGTERM)
-    os.chdir(folder)
-    for space, name in SPACES.items():
-        flags = {"env_id": f"tests.probe_envs:{name}", "total_timesteps": 110, "run_dir": space}
-        try:
-            S.main(S.Args(**known(S, LAB | flags)))
-        except (Exception, SystemExit) as error:  # a script that fails is to fail in its tests
-            if getattr(error, "code", 1) == 2:
-                continue
-        found.add(space)
-    os.chdir(old)
-    signal.signal(signal.SIGTERM, handler)
+    found = set()
+    with inside(tmp_path_factory.mktemp("spaces")):
+        for space, name in SPACES.items():
+            flags = {"env_id": f"tests.probe_envs:{name}", "total_timesteps": 110, "run_dir": space}
+            try:
+                S.main(S.Args(**known(S, LAB | flags)))
+            except (Exception, SystemExit) as error:  # a script that fails is to fail in its tests
+                if getattr(error, "code", 1) == 2:
+                    continue
+            found.add(space)
     return found
 
 
 @pytest.fixture
-def learn(S, request, tmp_path, monkeypatch):
+def learn(S, request, tmp_path):
     """Train on a probe in an empty folder, with the flags of LAB that the script has."""
-    monkeypatch.chdir(tmp_path)
-    handler = signal.getsignal(signal.SIGTERM)
 
     def learn(name, total_timesteps, seed, **changes):
         flags = {"env_id": f"tests.probe_envs:{name}-v0", "total_timesteps": total_timesteps}
         flags["seed"] = seed + request.config.getoption("add_to_seeds")
         return S.main(S.Args(**known(S, LAB | flags | changes)))
 
-    yield learn
-    signal.signal(signal.SIGTERM, handler)
+    with inside(tmp_path):
+        yield learn
 
 
 @pytest.fixture
@@ -134,12 +139,10 @@ def train(S, spaces, tmp_path, monkeypatch):
     """Call main in this process, in an empty folder, with flags after those of TINY."""
     apply(spaces, "box")
     need(S, "parse_args")
-    monkeypatch.chdir(tmp_path)
     for key in [key for key in os.environ if key.startswith("WANDB_")]:
         monkeypatch.delenv(key)
-    handler = signal.getsignal(signal.SIGTERM)
-    yield lambda flags="": S.main(S.parse_args(S.Args, [*tiny(S), *flags.split()]))
-    signal.signal(signal.SIGTERM, handler)
+    with inside(tmp_path):
+        yield lambda flags="": S.main(S.parse_args(S.Args, [*tiny(S), *flags.split()]))
 
 
 @pytest.fixture(scope="session")
