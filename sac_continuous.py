@@ -22,6 +22,7 @@ python sac_continuous.py --env-id InvertedPendulum-v4 --total-timesteps 5000 --l
 
 # --- imports --------------------------------------------------------------------------------------
 import copy
+import fcntl
 import gc
 import json
 import math
@@ -34,7 +35,7 @@ import signal
 import sys
 import time
 import tomllib
-from collections import Counter, deque
+import zipfile
 from contextlib import AbstractContextManager
 from ctypes.util import find_library
 from dataclasses import dataclass, replace
@@ -68,8 +69,6 @@ class Args:
     batch_size: int = 256  # transitions per update
     utd: float = 1.0  # updates per environment transition
     hidden_size: int = 256  # units in each of the two hidden layers
-    log_std_min: float = -20.0  # (1) log_std is clamped to this minimum
-    log_std_max: float = 2.0  # (1) and to this maximum
     gamma: float = 0.99  # (2) discount per step
     critic_lr: float = 1e-3  # (3) Adam's step size
     actor_lr: float = 3e-4  # (4) Adam's step size
@@ -85,11 +84,13 @@ class Args:
     log_every: int = 1_000  # transitions between two rows of metrics; 0: none
     eval_every: int | None = None  # transitions between evaluations; default up to 25; 0: none
     eval_episodes: int = 10  # episodes per evaluation, with deterministic actions
+    checkpoint_every: int = 50_000  # transitions between checkpoints; 0: only after a signal
     capture_video: bool = True  # film an episode of every eighth evaluation and of the last
     track: bool = False  # send metrics, source and videos to Weights & Biases
     notes: str = ""  # the hypothesis, kept beside the run
     run_dir: str | None = None  # folder of this run; default runs/<env>__<script>__<seed>__<id>
     config: str | None = None  # start from the config.toml of a run; flags override it
+    resume: str | None = None  # run folder to go on with; auto: --run-dir, whether begun or not
     evaluate: str | None = None  # run folder to score and film instead of training
 
     def check(self):
@@ -99,11 +100,9 @@ class Args:
             require(0 < getattr(self, name) < math.inf, name, "must be positive")
         for name in ["gamma", "tau"]:
             require(0 <= getattr(self, name) <= 1, name, "must be between 0 and 1")
-        for name in ["seed", "log_every", "eval_every", "threads"]:
+        for name in "seed log_every eval_every checkpoint_every threads".split():
             require(0 <= (getattr(self, name) or 0) < 2**63, name, "must not be negative or huge")
         require(math.isfinite(self.target_entropy or 0), "target_entropy", "must be finite")
-        ordered = -math.inf < self.log_std_min < self.log_std_max < math.inf
-        require(ordered, "log_std_min", "must be finite and below --log-std-max")
         starts = self.learning_starts
         require(self.batch_size <= starts, "batch_size", "must be at most --learning-starts")
         require(self.total_timesteps > starts, "total_timesteps", "must be above --learning-starts")
@@ -145,15 +144,14 @@ class Critic(nn.Module):
 class Actor(nn.Module):
     """Gaussian policy, to be squashed by tanh."""
 
-    def __init__(self, obs_dim, action_dim, hidden_size, log_std_min, log_std_max):
+    def __init__(self, obs_dim, action_dim, hidden_size):
         super().__init__()
         self.net = mlp(obs_dim, hidden_size, 2 * action_dim)
-        self.log_std_min, self.log_std_max = log_std_min, log_std_max
 
     def forward(self, obs):
         """Map obs [B, O] to mean and log_std before squashing, each [B, A]."""
         mean, log_std = self.net(obs).chunk(2, -1)
-        return mean, log_std.clamp(self.log_std_min, self.log_std_max)
+        return mean, log_std.clamp(-20, 2)  # so that exp stays finite
 
 
 def squash(mean, log_std, noise):
@@ -173,9 +171,6 @@ class ReplayBuffer:
         self.rows = torch.empty(capacity, sum(self.widths), device=device)
         self.added = 0  # rows ever written
 
-    def __len__(self):
-        return min(self.added, len(self.rows))
-
     def add(self, obs, action, reward, terminated, next_obs):
         """Copy N transitions in, arrays [N, O], [N, A], [N], [N], [N, O]; the oldest fall out."""
         columns = [obs, action, reward[:, None], terminated[:, None], next_obs]
@@ -184,10 +179,14 @@ class ReplayBuffer:
             self.rows[self.added % len(self.rows)] = row
             self.added += 1
 
+    def places(self, start):
+        """Return where the rows lie that were added after the first start ones, oldest first."""
+        return torch.arange(max(start, self.added - len(self.rows)), self.added) % len(self.rows)
+
     def sample(self, batch_size):
         """Draw B transitions uniformly, with replacement: [B, O], [B, A], [B], [B], [B, O]."""
-        index = torch.randint(len(self), (batch_size,), device=self.rows.device)
-        return self.unpack(self.rows.index_select(0, index))
+        high, device = min(self.added, len(self.rows)), self.rows.device
+        return self.unpack(self.rows[torch.randint(high, (batch_size,), device=device)])
 
     def unpack(self, rows):
         """Split packed rows [B, D] into the five columns of a batch."""
@@ -229,7 +228,7 @@ class Agent(nn.Module):
     def __init__(self, args, obs_dim, low, high, device="cpu"):
         super().__init__()
         self.args, self.obs_dim, self.low, self.high, dim = args, obs_dim, low, high, low.size
-        self.actor = Actor(obs_dim, dim, args.hidden_size, args.log_std_min, args.log_std_max)
+        self.actor = Actor(obs_dim, dim, args.hidden_size)
         self.critic = Critic(obs_dim, dim, args.hidden_size)
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
         self.log_alpha = nn.Parameter(torch.tensor([math.log(args.alpha)]))
@@ -323,6 +322,10 @@ class Agent(nn.Module):
 
 # --- plumbing -------------------------------------------------------------------------------------
 TRAIN, EVALUATE = 0, 1  # streams of seeds
+FREE = "total_timesteps checkpoint_every device compile capture_video track notes run_dir config"
+FREE = f"{FREE} resume evaluate".split()  # what may be another in a resumed run
+KEPT = "global_step updates id scores recent rows".split()  # of a run, in its checkpoints
+PIECE = "checkpoint/{:012}-{:012}.pt"  # rows of the buffer from one number to another
 VIDEO = "video (needs rgb_array frames; apt-get install libegl1 libgl1, or pip install pygame)"
 
 
@@ -345,17 +348,21 @@ def attempt(what, call, *inputs, **options):
 
 def parse_args(cls, argv):
     """Read flags into cls; --config FILE stands for the flags in FILE, put before all others."""
-    number = r"(?<![^=])\d+(\.\d+)?e\+?\d+$"  # 1e6, alone or as in --total-timesteps=1e6
-    argv = [re.sub(number, lambda match: f"{float(match[0]):.17g}", flag) for flag in argv]
-    file, flags = tyro.cli(cls, args=argv).config, []
+    args, flags = tyro.cli(cls, args=argv), []
+    folder = args.run_dir if args.resume == "auto" else args.resume
+    require(folder or not args.resume, "resume", "auto needs --run-dir")
+    file = Path(folder, "config.toml") if folder else args.config
+    file = args.config if args.resume == "auto" and not file.exists() else file
     try:
         saved = tomllib.loads(Path(file).read_text("utf-8")) if file else {}
     except (OSError, ValueError) as error:
-        require(False, "config", f"{file} can not be read ({error}): name a config.toml")
+        flag, kind = ("resume", "run folder") if folder else ("config", "config.toml")
+        require(False, flag, f"{file} can not be read ({error}): name a {kind}")
     for name, value in saved.items():
         flag = f"--no-{name}" if value is False else f"--{name}"
         flags += [flag] if isinstance(value, bool) else [flag, str(value)]
-    return tyro.cli(cls, args=[*flags, *argv])
+    args = tyro.cli(cls, args=[*flags, *argv])
+    return replace(args, resume=folder, run_dir=folder or args.run_dir)
 
 
 def resolve(args, preferred, row_bytes):
@@ -439,6 +446,16 @@ def reset(envs, done, *key):
     return obs
 
 
+def generators(states=None):
+    """Return the states of all random generators; set them first, if given."""
+    if states:
+        random.setstate(states[0]), np.random.set_state(states[1])
+        torch.set_rng_state(states[2]), torch.cuda.set_rng_state_all(states[3])
+    name, keys, *rest = np.random.get_state()
+    own = random.getstate(), (name, keys.tolist(), *rest)
+    return *own, torch.get_rng_state(), torch.cuda.get_rng_state_all()
+
+
 def describe(name, values):
     """Return mean, standard deviation, minimum and maximum of a tensor."""
     found = {f"{name}_mean": values.mean(), f"{name}_sd": values.std(correction=0)}
@@ -447,7 +464,7 @@ def describe(name, values):
 
 def evaluate(agent, envs, key, video=None):
     """Return metrics of a deterministic episode in each environment; film the first into video."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    states = generators()
     ends, frames, fps = {}, [], envs.envs[0].metadata.get("render_fps", 30)
     envs.set_attr("episode_count", 0)
     obs = reset(envs, np.ones(envs.num_envs, bool), *key)
@@ -459,17 +476,36 @@ def evaluate(agent, envs, key, video=None):
         for i in np.flatnonzero(done):
             ends.setdefault(i, (infos["finished"]["r"][i], infos["finished"]["l"][i]))
         obs = reset(envs, done, *key) if done.any() else obs
-    random.setstate(states[0]), np.random.set_state(states[1]), torch.set_rng_state(states[2])
+    generators(states)
     if video and not attempt(VIDEO, imageio.mimwrite, video, frames, fps=fps):
         video.unlink(missing_ok=True)
     returns, lengths = torch.tensor([*ends.values()], dtype=torch.float64).T
     return describe("eval/return", returns) | {"eval/length_mean": lengths.mean()}
 
 
+def write(path, saved):
+    """Write tensors and plain values, free of pickle; at once and to the disk, or not at all."""
+    part = path.with_suffix(".part")
+    try:
+        with open(part, "wb") as file:
+            torch.save(saved, file)
+            file.flush(), os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read(path, device="cpu"):
+    """Return what write wrote, or raise; torch.load alone misses most flipped bits."""
+    with zipfile.ZipFile(path) as file:
+        assert not file.testzip(), "it is damaged"
+    return torch.load(path, map_location=device, weights_only=True)
+
+
 def load_agent(cls, args_class, folder, device):
     """Read the agent of a run folder, or exit with 2."""
     try:
-        saved = torch.load(Path(folder, "model.pt"), map_location=device, weights_only=True)
+        saved = read(Path(folder, "model.pt"), device)
         args, bounds = args_class(**saved["args"]), np.float32(saved["bounds"])
         agent = cls(args, saved["obs_dim"], *bounds, device)
         agent.load_state_dict(saved["state"])
@@ -481,33 +517,93 @@ def load_agent(cls, args_class, folder, device):
 class Run(AbstractContextManager):
     """The run folder and every logging sink behind one log call; leaving it writes the summary."""
 
-    def __init__(self, args, agent):
+    def __init__(self, args, agent, envs, buffer):
         name = f"{args.env_id}__{Path(__file__).stem}__{args.seed}__{time.time_ns() // 10**6}"
         self.folder = Path(args.run_dir or f"runs/{re.sub('[/:]', '_', name)}")
-        require(not self.folder.exists(), "run_dir", f"{self.folder} is there: name a new folder")
-        (self.folder / "videos").mkdir(parents=True)
-        self.args, self.agent, self.start = args, agent, time.perf_counter()
-        self.global_step = self.updates = self.logged = 0
-        self.last, self.spent, self.scores = self.start, Counter(), []
-        self.recent = deque(maxlen=100)  # (return, length, truncated) of finished episodes
-        config = {k: v for k, v in vars(args).items() if v is not None and k != "run_dir"}
+        free = args.resume or not self.folder.exists()
+        require(free, "run_dir", f"{self.folder} is there: name a new folder, or --resume it")
+        for part in ["videos", "checkpoint"]:
+            (self.folder / part).mkdir(parents=True, exist_ok=True)
+        self.file = open(self.folder / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            require(False, "run_dir", f"{self.folder} is in use by a living process")
+        self.args, self.agent, self.envs, self.buffer = args, agent, envs, buffer
+        self.id, self.global_step, self.updates = f"{time.time_ns():x}", 0, 0  # id: W&B's
+        self.scores, self.recent, self.rows, self.pieces = [], [], [], []
+        self.actions, self.saved, self.stopped = [[] for _ in envs.envs], self.restore(), False
+        self.last, self.spent, self.logged = time.perf_counter(), {}, self.global_step
+        self.start = self.last - self.saved.get("seconds", 0)
+        os.truncate(self.file.fileno(), self.saved.get("size", 0))
+        config = vars(args) | {"run_dir": None, "resume": None}
+        config = {name: value for name, value in config.items() if value is not None}
         lines = [f"{k} = {json.dumps(v, ensure_ascii=False)}\n" for k, v in config.items()]
         (self.folder / "config.toml").write_text("".join(lines), "utf-8")
         shutil.copy(__file__, self.folder / "script.py")
-        self.file = open(self.folder / "metrics.jsonl", "w", buffering=1)  # noqa: SIM115
-        self.board, self.tracker = SummaryWriter(self.folder / "tb"), None
+        purge = self.global_step and self.global_step + 1  # TensorBoard forgets what came later
+        self.board, self.tracker = SummaryWriter(self.folder / "tb", purge_step=purge), None
         if args.track and not attempt("W&B", self.track, config):
             self.tracker = None  # it may have failed halfway
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+    def restore(self):
+        """Load the checkpoint and return it, or {} if there is none yet."""
+        model, summary = self.folder / "model.pt", self.folder / "summary.json"
+        if not model.exists():
+            return {}
+        try:
+            saved = read(model)
+            self.agent.load_state_dict(saved["state"])
+            ended = saved["run"]["global_step"] >= self.args.total_timesteps
+            for start, end in () if ended else saved["pieces"]:
+                self.buffer.added, file = end, self.folder / PIECE.format(start, end)
+                self.buffer.rows[self.buffer.places(start)] = read(file, self.args.device)
+        except Exception as error:  # torch.load raises many kinds
+            require(
+                False, "resume", f"{model} is no help ({error!r:.200}): delete it to begin anew"
+            )
+        for name, value in saved["args"].items():
+            same = name in FREE or value == getattr(self.args, name)
+            require(same, name, f"is {value} in {self.folder} and must stay so")
+        vars(self).update(saved["run"], pieces=saved["pieces"])
+        self.args.compile = saved["args"]["compile"]
+        self.rows = [row.to(self.args.device) for row in self.rows]
+        if ended and summary.exists():
+            print(f"{self.folder} is finished")
+            raise SystemExit(0)
+        summary.unlink(missing_ok=True)
+        print(f"going on at step {self.global_step}", flush=True)
+        return saved
+
+    def begin(self):
+        """Reset the environments, or bring them to where the checkpoint was; return obs [N, O]."""
+        signal.signal(signal.SIGINT, self.stop), signal.signal(signal.SIGTERM, self.stop)
+        self.envs.set_attr("episode_count", self.saved.get("episodes", 0))
+        obs = reset(self.envs, np.ones(len(self.actions), bool), TRAIN, self.args.seed)
+        for i, actions in enumerate(self.saved.get("actions", ())):
+            self.actions[i] = [*actions.numpy()]
+            for action in self.actions[i]:
+                obs[i] = self.envs.envs[i].step(action)[0]
+            if not np.array_equal(obs[i], self.saved["obs"][i]):
+                print(f"warning: environment {i} does not replay: a new episode begins")
+                alone, self.actions[i] = np.arange(len(obs)) == i, []
+                obs[i] = reset(self.envs, alone, TRAIN, self.args.seed)[i]
+        generators(self.saved.get("generators"))
+        return obs
+
+    def stop(self, number, frame):
+        """Let the run end after this step; a second signal ends it at once."""
+        self.stopped = True
+        signal.signal(number, signal.SIG_DFL)
 
     def track(self, config):
-        """Start a W&B run with the config and the source; offline without an account."""
+        """Start or resume a W&B run with the config and the source."""
         import wandb
 
-        mode = None if "WANDB_MODE" in os.environ or wandb.login(prompt=False) else "offline"
-        names = {"name": self.folder.name, "notes": self.args.notes, "config": config}
-        names |= {"settings": wandb.Settings(init_timeout=20, finish_timeout=120)}
-        self.tracker, self.media = wandb.init(**names, mode=mode), wandb.Video
+        names = {"id": self.id, "resume": "allow", "name": self.folder.name, "config": config}
+        settings = wandb.Settings(init_timeout=20, finish_timeout=120)
+        self.tracker = wandb.init(**names, notes=self.args.notes, settings=settings)
+        self.media = wandb.Video
         self.tracker.define_metric("*", step_metric="global_step")
         self.tracker.log_code(str(self.folder), include_fn=lambda path: path.endswith("script.py"))
 
@@ -523,11 +619,35 @@ class Run(AbstractContextManager):
             row |= {"videos": self.media(str(video))} if video else {}
             self.tracker = attempt("W&B", self.tracker.log, row | metrics) and self.tracker
 
-    def save(self):
-        """Write what load_agent reads, free of pickle, to model.pt."""
-        bounds, state = [self.agent.low.tolist(), self.agent.high.tolist()], self.agent.state_dict()
-        saved = {"args": vars(self.args), "obs_dim": self.agent.obs_dim, "bounds": bounds}
-        torch.save(saved | {"state": state}, self.folder / "model.pt")
+    def save(self, obs):
+        """Write a checkpoint if it is due or a signal came, which then ends the run; obs [N, O]."""
+        every = self.args.checkpoint_every
+        if self.stopped or self.due(every or self.args.total_timesteps):
+            require_finite(**{k: v.cpu().numpy() for k, v in self.agent.state_dict().items()})
+            works = attempt("checkpoint", self.checkpoint, obs)
+            self.args.checkpoint_every = every if works else 0
+        if self.stopped:
+            raise KeyboardInterrupt
+
+    def checkpoint(self, obs):
+        """Write the buffer's new rows to a file of their own, then all else to model.pt."""
+        buffer, pieces, bounds = self.buffer, self.pieces, [self.agent.low, self.agent.high]
+        if self.stopped or self.args.checkpoint_every:  # rows of a run that ends are for nothing
+            start, gone = pieces[-1][1] if pieces else 0, buffer.added - len(buffer.rows)
+            pieces = [piece for piece in pieces if piece[1] > gone] + [(start, buffer.added)]
+            write(self.folder / PIECE.format(*pieces[-1]), buffer.rows[buffer.places(start)])
+        saved = {"args": vars(self.args), "obs_dim": self.agent.obs_dim, "pieces": pieces}
+        saved |= {"bounds": [bound.tolist() for bound in bounds], "state": self.agent.state_dict()}
+        saved |= {"run": {name: getattr(self, name) for name in KEPT}, "generators": generators()}
+        saved |= {"episodes": [env.episode_count for env in self.envs.envs]}
+        saved |= {"actions": [torch.from_numpy(np.array(taken)) for taken in self.actions]}
+        os.fsync(self.file.fileno())
+        saved |= {"obs": torch.from_numpy(obs), "size": os.path.getsize(self.file.name)}
+        saved["seconds"] = time.perf_counter() - self.start
+        write(self.folder / "model.pt", saved)
+        self.pieces, used = pieces, [self.folder / PIECE.format(*piece) for piece in pieces]
+        for file in {*self.folder.glob("checkpoint/*")} - {*used}:
+            file.unlink()
 
     def due(self, every):
         """Tell whether a period of that many transitions, or the run, ended in the latest step."""
@@ -537,27 +657,30 @@ class Run(AbstractContextManager):
     def clock(self, activity):
         """Count the time since the last call as spent on an activity."""
         now = time.perf_counter()
-        self.spent[activity] += now - self.last
+        self.spent[activity] = self.spent.get(activity, 0) + now - self.last
         self.last = now
 
-    def episodes(self, infos, truncated):
-        """Log the episodes that ended in the latest step."""
+    def episodes(self, actions, infos, truncated):
+        """Keep the latest actions in units [N, A], and log the episodes that they ended."""
+        for taken, action in zip(self.actions, actions, strict=True):
+            taken.append(action)
         for i in np.flatnonzero(infos["_finished"]) if "_finished" in infos else ():
             score, length = infos["finished"]["r"][i], infos["finished"]["l"][i]
-            self.recent.append((score, length, truncated[i]))
+            self.actions[i] = []
+            self.recent = [*self.recent[-99:], [float(score), int(length), bool(truncated[i])]]
             self.log({"charts/episodic_return": score, "charts/episodic_length": length})
 
-    def progress(self, names, rows):
+    def progress(self, names):
         """Log the mean of an interval's rows, rates and the last 100 episodes; print a line."""
-        step, seconds, total = self.global_step, self.spent.total(), self.args.total_timesteps
+        step, seconds, total = self.global_step, sum(self.spent.values()), self.args.total_timesteps
         metrics = {f"time/{name}": spent / seconds for name, spent in self.spent.items()}
-        sps, self.logged = (step - self.logged) / (seconds - self.spent["eval"]), step
+        sps, self.logged = (step - self.logged) / (seconds - self.spent.get("eval", 0)), step
         self.spent.clear()
         metrics |= {"charts/SPS": sps, "charts/updates": self.updates}
         metrics |= {f"charts/{k}": v for k, v in vars(self.args).items() if k.endswith("_lr")}
-        if rows:  # one transfer from the device
-            metrics |= dict(zip(names, torch.stack(rows).mean(0).tolist(), strict=True))
-            rows.clear()
+        if self.rows:  # one transfer from the device
+            metrics |= dict(zip(names, torch.stack(self.rows).mean(0).tolist(), strict=True))
+            self.rows.clear()
         if self.recent:
             returns, lengths, cut = torch.tensor(self.recent, dtype=torch.float64).T
             metrics |= describe("train/return", returns) | describe("train/length", lengths)
@@ -583,7 +706,10 @@ class Run(AbstractContextManager):
         """Write model and summary; an interrupt or a failed check ends in one sentence."""
         status = {None: "finished", KeyboardInterrupt: "interrupted"}.get(kind, "failed")
         reason = f"{error!r} at step {self.global_step}" if error else ""
-        attempt("model.pt", self.save)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.default_int_handler)
+        if status == "finished":
+            shutil.rmtree(self.folder / "checkpoint")
         summary = {"status": status, "reason": reason, "global_step": self.global_step}
         if tail := self.scores[-math.ceil(len(self.scores) / 10) :]:
             summary |= {"eval_last": tail[-1], "eval_last_tenth": sum(tail) / len(tail)}
@@ -620,13 +746,13 @@ def main(args):
     buffer = ReplayBuffer(args.buffer_size, obs_dim, dim, args.device)
     noise = torch.zeros(2, args.batch_size, dim, device=args.device)
     blank = buffer.unpack(noise.new_zeros(args.batch_size, sum(buffer.widths)))
-    with Run(args, agent) as run:
+    with Run(args, agent, envs, buffer) as run:
         names, update = prepare(agent, blank, noise)
         gc.collect(), gc.freeze()  # searching all that was imported for garbage stalls steps
+        obs = run.begin()
         run.clock("update")
-        if args.eval_every:
+        if args.eval_every and not run.global_step:
             run.evaluate(eval_envs)
-        obs, rows = reset(envs, np.ones(args.num_envs, bool), TRAIN, args.seed), []
         while run.global_step < args.total_timesteps:
             warm = run.global_step >= args.learning_starts
             action = agent.explore(obs) if warm else np.random.uniform(-1, 1, (args.num_envs, dim))
@@ -643,16 +769,17 @@ def main(args):
             while run.updates < args.utd * (run.global_step - args.learning_starts):
                 batch = buffer.sample(args.batch_size)
                 metrics = update(batch, noise.normal_())  # [M]
-                rows += [metrics] if args.log_every else []
+                run.rows += [metrics] if args.log_every else []
                 run.updates += 1
             run.clock("update")
 
-            run.episodes(infos, truncated)
+            run.episodes(agent.scale(action), infos, truncated)
             if run.due(args.log_every):
-                run.progress(names, rows)
+                run.progress(names)
             run.clock("log")
             if run.due(args.eval_every):
                 run.evaluate(eval_envs)
+            run.save(obs)
     return agent
 
 

@@ -207,7 +207,7 @@ SAC = {
         f"{PROBES}entropy_widens_an_idle_policy[1]",
     ),
     "log_std is not clamped": (
-        "log_std.clamp(self.log_std_min, self.log_std_max)",
+        "log_std.clamp(-20, 2)",
         "log_std",
         f"{MATH}log_std_is_clamped",
     ),
