@@ -347,7 +347,7 @@ def attempt(what, call, *inputs, **options):
 
 
 def parse_args(cls, argv):
-    """Read flags into cls; --config FILE stands for the flags in FILE, put before all others."""
+    """Read flags into cls; those in --config FILE or --resume FOLDER stand before all others."""
     args, flags = tyro.cli(cls, args=argv), []
     folder = args.run_dir if args.resume == "auto" else args.resume
     require(folder or not args.resume, "resume", "auto needs --run-dir")
@@ -380,7 +380,9 @@ def resolve(args, preferred, row_bytes):
     every = max(math.ceil(args.total_timesteps / 24), 2000)
     every = every if args.eval_every is None else args.eval_every
     threads, horizon = torch.get_num_threads(), 1 / max(1 - args.gamma, 1e-9)
-    print(f"device {device}, {threads} threads; effective horizon {horizon:.0f} steps", flush=True)
+    size = min(args.buffer_size, args.total_timesteps) * row_bytes / 1e9
+    print(f"device {device}, {threads} threads; effective horizon {horizon:.0f} steps;", end=" ")
+    print(f"checkpoints take up to {size:.2g} GB and the agent", flush=True)
     return replace(args, device=device, threads=threads, compile=compile, eval_every=every)
 
 
@@ -540,7 +542,7 @@ class Run(AbstractContextManager):
         config = {name: value for name, value in config.items() if value is not None}
         lines = [f"{k} = {json.dumps(v, ensure_ascii=False)}\n" for k, v in config.items()]
         (self.folder / "config.toml").write_text("".join(lines), "utf-8")
-        shutil.copy(__file__, self.folder / "script.py")
+        (self.folder / "script.py").write_bytes(Path(__file__).read_bytes())
         purge = self.global_step and self.global_step + 1  # TensorBoard forgets what came later
         self.board, self.tracker = SummaryWriter(self.folder / "tb", purge_step=purge), None
         if args.track and not attempt("W&B", self.track, config):
@@ -553,15 +555,16 @@ class Run(AbstractContextManager):
             return {}
         try:
             saved = read(model)
+            script = self.folder / "script.py"
+            assert script.read_bytes() == Path(__file__).read_bytes(), f"only {script} goes on"
+            assert os.path.getsize(self.file.name) >= saved["size"], "metrics.jsonl is too short"
             self.agent.load_state_dict(saved["state"])
             ended = saved["run"]["global_step"] >= self.args.total_timesteps
             for start, end in () if ended else saved["pieces"]:
                 self.buffer.added, file = end, self.folder / PIECE.format(start, end)
                 self.buffer.rows[self.buffer.places(start)] = read(file, self.args.device)
         except Exception as error:  # torch.load raises many kinds
-            require(
-                False, "resume", f"{model} is no help ({error!r:.200}): delete it to begin anew"
-            )
+            require(False, "resume", f"fails ({error!r:.200}); delete {model} to begin anew")
         for name, value in saved["args"].items():
             same = name in FREE or value == getattr(self.args, name)
             require(same, name, f"is {value} in {self.folder} and must stay so")
@@ -626,6 +629,7 @@ class Run(AbstractContextManager):
             require_finite(**{k: v.cpu().numpy() for k, v in self.agent.state_dict().items()})
             works = attempt("checkpoint", self.checkpoint, obs)
             self.args.checkpoint_every = every if works else 0
+            self.clock("save")
         if self.stopped:
             raise KeyboardInterrupt
 

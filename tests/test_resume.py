@@ -300,8 +300,14 @@ def spoil(how):
         }
         torch.save(saved, model)
 
+    if how == "version":
+        Path("a/script.py").write_text("another")
+    if how == "metrics":
+        Path("a/metrics.jsonl").write_text("")
+
 
 HOWS = "truncated,empty,flipped,rows flipped,rows truncated,rows missing,script,shape"
+HOWS += ",version,metrics"
 
 
 @pytest.mark.quick
@@ -309,7 +315,7 @@ HOWS = "truncated,empty,flipped,rows flipped,rows truncated,rows missing,script,
 def test_damaged(interrupt, refuse, how):
     interrupt(f"{SAME} --run-dir a", 130)
     spoil(how)
-    assert re.fullmatch(r"error: --resume a/model.pt .*delete it.*\n", refuse("--resume a"))
+    assert re.fullmatch(r"error: --resume fails .*delete a/model.pt.*\n", refuse("--resume a"))
 
 
 @pytest.mark.quick
@@ -384,6 +390,15 @@ def test_killed_before_the_first_checkpoint(train, resume):
     for path in [path for path in Path("b").iterdir() if path.is_file()]:  # just made
         path.unlink()
     train(f"{SAME} --run-dir b --resume auto")
+    assert equal("a", "b")
+
+
+@pytest.mark.quick
+def test_resumed_by_its_own_copy(interrupt, train):
+    train(f"{SAME} --run-dir a")
+    interrupt(f"{SAME} --run-dir b", 130)
+    command = [sys.executable, "b/script.py", "--resume", "b"]
+    subprocess.run(command, env=ENVIRON | {"PYTHONPATH": str(ROOT)}, check=True)
     assert equal("a", "b")
 
 
