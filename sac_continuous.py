@@ -381,8 +381,8 @@ def resolve(args, preferred, row_bytes):
     every = every if args.eval_every is None else args.eval_every
     threads, horizon = torch.get_num_threads(), 1 / max(1 - args.gamma, 1e-9)
     size = min(args.buffer_size, args.total_timesteps) * row_bytes / 1e9
-    print(f"device {device}, {threads} threads; effective horizon {horizon:.0f} steps;", end=" ")
-    print(f"checkpoints take up to {size:.2g} GB and the agent", flush=True)
+    sizes = f"checkpoints up to {size:.2g} GB, effective horizon {horizon:.0f} steps"
+    print(f"device {device}, {threads} threads, {sizes}", flush=True)
     return replace(args, device=device, threads=threads, compile=compile, eval_every=every)
 
 
@@ -626,7 +626,8 @@ class Run(AbstractContextManager):
         """Write a checkpoint if it is due or a signal came, which then ends the run; obs [N, O]."""
         every = self.args.checkpoint_every
         if self.stopped or self.due(every or self.args.total_timesteps):
-            require_finite(**{k: v.cpu().numpy() for k, v in self.agent.state_dict().items()})
+            weights = self.agent.named_parameters()
+            require_finite(**{name: weight.detach().cpu().numpy() for name, weight in weights})
             works = attempt("checkpoint", self.checkpoint, obs)
             self.args.checkpoint_every = every if works else 0
             self.clock("save")

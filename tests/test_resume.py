@@ -127,8 +127,10 @@ def equal(one, other):
     first, second = ({name: state[name] for name in names} for state in states)
     for found in first, second:
         found["run"].pop("id", 0)
+    seconds = [row["seconds"] for row in read(other)]
     return (
-        same(weights(one), weights(other))
+        seconds == sorted(seconds)
+        and same(weights(one), weights(other))
         and steady(one) == steady(other)
         and str(first) == str(second)
     )
@@ -284,7 +286,8 @@ def spoil(how):
         model.write_bytes(b"")
     if how == "flipped":
         with zipfile.ZipFile(model) as file:
-            largest = max(file.infolist(), key=lambda part: part.file_size)
+            parts = [part for part in file.infolist() if "/data/" in part.filename]
+            largest = max(parts, key=lambda part: part.file_size)
         flip(model, largest.header_offset + 2000)
     if how == "rows flipped":
         flip(piece, piece.stat().st_size // 2)
@@ -424,7 +427,7 @@ def test_no_space(train, S, monkeypatch, capfd):
 
     def full(saved, file):
         write(saved, file)
-        calls.append(1)
+        calls.append([*Path("b").rglob("*.part")])
         if len(calls) == 5:
             kept.append(torch.load("b/model.pt", weights_only=True)["run"]["global_step"])
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -434,6 +437,7 @@ def test_no_space(train, S, monkeypatch, capfd):
     train(f"{SAME} --run-dir b")
     (warned,) = warnings(capfd.readouterr().out)
     assert "checkpoint" in warned and "No space left" in warned and kept == [80]
+    assert len(calls) == 6 and calls[5] == [Path("b/model.part")]  # the agent at the end
     assert same(weights("a"), weights("b")) and steady("a") == steady("b")
     assert not [*Path("b").rglob("*.part")] and not Path("b/checkpoint").exists()
 
@@ -445,6 +449,53 @@ def test_not_finite_leaves_the_last_checkpoint(train, S):
         train("--env-id tests.toy_envs:NanReward-v0 --checkpoint-every 40 --run-dir run")
     assert torch.load("run/model.pt", weights_only=True)["run"]["global_step"] == 120
     assert summary("run")["status"] == "failed"
+
+
+@pytest.mark.quick
+def test_not_finite_is_seen_by_a_checkpoint(train, S, monkeypatch):
+    need(S, "Args.resume", "Run.save")
+    save = S.Run.save
+
+    def poison(run, obs):
+        if run.global_step == 150:
+            with torch.no_grad():
+                next(run.agent.parameters()).fill_(torch.nan)
+        save(run, obs)
+
+    monkeypatch.setattr(S.Run, "save", poison)
+    with pytest.raises(SystemExit):
+        train(f"{SAME} --checkpoint-every 50 --run-dir run")
+    assert "is not finite" in summary("run")["reason"] and summary("run")["global_step"] == 150
+    assert all(value.isfinite().all() for value in weights("run").values())
+
+
+@pytest.mark.quick
+def test_compilation_that_failed_is_not_tried_again(interrupt, resume, S, monkeypatch, capfd):
+    with monkeypatch.context() as patch:
+        patch.setattr(S.torch, "compile", lambda update, **options: lambda *inputs: 1 / 0)
+        interrupt(f"{HIDDEN} --compile on --run-dir a", 130)
+    assert "compilation" in capfd.readouterr().out
+    monkeypatch.setattr(S.torch, "compile", lambda update, **options: update)
+    resume("--resume a")
+    assert "compil" not in capfd.readouterr().out
+
+
+@pytest.mark.quick
+def test_checkpoints_are_on_the_disk(train, S, monkeypatch):
+    """Rows, model and metrics are synced, the files of tensors before they take their names."""
+    need(S, "Args.resume", "write")
+    synced, sync, take = [], os.fsync, os.replace
+
+    def replace(old, new):
+        assert Path(new).suffix != ".pt" or os.stat(old).st_ino in synced
+        take(old, new)
+
+    monkeypatch.setattr(
+        S.os, "fsync", lambda file: (sync(file), synced.append(os.fstat(file).st_ino))
+    )
+    monkeypatch.setattr(S.os, "replace", replace)
+    train(f"{SAME} --checkpoint-every 100 --run-dir a")
+    assert len(synced) == 9 and synced.count(os.stat("a/metrics.jsonl").st_ino) == 3
 
 
 @pytest.mark.quick

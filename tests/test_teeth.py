@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+RESUME = "test_resume.py::test_"
 MATH, PROBES, RUNS = "test_math.py::test_", "test_probes.py::test_", "test_runs.py::test_"
 ADD = "buffer.add(obs, action, reward, terminated, next_obs)"
 NEXT = "obs = reset(envs, done, TRAIN, args.seed) if done.any() else next_obs"
@@ -346,13 +347,13 @@ SAC = {
         f"{MATH}t01_t08_buffer_equals_a_list_of_the_latest[1]",
     ),
     "rows that were never written are drawn": (
-        "torch.randint(len(self), ",
+        "torch.randint(high, ",
         "torch.randint(len(self.rows), ",
         f"{MATH}sampling_is_uniform_over_what_is_filled[7]",
     ),
     "the newest row is never drawn": (
-        "torch.randint(len(self), ",
-        "torch.randint(max(1, len(self) - 1), ",
+        "torch.randint(high, ",
+        "torch.randint(max(1, high - 1), ",
         f"{MATH}sampling_is_uniform_over_what_is_filled[7]",
     ),
     "a batch is used twice": (
@@ -412,8 +413,7 @@ SAC = {
         f"{MATH}t28_every_environment_and_episode_has_its_own_seed",
     ),
     "evaluation draws from the generators of training": (
-        "    random.setstate(states[0]), np.random.set_state(states[1]), "
-        "torch.set_rng_state(states[2])\n",
+        "    generators(states)\n",
         "",
         f"{RUNS}switches_change_no_weight[--eval-every 7]",
     ),
@@ -426,6 +426,177 @@ SAC = {
         'np.flatnonzero(infos["_finished"])',
         'np.flatnonzero(infos["_finished"])[:1]',
         f"{MATH}t31_every_finished_episode_is_logged[4]",
+    ),
+    # checkpoints
+    "NumPy's generator starts anew in a resumed run": (
+        "np.random.set_state(states[1])",
+        "None",
+        f"{RESUME}more_steps",
+    ),
+    "PyTorch's generator starts anew in a resumed run": (
+        "torch.set_rng_state(states[2])",
+        "None",
+        f"{RESUME}more_steps",
+    ),
+    "Adam's averages are not saved": (
+        "self.mean, self.square = nn.Buffer(zeros),",
+        "self.mean, self.square = nn.Buffer(zeros, persistent=False),",
+        f"{RESUME}more_steps",
+    ),
+    "updates are counted from zero": (
+        '"global_step updates id',
+        '"global_step id',
+        f"{RESUME}more_steps",
+    ),
+    "evaluations are counted from zero": (
+        "id scores recent rows",
+        "id recent rows",
+        f"{RESUME}more_steps",
+    ),
+    "the last 100 episodes are forgotten": (
+        "id scores recent rows",
+        "id scores rows",
+        f"{RESUME}more_steps",
+    ),
+    "what was computed since the last row of metrics is forgotten": (
+        "id scores recent rows",
+        "id scores recent",
+        f"{RESUME}more_steps",
+    ),
+    "a resumed run is another one for W&B": (
+        "updates id scores",
+        "updates scores",
+        f"{RESUME}wandb_goes_on",
+    ),
+    "actions of earlier episodes are replayed": (
+        "            self.actions[i] = []\n            self.recent",
+        "            self.recent",
+        f"{RESUME}more_steps",
+    ),
+    "the episode is not replayed": (
+        "obs[i] = self.envs.envs[i].step(action)[0]",
+        "pass",
+        f"{RESUME}more_steps",
+    ),
+    "episodes are numbered from zero": (
+        'self.saved.get("episodes", 0)',
+        "0",
+        f"{RESUME}more_steps",
+    ),
+    "an environment that does not replay goes unnoticed": (
+        'if not np.array_equal(obs[i], self.saved["obs"][i]):',
+        "if False:",
+        f"{RESUME}environment_that_does_not_replay",
+    ),
+    "restored rows lie in the wrong order": (
+        "self.buffer.rows[self.buffer.places(start)] = read(",
+        "self.buffer.rows[self.buffer.places(start).flip(0)] = read(",
+        f"{RESUME}more_steps",
+    ),
+    "rows that are still needed are deleted": (
+        "if piece[1] > gone]",
+        "if piece[1] > gone + 40]",
+        f"{RESUME}more_steps",
+    ),
+    "rows that nobody needs are kept": (
+        "if piece[1] > gone]",
+        "if True]",
+        f"{RESUME}files_are_free_of_pickle",
+    ),
+    "every checkpoint writes the whole buffer": (
+        "pieces[-1][1] if pieces else 0",
+        "0",
+        f"{RESUME}files_are_free_of_pickle",
+    ),
+    "a checkpoint is written over the last one": (
+        'open(part, "wb")',
+        'open(path, "wb")',
+        f"{RESUME}killed_while_writing[half a model]",
+    ),
+    "a half-written file is left on a full disk": (
+        "part.unlink(missing_ok=True)",
+        "pass",
+        f"{RESUME}no_space",
+    ),
+    "a checkpoint that fails is tried again and again": (
+        "every if works else 0",
+        "every",
+        f"{RESUME}no_space",
+    ),
+    "checkpoints are not synced to the disk": (
+        "file.flush(), os.fsync(file.fileno())",
+        "file.flush()",
+        f"{RESUME}checkpoints_are_on_the_disk",
+    ),
+    "metrics are not synced to the disk": (
+        "        os.fsync(self.file.fileno())\n",
+        "",
+        f"{RESUME}checkpoints_are_on_the_disk",
+    ),
+    "metrics of what is run again are there twice": (
+        'os.truncate(self.file.fileno(), self.saved.get("size", 0))',
+        "pass",
+        f"{RESUME}killed_while_writing[a model before it takes its name]",
+    ),
+    "TensorBoard shows what is run again twice": (
+        "purge_step=purge",
+        "purge_step=None",
+        f"{RESUME}tensorboard_forgets_what_came_later",
+    ),
+    "flipped bits go unnoticed": (
+        'assert not file.testzip(), "it is damaged"',
+        "file.infolist()",
+        f"{RESUME}damaged[flipped]",
+    ),
+    "a checkpoint may hold code": (
+        "weights_only=True)",
+        "weights_only=False)",
+        "test_bad_input.py::test_spoilt_model[attack]",
+    ),
+    "two processes may use one folder": (
+        "fcntl.LOCK_EX | fcntl.LOCK_NB",
+        "fcntl.LOCK_UN",
+        f"{RESUME}lock",
+    ),
+    "a resumed run may change its settings": (
+        "same = name in FREE or value == getattr(self.args, name)",
+        "same = True",
+        f"{RESUME}changed_flags_are_refused[--gamma 0.9]",
+    ),
+    "another version of the script goes on": (
+        "assert script.read_bytes() == Path(__file__).read_bytes()",
+        "assert True",
+        f"{RESUME}damaged[version]",
+    ),
+    "a finished run is begun again": (
+        "if ended and summary.exists():",
+        "if False:",
+        f"{RESUME}auto",
+    ),
+    "a compilation that failed is tried again": (
+        'self.args.compile = saved["args"]["compile"]',
+        "pass",
+        f"{RESUME}compilation_that_failed_is_not_tried_again",
+    ),
+    "NaN is saved over the last good checkpoint": (
+        "{name: weight.detach().cpu().numpy() for name, weight in weights}",
+        "{}",
+        f"{RESUME}not_finite_is_seen_by_a_checkpoint",
+    ),
+    "a signal is not heeded": (
+        "self.stopped = True",
+        "pass",
+        f"{RESUME}signal_loses_nothing[15]",
+    ),
+    "a second signal is not heeded": (
+        "signal.signal(number, signal.SIG_DFL)",
+        "pass",
+        f"{RESUME}second_signal_ends_at_once",
+    ),
+    "the seconds of a resumed run start from zero": (
+        'self.last - self.saved.get("seconds", 0)',
+        "self.last",
+        f"{RESUME}more_steps",
     ),
 }
 # change that is not a bug: (text, what replaces it, why no test can see it)
