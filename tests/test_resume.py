@@ -541,6 +541,7 @@ def test_wandb_goes_on(interrupt, train, monkeypatch, resume):
     names = {path.name.split("-")[-1] for path in Path("wandb").glob("offline-run-*")}
     assert len([*Path("wandb").glob("offline-run-*")]) == 2
     assert names == {torch.load("a/model.pt", weights_only=True)["run"]["id"]}
+    sys.modules["wandb"].teardown()  # or the next run in this process logs to this folder
 
 
 @pytest.mark.quick
