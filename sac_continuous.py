@@ -83,8 +83,8 @@ class Args:
     compile: Literal["auto", "on", "off"] = "auto"  # auto: if the run is long enough to gain
     log_every: int = 1_000  # transitions between two rows of metrics; 0: none
     eval_every: int | None = None  # transitions between evaluations; default up to 25; 0: none
+    checkpoint_every: int | None = None  # the same for checkpoints; default up to 20; 0: none
     eval_episodes: int = 10  # episodes per evaluation, with deterministic actions
-    checkpoint_every: int = 50_000  # transitions between checkpoints; 0: only after a signal
     capture_video: bool = True  # film an episode of every eighth evaluation and of the last
     track: bool = False  # send metrics, source and videos to Weights & Biases
     notes: str = ""  # the hypothesis, kept beside the run
@@ -322,10 +322,10 @@ class Agent(nn.Module):
 
 # --- plumbing -------------------------------------------------------------------------------------
 TRAIN, EVALUATE = 0, 1  # streams of seeds
-FREE = "total_timesteps checkpoint_every device compile capture_video track notes run_dir config"
-FREE = f"{FREE} resume evaluate".split()  # what may be another in a resumed run
-KEPT = "global_step updates id scores recent rows".split()  # of a run, in its checkpoints
-PIECE = "checkpoint/{:012}-{:012}.pt"  # rows of the buffer from one number to another
+FREE = "total_timesteps checkpoint_every device capture_video track notes run_dir config resume"
+FREE = {*FREE.split(), "evaluate", "compile"}  # what may be another when a run goes on
+KEPT = "global_step updates id scores recent".split()  # of a run, in its checkpoints
+PIECE = "checkpoint/{}-{:012}-{:012}.pt"  # a run's rows of the buffer from one number to another
 VIDEO = "video (needs rgb_array frames; apt-get install libegl1 libgl1, or pip install pygame)"
 
 
@@ -350,7 +350,7 @@ def parse_args(cls, argv):
     """Read flags into cls; those in --config FILE or --resume FOLDER stand before all others."""
     args, flags = tyro.cli(cls, args=argv), []
     folder = args.run_dir if args.resume == "auto" else args.resume
-    require(folder or not args.resume, "resume", "auto needs --run-dir")
+    require(folder or args.resume is None, "resume", "needs a folder; auto needs --run-dir")
     file = Path(folder, "config.toml") if folder else args.config
     file = args.config if args.resume == "auto" and not file.exists() else file
     try:
@@ -379,11 +379,14 @@ def resolve(args, preferred, row_bytes):
     compile = {"auto": "on" if gains else "off"}.get(args.compile, args.compile)
     every = max(math.ceil(args.total_timesteps / 24), 2000)
     every = every if args.eval_every is None else args.eval_every
+    save = max(math.ceil(args.total_timesteps / 20), 2000)
+    save = save if args.checkpoint_every is None else args.checkpoint_every
     threads, horizon = torch.get_num_threads(), 1 / max(1 - args.gamma, 1e-9)
     size = min(args.buffer_size, args.total_timesteps) * row_bytes / 1e9
     sizes = f"checkpoints up to {size:.2g} GB, effective horizon {horizon:.0f} steps"
     print(f"device {device}, {threads} threads, {sizes}", flush=True)
-    return replace(args, device=device, threads=threads, compile=compile, eval_every=every)
+    args = replace(args, device=device, threads=threads, compile=compile)
+    return replace(args, eval_every=every, checkpoint_every=save)
 
 
 def prepare(agent, *example):
@@ -451,11 +454,12 @@ def reset(envs, done, *key):
 def generators(states=None):
     """Return the states of all random generators; set them first, if given."""
     if states:
-        random.setstate(states[0]), np.random.set_state(states[1])
-        torch.set_rng_state(states[2]), torch.cuda.set_rng_state_all(states[3])
+        random.setstate(states[0]), np.random.set_state(states[1]), torch.set_rng_state(states[2])
+        if states[3] is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(states[3])
     name, keys, *rest = np.random.get_state()
-    own = random.getstate(), (name, keys.tolist(), *rest)
-    return *own, torch.get_rng_state(), torch.cuda.get_rng_state_all()
+    own = random.getstate(), (name, keys.tolist(), *rest), torch.get_rng_state()
+    return *own, torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
 
 
 def describe(name, values):
@@ -485,12 +489,12 @@ def evaluate(agent, envs, key, video=None):
     return describe("eval/return", returns) | {"eval/length_mean": lengths.mean()}
 
 
-def write(path, saved):
-    """Write tensors and plain values, free of pickle; at once and to the disk, or not at all."""
+def write(path, put):
+    """Let put write to an open file, which takes its name whole and on the disk, or not at all."""
     part = path.with_suffix(".part")
     try:
         with open(part, "wb") as file:
-            torch.save(saved, file)
+            put(file)
             file.flush(), os.fsync(file.fileno())
         os.replace(part, path)
     finally:
@@ -498,9 +502,10 @@ def write(path, saved):
 
 
 def read(path, device="cpu"):
-    """Return what write wrote, or raise; torch.load alone misses most flipped bits."""
+    """Return what torch.save wrote, or raise; torch.load alone misses most flipped bits."""
     with zipfile.ZipFile(path) as file:
-        assert not file.testzip(), "it is damaged"
+        if file.testzip():
+            raise ValueError(f"{path} is damaged")
     return torch.load(path, map_location=device, weights_only=True)
 
 
@@ -522,27 +527,32 @@ class Run(AbstractContextManager):
     def __init__(self, args, agent, envs, buffer):
         name = f"{args.env_id}__{Path(__file__).stem}__{args.seed}__{time.time_ns() // 10**6}"
         self.folder = Path(args.run_dir or f"runs/{re.sub('[/:]', '_', name)}")
-        free = args.resume or not self.folder.exists()
-        require(free, "run_dir", f"{self.folder} is there: name a new folder, or --resume it")
-        for part in ["videos", "checkpoint"]:
-            (self.folder / part).mkdir(parents=True, exist_ok=True)
-        self.file = open(self.folder / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115
+        there = {path.name for path in self.folder.glob("*")}
+        first = {"videos", "checkpoint", "metrics.jsonl", "config.part"}  # before config.toml
+        begun = args.resume and ("config.toml" in there or there <= first)
+        free = begun or not self.folder.exists()
+        require(free, "run_dir", f"{self.folder} is there: name a new folder, or --resume a run")
         try:
+            for part in ["videos", "checkpoint"]:
+                (self.folder / part).mkdir(parents=True, exist_ok=True)
+            self.file = open(self.folder / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            require(False, "run_dir", f"{self.folder} is in use by a living process")
+        except OSError as error:
+            why = f"is in use by a living process or can not be written ({error})"
+            require(False, "run_dir", f"{self.folder} {why}: name another")
         self.args, self.agent, self.envs, self.buffer = args, agent, envs, buffer
-        self.id, self.global_step, self.updates = f"{time.time_ns():x}", 0, 0  # id: W&B's
+        self.id, self.global_step, self.updates = f"{time.time_ns():x}", 0, 0  # id: W&B's, too
         self.scores, self.recent, self.rows, self.pieces = [], [], [], []
-        self.actions, self.saved, self.stopped = [[] for _ in envs.envs], self.restore(), False
+        self.actions, self.stopped, self.works = [[] for _ in envs.envs], False, True
+        self.saved = self.restore()
         self.last, self.spent, self.logged = time.perf_counter(), {}, self.global_step
         self.start = self.last - self.saved.get("seconds", 0)
         os.truncate(self.file.fileno(), self.saved.get("size", 0))
         config = vars(args) | {"run_dir": None, "resume": None}
         config = {name: value for name, value in config.items() if value is not None}
         lines = [f"{k} = {json.dumps(v, ensure_ascii=False)}\n" for k, v in config.items()]
-        (self.folder / "config.toml").write_text("".join(lines), "utf-8")
-        (self.folder / "script.py").write_bytes(Path(__file__).read_bytes())
+        write(self.folder / "config.toml", lambda file: file.write("".join(lines).encode()))
+        write(self.folder / "script.py", lambda file: file.write(Path(__file__).read_bytes()))
         purge = self.global_step and self.global_step + 1  # TensorBoard forgets what came later
         self.board, self.tracker = SummaryWriter(self.folder / "tb", purge_step=purge), None
         if args.track and not attempt("W&B", self.track, config):
@@ -551,29 +561,38 @@ class Run(AbstractContextManager):
     def restore(self):
         """Load the checkpoint and return it, or {} if there is none yet."""
         model, summary = self.folder / "model.pt", self.folder / "summary.json"
+        ended = json.loads(summary.read_text("utf-8")) if summary.exists() else {"status": ""}
+        if ended["status"] == "finished" and ended["global_step"] >= self.args.total_timesteps:
+            print(f"{self.folder} is finished")
+            raise SystemExit(0)
         if not model.exists():
+            lost = len([*self.folder.glob("checkpoint/*.pt")]) > 1
+            require(not lost, "resume", f"misses {model}: delete {self.folder} to begin anew")
             return {}
         try:
             saved = read(model)
-            script = self.folder / "script.py"
-            assert script.read_bytes() == Path(__file__).read_bytes(), f"only {script} goes on"
-            assert os.path.getsize(self.file.name) >= saved["size"], "metrics.jsonl is too short"
+            for name, value in saved["args"].items():
+                same = name in FREE or value == getattr(self.args, name)
+                require(same, name, f"is {value} in {self.folder} and must stay so")
+            run, script = saved["run"], self.folder / "script.py"
+            if script.read_bytes() != Path(__file__).read_bytes():
+                raise ValueError(f"only {script} can go on")
+            if os.path.getsize(self.file.name) < saved["size"]:
+                raise ValueError("metrics.jsonl is too short")
             self.agent.load_state_dict(saved["state"])
-            ended = saved["run"]["global_step"] >= self.args.total_timesteps
-            for start, end in () if ended else saved["pieces"]:
-                self.buffer.added, file = end, self.folder / PIECE.format(start, end)
+            over = run["global_step"] >= self.args.total_timesteps
+            for start, end in () if over else saved["pieces"]:
+                self.buffer.added, file = end, self.folder / PIECE.format(run["id"], start, end)
                 self.buffer.rows[self.buffer.places(start)] = read(file, self.args.device)
+            if not over and self.buffer.added != saved["added"]:
+                raise ValueError("its transitions are gone")
         except Exception as error:  # torch.load raises many kinds
-            require(False, "resume", f"fails ({error!r:.200}); delete {model} to begin anew")
-        for name, value in saved["args"].items():
-            same = name in FREE or value == getattr(self.args, name)
-            require(same, name, f"is {value} in {self.folder} and must stay so")
-        vars(self).update(saved["run"], pieces=saved["pieces"])
+            require(False, "resume", f"fails ({error!r:.200}); {self.folder} is left as it is")
+        longer = self.args.total_timesteps >= saved["args"]["total_timesteps"]
+        require(longer, "total_timesteps", f"can only grow in {self.folder}")
+        vars(self).update(run, pieces=saved["pieces"])
         self.args.compile = saved["args"]["compile"]
-        self.rows = [row.to(self.args.device) for row in self.rows]
-        if ended and summary.exists():
-            print(f"{self.folder} is finished")
-            raise SystemExit(0)
+        self.rows = [*saved["rows"].to(self.args.device)]
         summary.unlink(missing_ok=True)
         print(f"going on at step {self.global_step}", flush=True)
         return saved
@@ -584,10 +603,11 @@ class Run(AbstractContextManager):
         self.envs.set_attr("episode_count", self.saved.get("episodes", 0))
         obs = reset(self.envs, np.ones(len(self.actions), bool), TRAIN, self.args.seed)
         for i, actions in enumerate(self.saved.get("actions", ())):
-            self.actions[i] = [*actions.numpy()]
+            env, self.actions[i] = self.envs.envs[i], [*actions.numpy()]
             for action in self.actions[i]:
-                obs[i] = self.envs.envs[i].step(action)[0]
-            if not np.array_equal(obs[i], self.saved["obs"][i]):
+                obs[i] = env.step(action.copy())[0]
+            same = env.episode_returns == self.saved["returns"][i]
+            if not same or not np.array_equal(obs[i], self.saved["obs"][i]):
                 print(f"warning: environment {i} does not replay: a new episode begins")
                 alone, self.actions[i] = np.arange(len(obs)) == i, []
                 obs[i] = reset(self.envs, alone, TRAIN, self.args.seed)[i]
@@ -595,9 +615,9 @@ class Run(AbstractContextManager):
         return obs
 
     def stop(self, number, frame):
-        """Let the run end after this step; a second signal ends it at once."""
+        """Let the run end after this step; a second Ctrl-C ends it at once."""
         self.stopped = True
-        signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     def track(self, config):
         """Start or resume a W&B run with the config and the source."""
@@ -624,35 +644,40 @@ class Run(AbstractContextManager):
 
     def save(self, obs):
         """Write a checkpoint if it is due or a signal came, which then ends the run; obs [N, O]."""
-        every = self.args.checkpoint_every
-        if self.stopped or self.due(every or self.args.total_timesteps):
+        stopped, every = self.stopped, self.args.checkpoint_every
+        if stopped or self.due(every or self.args.total_timesteps):
             weights = self.agent.named_parameters()
             require_finite(**{name: weight.detach().cpu().numpy() for name, weight in weights})
-            works = attempt("checkpoint", self.checkpoint, obs)
-            self.args.checkpoint_every = every if works else 0
+            self.works = attempt("checkpoint", self.checkpoint, obs)
+            self.args.checkpoint_every = every if self.works else 0
             self.clock("save")
-        if self.stopped:
+        if stopped:
             raise KeyboardInterrupt
 
     def checkpoint(self, obs):
         """Write the buffer's new rows to a file of their own, then all else to model.pt."""
         buffer, pieces, bounds = self.buffer, self.pieces, [self.agent.low, self.agent.high]
-        if self.stopped or self.args.checkpoint_every:  # rows of a run that ends are for nothing
+        if self.global_step < self.args.total_timesteps:  # what ended needs no rows
             start, gone = pieces[-1][1] if pieces else 0, buffer.added - len(buffer.rows)
             pieces = [piece for piece in pieces if piece[1] > gone] + [(start, buffer.added)]
-            write(self.folder / PIECE.format(*pieces[-1]), buffer.rows[buffer.places(start)])
-        saved = {"args": vars(self.args), "obs_dim": self.agent.obs_dim, "pieces": pieces}
-        saved |= {"bounds": [bound.tolist() for bound in bounds], "state": self.agent.state_dict()}
-        saved |= {"run": {name: getattr(self, name) for name in KEPT}, "generators": generators()}
-        saved |= {"episodes": [env.episode_count for env in self.envs.envs]}
-        saved |= {"actions": [torch.from_numpy(np.array(taken)) for taken in self.actions]}
+            new, path = buffer.rows[buffer.places(start)], PIECE.format(self.id, *pieces[-1])
+            write(self.folder / path, lambda file: torch.save(new, file))
         os.fsync(self.file.fileno())
-        saved |= {"obs": torch.from_numpy(obs), "size": os.path.getsize(self.file.name)}
-        saved["seconds"] = time.perf_counter() - self.start
-        write(self.folder / "model.pt", saved)
-        self.pieces, used = pieces, [self.folder / PIECE.format(*piece) for piece in pieces]
-        for file in {*self.folder.glob("checkpoint/*")} - {*used}:
+        run = {name: getattr(self, name) for name in KEPT}
+        rows, envs = torch.stack(self.rows) if self.rows else torch.empty(0), self.envs.envs
+        actions = [torch.from_numpy(np.array(taken)) for taken in self.actions]
+        saved = {"args": vars(self.args), "obs_dim": self.agent.obs_dim, "actions": actions}
+        saved |= {"bounds": [bound.tolist() for bound in bounds], "state": self.agent.state_dict()}
+        saved |= {"pieces": pieces, "added": buffer.added, "obs": torch.from_numpy(obs)}
+        saved |= {"episodes": [env.episode_count for env in envs], "run": run, "rows": rows}
+        saved |= {"returns": [float(env.episode_returns) for env in envs]}
+        saved |= {"size": os.path.getsize(self.file.name), "generators": generators()}
+        saved |= {"seconds": time.perf_counter() - self.start}
+        write(self.folder / "model.pt", lambda file: torch.save(saved, file))
+        used = {self.folder / PIECE.format(self.id, *piece) for piece in pieces}
+        for file in {*self.folder.glob("checkpoint/*")} - used:
             file.unlink()
+        self.pieces = pieces
 
     def due(self, every):
         """Tell whether a period of that many transitions, or the run, ended in the latest step."""
@@ -708,13 +733,15 @@ class Run(AbstractContextManager):
         self.clock("eval")
 
     def __exit__(self, kind, error, trace):
-        """Write model and summary; an interrupt or a failed check ends in one sentence."""
+        """Write the summary; an interrupt or a failed check ends in one sentence."""
         status = {None: "finished", KeyboardInterrupt: "interrupted"}.get(kind, "failed")
         reason = f"{error!r} at step {self.global_step}" if error else ""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.default_int_handler)
-        if status == "finished":
+        if status == "finished" and self.works:
             shutil.rmtree(self.folder / "checkpoint")
+        elif status == "finished":
+            status, reason = "failed", "model.pt is older than the end"
         summary = {"status": status, "reason": reason, "global_step": self.global_step}
         if tail := self.scores[-math.ceil(len(self.scores) / 10) :]:
             summary |= {"eval_last": tail[-1], "eval_last_tenth": sum(tail) / len(tail)}
@@ -722,11 +749,12 @@ class Run(AbstractContextManager):
         summary |= {"updates": self.updates, "seconds": seconds, "SPS": self.global_step / seconds}
         summary |= {"command": sys.argv, "hardware": f"{platform.platform()} {os.cpu_count()} CPUs"}
         summary["versions"] = {d.name: d.version for d in distributions()} | {"python": sys.version}
-        self.file.close(), self.board.close()
-        (self.folder / "summary.part").write_text(json.dumps(summary, indent=1), "utf-8")
-        os.replace(self.folder / "summary.part", self.folder / "summary.json")
+        self.board.close()
+        text = json.dumps(summary, indent=1).encode()
+        write(self.folder / "summary.json", lambda file: file.write(text))
         if self.tracker:
             attempt("W&B", self.tracker.finish, int(status != "finished"))
+        self.file.close()  # others may take the folder now
         print(f"{status} {reason}".strip() + f": python tools/report.py {self.folder}", flush=True)
         if kind in (KeyboardInterrupt, FloatingPointError):
             raise SystemExit(130 if status == "interrupted" else 1) from None

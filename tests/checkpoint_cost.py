@@ -33,6 +33,7 @@ def start(flags):
 def measure(env_id, sps, folder):
     """Return a row of the table."""
     run = start(["--env-id", env_id, "--run-dir", str(folder), "--device", "cpu"])
+    assert run.args.checkpoint_every == PART
     run.buffer.rows.normal_()
     obs, spent = run.begin(), []
     for number in range(1, 20):  # the run's last one is not resumed

@@ -65,6 +65,7 @@ for line in sys.stdin:
     except SystemExit as stop:
         os._exit(stop.code)
 """
+RUDE = "tests.toy_envs:Rude-v0"
 HIDDEN = "--env-id tests.toy_envs:Hidden-v0 --buffer-size 150 --checkpoint-every 40"
 HOPPER = "--env-id Hopper-v4 --eval-episodes 1 --checkpoint-every 40"
 RUNS = [
@@ -318,7 +319,7 @@ HOWS += ",version,metrics"
 def test_damaged(interrupt, refuse, how):
     interrupt(f"{SAME} --run-dir a", 130)
     spoil(how)
-    assert re.fullmatch(r"error: --resume fails .*delete a/model.pt.*\n", refuse("--resume a"))
+    assert re.fullmatch(r"error: --resume fails \(.*\); a is left as it is\n", refuse("--resume a"))
 
 
 @pytest.mark.quick
@@ -339,8 +340,13 @@ def test_every_flipped_bit_is_seen_or_harmless(interrupt, S):
     assert seen > 100
 
 
+CHANGES = "--seed 2,--gamma 0.9,--num-envs 2,--threads 2,--tau 0.5,--buffer-size 99,--utd 2"
+CHANGES += ",--batch-size 9,--critic-lr 1,--learning-starts 99,--eval-every 9,--log-every 9"
+CHANGES += ",--env-id Hopper-v4"
+
+
 @pytest.mark.quick
-@pytest.mark.parametrize("flags", ["--seed 2", "--gamma 0.9", "--num-envs 2", "--threads 2"])
+@pytest.mark.parametrize("flags", CHANGES.split(","))
 def test_changed_flags_are_refused(interrupt, refuse, flags):
     interrupt(f"{SAME} --run-dir a", 130)
     name, value = flags.split()
@@ -390,10 +396,121 @@ def test_killed_before_the_first_checkpoint(train, resume):
         Path("b", name).unlink()
     resume("--resume b")
     assert equal("a", "b")
-    for path in [path for path in Path("b").iterdir() if path.is_file()]:  # just made
-        path.unlink()
+    shutil.rmtree("b")
+    Path("b/videos").mkdir(parents=True)  # just made
+    Path("b/metrics.jsonl").touch()
     train(f"{SAME} --run-dir b --resume auto")
     assert equal("a", "b")
+
+
+@pytest.mark.quick
+def test_steps_can_only_grow(interrupt, refuse, train, resume):
+    interrupt(f"{SAME} --run-dir a", 130)
+    assert "--total-timesteps can only grow" in refuse("--resume a --total-timesteps 200")
+    train(f"{SAME} --checkpoint-every 0 --run-dir b")
+    assert "transitions are gone" in refuse("--resume b --total-timesteps 400")
+
+
+@pytest.mark.quick
+def test_model_is_missing(interrupt, refuse):
+    interrupt(f"{SAME} --run-dir a", 130)
+    Path("a/model.pt").unlink()
+    assert "misses a/model.pt" in refuse("--resume a")
+
+
+@pytest.mark.quick
+def test_rows_of_another_run(interrupt, refuse):
+    for name, seed in ("a", 1), ("b", 2):
+        interrupt(f"{SAME} --seed {seed} --run-dir {name}", 130)
+    shutil.rmtree("a/checkpoint")
+    shutil.copytree("b/checkpoint", "a/checkpoint")
+    assert re.fullmatch("error: --resume fails .*No such file.*\n", refuse("--resume a"))
+
+
+@pytest.mark.quick
+def test_auto_takes_no_folder_of_others(S, refuse):
+    Path("thesis/checkpoint").mkdir(parents=True)
+    Path("thesis/script.py").write_text("mine")
+    said = refuse(f"{HIDDEN} --run-dir thesis --resume auto")
+    assert re.fullmatch("error: --run-dir thesis is there: name a new folder.*\n", said)
+
+
+@pytest.mark.quick
+def test_last_checkpoint_fails(train, resume, S, monkeypatch, capfd):
+    """The run has failed, keeps what it has, and ends when there is space again."""
+    train(f"{SAME} --run-dir a")
+    with monkeypatch.context() as patch:
+        save, checkpoint = S.torch.save, S.Run.checkpoint
+
+        def full(run, obs):
+            if run.global_step == 300:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            checkpoint(run, obs)
+
+        patch.setattr(S.Run, "checkpoint", full)
+        train(f"{SAME} --run-dir b")
+    assert summary("b")["status"] == "failed" and save is S.torch.save
+    resume("--resume b")
+    assert equal("a", "b") and summary("b")["status"] == "finished"
+
+
+@pytest.mark.quick
+def test_signal_in_the_last_step(interrupt, train, resume):
+    train(f"{SAME} --run-dir a")
+    interrupt(f"{SAME} --run-dir b", 300)
+    assert summary("b")["status"] == "interrupted"
+    resume("--resume b")
+    assert equal("a", "b") and summary("b")["status"] == "finished"
+    assert not Path("b/checkpoint").exists()
+
+
+@pytest.mark.quick
+def test_careless_environments(interrupt, train, resume, capfd):
+    """One that changes its actions is replayed all the same; one with random rewards is named."""
+    train(f"{SAME} --env-id tests.toy_envs:Mangler-v0 --run-dir a")
+    for step in (130, 135):
+        flags = f"{SAME} --env-id tests.toy_envs:Mangler-v0 --run-dir b --resume auto"
+        interrupt(flags, step)
+    resume("--resume b")
+    assert equal("a", "b") and not warnings(capfd.readouterr().out)
+    interrupt(f"{SAME} --env-id {RUDE} --run-dir c", 130)
+    resume("--resume c")
+    assert "does not replay" in capfd.readouterr().out
+
+
+@pytest.mark.quick
+def test_folder_can_not_be_written(refuse):
+    Path("file").write_text("no folder")
+    assert "--run-dir file/run" in refuse(f"{HIDDEN} --run-dir file/run")
+
+
+@pytest.mark.quick
+def test_pythons_generator(interrupt, S):
+    interrupt(f"{SAME} --run-dir a", 130)
+    states = S.generators()
+    drawn = random.random()
+    random.seed(0)
+    S.generators(states)
+    assert random.random() == drawn
+
+
+@pytest.mark.quick
+def test_resumed_twice(interrupt, train, S, monkeypatch):
+    """Only new rows are written; while it runs there is no summary of an earlier end."""
+    train(f"{SAME} --run-dir a")
+    interrupt(f"{SAME} --run-dir b", 130)
+    interrupt(f"{SAME} --run-dir b --resume auto", 170)
+    pieces = torch.load("b/model.pt", weights_only=True)["pieces"]
+    assert pieces == [(0, 40), (40, 80), (80, 120), (120, 130), (130, 160), (160, 170)]
+    stopped, log = [], S.Run.log
+
+    def spy(run, *rest):
+        stopped.append((run.folder / "summary.json").exists())
+        log(run, *rest)
+
+    monkeypatch.setattr(S.Run, "log", spy)
+    train(f"{SAME} --run-dir b --resume auto")
+    assert equal("a", "b") and stopped and not any(stopped)
 
 
 @pytest.mark.quick
@@ -495,7 +612,7 @@ def test_checkpoints_are_on_the_disk(train, S, monkeypatch):
     )
     monkeypatch.setattr(S.os, "replace", replace)
     train(f"{SAME} --checkpoint-every 100 --run-dir a")
-    assert len(synced) == 9 and synced.count(os.stat("a/metrics.jsonl").st_ino) == 3
+    assert len(synced) == 11 and synced.count(os.stat("a/metrics.jsonl").st_ino) == 3
 
 
 @pytest.mark.quick

@@ -89,6 +89,14 @@ class Restless(Toy):
         return np.array([random.SystemRandom().random()])
 
 
+class Mangler(Hidden):
+    """Changes the actions that it is given."""
+
+    def step(self, action):
+        action *= 0.5
+        return super().step(action)
+
+
 class Stuck(Toy):
     """Takes a minute for step 150 of its life."""
 
@@ -154,6 +162,7 @@ register("Rude", Rude)
 register("Hidden", Hidden, kwargs={"length": 60})
 register("Restless", Restless)
 register("Stuck", Stuck)
+register("Mangler", Mangler, kwargs={"length": 60})
 register("DictObs", DictToy)
 register("Killer", Killer)
 for fault in ("reward", "observation", "reset"):
