@@ -650,6 +650,9 @@ class Run(AbstractContextManager):
             require_finite(**{name: weight.detach().cpu().numpy() for name, weight in weights})
             self.works = attempt("checkpoint", self.checkpoint, obs)
             self.args.checkpoint_every = every if self.works else 0
+            used = {self.folder / PIECE.format(self.id, *piece) for piece in self.pieces}
+            for file in {*self.folder.glob("checkpoint/*")} - used:
+                file.unlink()
             self.clock("save")
         if stopped:
             raise KeyboardInterrupt
@@ -674,9 +677,6 @@ class Run(AbstractContextManager):
         saved |= {"size": os.path.getsize(self.file.name), "generators": generators()}
         saved |= {"seconds": time.perf_counter() - self.start}
         write(self.folder / "model.pt", lambda file: torch.save(saved, file))
-        used = {self.folder / PIECE.format(self.id, *piece) for piece in pieces}
-        for file in {*self.folder.glob("checkpoint/*")} - used:
-            file.unlink()
         self.pieces = pieces
 
     def due(self, every):
@@ -756,7 +756,7 @@ class Run(AbstractContextManager):
             attempt("W&B", self.tracker.finish, int(status != "finished"))
         self.file.close()  # others may take the folder now
         print(f"{status} {reason}".strip() + f": python tools/report.py {self.folder}", flush=True)
-        if kind in (KeyboardInterrupt, FloatingPointError):
+        if status != "finished" and kind in (None, KeyboardInterrupt, FloatingPointError):
             raise SystemExit(130 if status == "interrupted" else 1) from None
 
 

@@ -440,7 +440,7 @@ def test_last_checkpoint_fails(train, resume, S, monkeypatch, capfd):
     """The run has failed, keeps what it has, and ends when there is space again."""
     train(f"{SAME} --run-dir a")
     with monkeypatch.context() as patch:
-        save, checkpoint = S.torch.save, S.Run.checkpoint
+        checkpoint = S.Run.checkpoint
 
         def full(run, obs):
             if run.global_step == 300:
@@ -448,8 +448,9 @@ def test_last_checkpoint_fails(train, resume, S, monkeypatch, capfd):
             checkpoint(run, obs)
 
         patch.setattr(S.Run, "checkpoint", full)
-        train(f"{SAME} --run-dir b")
-    assert summary("b")["status"] == "failed" and save is S.torch.save
+        with pytest.raises(SystemExit) as stop:
+            train(f"{SAME} --run-dir b")
+    assert summary("b")["status"] == "failed" and stop.value.code == 1
     resume("--resume b")
     assert equal("a", "b") and summary("b")["status"] == "finished"
 
@@ -544,8 +545,8 @@ def test_no_space(train, S, monkeypatch, capfd):
 
     def full(saved, file):
         write(saved, file)
-        calls.append([*Path("b").rglob("*.part")])
-        if len(calls) == 5:
+        calls.append(sorted(path.suffix for path in Path("b").rglob("*.p*t")))
+        if len(calls) == 6:
             kept.append(torch.load("b/model.pt", weights_only=True)["run"]["global_step"])
             raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -554,9 +555,37 @@ def test_no_space(train, S, monkeypatch, capfd):
     train(f"{SAME} --run-dir b")
     (warned,) = warnings(capfd.readouterr().out)
     assert "checkpoint" in warned and "No space left" in warned and kept == [80]
-    assert len(calls) == 6 and calls[5] == [Path("b/model.part")]  # the agent at the end
+    assert calls[5] == [".part", ".pt", ".pt", ".pt", ".pt"]  # two files of rows, one more, model
+    assert calls[6:] == [[".part", ".pt", ".pt", ".pt"]]  # the agent at the end
     assert same(weights("a"), weights("b")) and steady("a") == steady("b")
     assert not [*Path("b").rglob("*.part")] and not Path("b/checkpoint").exists()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Return a folder on a disk of half a megabyte."""
+    (tmp_path / "disk").mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=500k", "tmpfs", str(tmp_path / "disk")]
+    if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small disk")
+    yield tmp_path / "disk"
+    subprocess.run(["umount", str(tmp_path / "disk")], check=True)
+
+
+def test_full_disk(nursery, small_disk):
+    """A truly full one: the run goes on and has failed; with space again it ends as it should."""
+    flags = f"{HOPPER} --compile off --hidden-size 64 --total-timesteps 600 --log-every 50"
+    assert nursery.run(f"{flags} --run-dir a") == 0
+    assert nursery.run(f"{flags} --run-dir disk/b") == 1
+    said = (nursery.folder / "out").read_text()
+    assert len(warnings(said)) == 2 and "step 600/600" in said and "Traceback" not in said
+    assert summary(small_disk / "b")["status"] == "failed"
+    more = ["mount", "-o", "remount,size=9M", str(small_disk)]
+    subprocess.run(more, check=True)
+    assert nursery.run("--resume disk/b") == 0
+    assert equal(nursery.folder / "a", small_disk / "b")
+    found = re.findall(r"going on at step (\d+)", (nursery.folder / "out").read_text())
+    assert found and 0 < int(found[0]) < 600
 
 
 @pytest.mark.quick

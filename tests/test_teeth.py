@@ -428,6 +428,16 @@ SAC = {
         f"{MATH}t31_every_finished_episode_is_logged[4]",
     ),
     # checkpoints
+    "rows that were written for nothing are left on a full disk": (
+        "- used:\n",
+        "- used if self.works else ():\n",
+        f"{RESUME}no_space",
+    ),
+    "a run whose end was not saved exits with 0": (
+        "kind in (None, KeyboardInterrupt, FloatingPointError)",
+        "kind in (KeyboardInterrupt, FloatingPointError)",
+        f"{RESUME}last_checkpoint_fails",
+    ),
     "NumPy's generator starts anew in a resumed run": (
         "np.random.set_state(states[1])",
         "None",
