@@ -70,8 +70,8 @@ HIDDEN = "--env-id tests.toy_envs:Hidden-v0 --buffer-size 150 --checkpoint-every
 HOPPER = "--env-id Hopper-v4 --eval-episodes 1 --checkpoint-every 40"
 RUNS = [
     pytest.param(f"{HOPPER} --compile off", id="MuJoCo"),
-    pytest.param(f"{HOPPER} --compile off --num-envs 3", id="MuJoCo-3"),
-    pytest.param(f"{HIDDEN} --compile off", id="hidden"),
+    pytest.param(f"{HOPPER} --compile off --num-envs 3", id="MuJoCo-3", marks=pytest.mark.slow),
+    pytest.param(f"{HIDDEN} --compile off", id="hidden", marks=pytest.mark.slow),
     pytest.param(f"{HIDDEN} --compile off --num-envs 3", id="hidden-3"),
     pytest.param(f"{HIDDEN} --compile on", id="compiled", marks=pytest.mark.slow),
 ]
@@ -177,7 +177,13 @@ DEATHS = {
 }
 
 
-@pytest.mark.parametrize("death", DEATHS.values(), ids=DEATHS)
+@pytest.mark.parametrize(
+    "death",
+    [
+        pytest.param(death, id=name, marks=[pytest.mark.slow] if "half" not in name else [])
+        for name, death in DEATHS.items()
+    ],
+)
 def test_killed_while_writing(nursery, death):
     flags = HIDDEN.replace("-every 40", "-every 50") + " --compile off"
     assert nursery.run(f"{flags} --run-dir a") == 0
@@ -187,7 +193,9 @@ def test_killed_while_writing(nursery, death):
     assert not [*nursery.folder.rglob("*.part")]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_signal_loses_nothing(nursery, number):
     """The run is saved at once, whatever --checkpoint-every says, and goes on from there."""
     flags = f"{HIDDEN} --compile off --total-timesteps 800 --log-every 50 --checkpoint-every 0"
@@ -228,12 +236,22 @@ def resume(train, S):
     return lambda flags: S.main(S.parse_args(S.Args, flags.split()))
 
 
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory):
+    """Return where the run that most tests begin with is kept, once there is one."""
+    return tmp_path_factory.mktemp("usual") / "a"
+
+
 @pytest.fixture
-def interrupt(train, S, monkeypatch):
+def interrupt(train, S, monkeypatch, usual):
     """Train until a signal seems to come at a step."""
     need(S, "Args.resume", "Run.save")
 
     def interrupt(flags, step):
+        is_usual = (flags, step) == (f"{SAME} --run-dir a", 130)
+        if is_usual and usual.exists():
+            shutil.copytree(usual, "a")
+            return
         save = S.Run.save
 
         def stop(run, obs):
@@ -245,6 +263,8 @@ def interrupt(train, S, monkeypatch):
             with pytest.raises(SystemExit) as end:
                 train(flags)
         assert end.value.code == 130
+        if is_usual:
+            shutil.copytree("a", usual)
 
     return interrupt
 
@@ -572,6 +592,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(tmp_path / "disk")], check=True)
 
 
+@pytest.mark.slow
 def test_full_disk(nursery, small_disk):
     """A truly full one: the run goes on and has failed; with space again it ends as it should."""
     flags = f"{HOPPER} --compile off --hidden-size 64 --total-timesteps 600 --log-every 50"

@@ -480,7 +480,7 @@ ONLINE = {"WANDB_API_KEY": 40 * "a", "WANDB_BASE_URL": "http://127.0.0.1:9"}
 SILENT = ONLINE | {"WANDB_BASE_URL": "http://127.0.0.1:{port}"}  # connects, but never answers
 TROUBLE = [
     pytest.param("Counter", 1, {"HOME": "."}, id="no-account"),
-    pytest.param("Counter", 1, ONLINE, id="no-network"),
+    pytest.param("Counter", 1, ONLINE, id="no-network", marks=pytest.mark.slow),
     pytest.param("Counter", 1, SILENT, id="no-answer", marks=pytest.mark.slow),
     pytest.param("Killer", 1, {"WANDB_MODE": "offline"}, id="killed"),
 ]
