@@ -431,7 +431,7 @@ SAC = {
     "rows that were written for nothing are left on a full disk": (
         "- used:\n",
         "- used if self.works else ():\n",
-        f"{RESUME}no_space",
+        f"{RESUME}no_space[model]",
     ),
     "a run whose end was not saved exits with 0": (
         "kind in (None, KeyboardInterrupt, FloatingPointError)",
@@ -526,12 +526,12 @@ SAC = {
     "a half-written file is left on a full disk": (
         "part.unlink(missing_ok=True)",
         "pass",
-        f"{RESUME}no_space",
+        f"{RESUME}no_space[rows]",
     ),
     "a checkpoint that fails is tried again and again": (
         "every if self.works else 0",
         "every",
-        f"{RESUME}no_space",
+        f"{RESUME}no_space[model]",
     ),
     "checkpoints are not synced to the disk": (
         "file.flush(), os.fsync(file.fileno())",
