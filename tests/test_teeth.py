@@ -526,7 +526,7 @@ SAC = {
     "a half-written file is left on a full disk": (
         "part.unlink(missing_ok=True)",
         "pass",
-        f"{RESUME}no_space[rows]",
+        f"{RESUME}no_space[model]",
     ),
     "a checkpoint that fails is tried again and again": (
         "every if self.works else 0",
