@@ -449,9 +449,10 @@ def test_rows_of_another_run(interrupt, refuse):
 
 @pytest.mark.quick
 def test_auto_takes_no_folder_of_others(S, refuse):
+    flags = f"{HIDDEN} --total-timesteps 300 --learning-starts 100 --batch-size 32 --compile off"
     Path("thesis/checkpoint").mkdir(parents=True)
     Path("thesis/script.py").write_text("mine")
-    said = refuse(f"{HIDDEN} --run-dir thesis --resume auto")
+    said = refuse(f"{flags} --eval-every 0 --run-dir thesis --resume auto")
     assert re.fullmatch("error: --run-dir thesis is there: name a new folder.*\n", said)
 
 
@@ -502,7 +503,8 @@ def test_careless_environments(interrupt, train, resume, capfd):
 @pytest.mark.quick
 def test_folder_can_not_be_written(refuse):
     Path("file").write_text("no folder")
-    assert "--run-dir file/run" in refuse(f"{HIDDEN} --run-dir file/run")
+    flags = f"{HIDDEN} --total-timesteps 300 --learning-starts 290"
+    assert "--run-dir file/run" in refuse(f"{flags} --run-dir file/run")
 
 
 @pytest.mark.quick
