@@ -697,7 +697,7 @@ def test_lock(interrupt, train, refuse, resume):
 def test_tensorboard_forgets_what_came_later(interrupt, train, S, monkeypatch, resume):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    interrupt(f"{SAME} --run-dir a", 130)
+    interrupt(f"{SAME} --run-dir a", 200)  # which has metrics of its own
     shutil.copytree("a", "old")
     resume("--resume a")
     shutil.copytree("a/tb", "old/tb", dirs_exist_ok=True)  # as if killed at the very end
