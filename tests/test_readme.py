@@ -23,7 +23,6 @@ OTHERS = {
     "script",
     "file",
     "requeue",
-    "signal",
 }  # of tyro, pip, tensorboard, pytest, tools, Slurm
 
 pytestmark = pytest.mark.quick

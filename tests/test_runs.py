@@ -253,7 +253,7 @@ def test_seeds_differ(train):
 
 @pytest.mark.quick
 def test_config_repeats_a_run(train, S):
-    odd = 'a "b" \\ é # = 1'
+    odd = 'a "b" \\ é # = 1e6'
     flags = f"--no-autotune --alpha 0.2 --gamma 0.9 {RUDE} --run-dir a"
     agent = S.main(replace(S.parse_args(S.Args, [*TINY.split(), *flags.split()]), notes=odd))
     S.main(S.parse_args(S.Args, "--config a/config.toml --run-dir b".split()))
