@@ -22,7 +22,6 @@ python sac_continuous.py --env-id InvertedPendulum-v4 --total-timesteps 5000 --l
 
 # --- imports --------------------------------------------------------------------------------------
 import copy
-import fcntl
 import gc
 import json
 import math
@@ -36,6 +35,7 @@ import sys
 import time
 import tomllib
 import zipfile
+from collections import deque
 from contextlib import AbstractContextManager
 from ctypes.util import find_library
 from dataclasses import dataclass, replace
@@ -83,14 +83,14 @@ class Args:
     compile: Literal["auto", "on", "off"] = "auto"  # auto: if the run is long enough to gain
     log_every: int = 1_000  # transitions between two rows of metrics; 0: none
     eval_every: int | None = None  # transitions between evaluations; default up to 25; 0: none
-    checkpoint_every: int | None = None  # the same for checkpoints; default up to 20; 0: none
+    checkpoint_every: int = 50_000  # transitions between checkpoints; 0: only one, at the end
     eval_episodes: int = 10  # episodes per evaluation, with deterministic actions
     capture_video: bool = True  # film an episode of every eighth evaluation and of the last
     track: bool = False  # send metrics, source and videos to Weights & Biases
     notes: str = ""  # the hypothesis, kept beside the run
     run_dir: str | None = None  # folder of this run; default runs/<env>__<script>__<seed>__<id>
     config: str | None = None  # start from the config.toml of a run; flags override it
-    resume: str | None = None  # run folder to go on with; auto: --run-dir, whether begun or not
+    resume: str | None = None  # run folder to go on with, with its settings
     evaluate: str | None = None  # run folder to score and film instead of training
 
     def check(self):
@@ -103,6 +103,8 @@ class Args:
         for name in "seed log_every eval_every checkpoint_every threads".split():
             require(0 <= (getattr(self, name) or 0) < 2**63, name, "must not be negative or huge")
         require(math.isfinite(self.target_entropy or 0), "target_entropy", "must be finite")
+        whole = self.checkpoint_every % (self.log_every or 1) == 0
+        require(whole, "checkpoint_every", "must be a multiple of --log-every")
         starts = self.learning_starts
         require(self.batch_size <= starts, "batch_size", "must be at most --learning-starts")
         require(self.total_timesteps > starts, "total_timesteps", "must be above --learning-starts")
@@ -179,10 +181,6 @@ class ReplayBuffer:
             self.rows[self.added % len(self.rows)] = row
             self.added += 1
 
-    def places(self, start):
-        """Return where the rows lie that were added after the first start ones, oldest first."""
-        return torch.arange(max(start, self.added - len(self.rows)), self.added) % len(self.rows)
-
     def sample(self, batch_size):
         """Draw B transitions uniformly, with replacement: [B, O], [B, A], [B], [B], [B, O]."""
         high, device = min(self.added, len(self.rows)), self.rows.device
@@ -220,6 +218,12 @@ class Adam(nn.Module):
             for leaf, move in zip(self.leaves, moves, strict=True):
                 leaf.sub_(move.view_as(leaf))
         return gradient.norm()
+
+
+def describe(name, values):
+    """Return mean, standard deviation, minimum and maximum of a tensor."""
+    found = {f"{name}_mean": values.mean(), f"{name}_sd": values.std(correction=0)}
+    return found | {f"{name}_min": values.min(), f"{name}_max": values.max()}
 
 
 class Agent(nn.Module):
@@ -317,15 +321,14 @@ class Agent(nn.Module):
     @classmethod
     def load(cls, folder, device="cpu"):
         """Read the agent of a run folder, or exit with 2 if it is none of this script."""
-        return load_agent(cls, Args, folder, device)
+        args, saved = read(Args, folder)
+        agent = cls(args, saved["obs_dim"], *np.float32(saved["bounds"]), device)
+        agent.load_state_dict(saved["state"])
+        return agent
 
 
 # --- plumbing -------------------------------------------------------------------------------------
 TRAIN, EVALUATE = 0, 1  # streams of seeds
-FREE = "total_timesteps checkpoint_every device capture_video track notes run_dir config resume"
-FREE = {*FREE.split(), "evaluate", "compile"}  # what may be another when a run goes on
-KEPT = "global_step updates id scores recent".split()  # of a run, in its checkpoints
-PIECE = "checkpoint/{}-{:012}-{:012}.pt"  # a run's rows of the buffer from one number to another
 VIDEO = "video (needs rgb_array frames; apt-get install libegl1 libgl1, or pip install pygame)"
 
 
@@ -347,22 +350,19 @@ def attempt(what, call, *inputs, **options):
 
 
 def parse_args(cls, argv):
-    """Read flags into cls; those in --config FILE or --resume FOLDER stand before all others."""
+    """Read flags into cls; those in --config FILE or in the run to --resume stand before them."""
     args, flags = tyro.cli(cls, args=argv), []
-    folder = args.run_dir if args.resume == "auto" else args.resume
-    require(folder or args.resume is None, "resume", "needs a folder; auto needs --run-dir")
-    file = Path(folder, "config.toml") if folder else args.config
-    file = args.config if args.resume == "auto" and not file.exists() else file
+    alone = not args.resume or replace(args, resume=None) == cls()
+    require(alone, "resume", "keeps the settings of its run: no other flags, please")
+    file = Path(args.resume, "config.toml") if args.resume else args.config
     try:
         saved = tomllib.loads(Path(file).read_text("utf-8")) if file else {}
     except (OSError, ValueError) as error:
-        flag, kind = ("resume", "run folder") if folder else ("config", "config.toml")
-        require(False, flag, f"{file} can not be read ({error}): name a {kind}")
+        require(False, "config", f"{file} can not be read ({error}): name a config.toml")
     for name, value in saved.items():
         flag = f"--no-{name}" if value is False else f"--{name}"
         flags += [flag] if isinstance(value, bool) else [flag, str(value)]
-    args = tyro.cli(cls, args=[*flags, *argv])
-    return replace(args, resume=folder, run_dir=folder or args.run_dir)
+    return tyro.cli(cls, args=[*flags, *argv])
 
 
 def resolve(args, preferred, row_bytes):
@@ -379,23 +379,19 @@ def resolve(args, preferred, row_bytes):
     compile = {"auto": "on" if gains else "off"}.get(args.compile, args.compile)
     every = max(math.ceil(args.total_timesteps / 24), 2000)
     every = every if args.eval_every is None else args.eval_every
-    save = max(math.ceil(args.total_timesteps / 20), 2000)
-    save = save if args.checkpoint_every is None else args.checkpoint_every
     threads, horizon = torch.get_num_threads(), 1 / max(1 - args.gamma, 1e-9)
-    size = min(args.buffer_size, args.total_timesteps) * row_bytes / 1e9
-    sizes = f"checkpoints up to {size:.2g} GB, effective horizon {horizon:.0f} steps"
-    print(f"device {device}, {threads} threads, {sizes}", flush=True)
-    args = replace(args, device=device, threads=threads, compile=compile)
-    return replace(args, eval_every=every, checkpoint_every=save)
+    print(f"device {device}, {threads} threads; effective horizon {horizon:.0f} steps", flush=True)
+    return replace(args, device=device, threads=threads, compile=compile, eval_every=every)
 
 
-def prepare(agent, *example):
-    """Return the metrics' names, and agent.update with these as one tensor [M], compiled or not."""
+def prepare(agent, method, *example):
+    """Return the metrics' names, and a method of the agent with these as one tensor [M], fast."""
 
     def update(*inputs):
-        return torch.stack([*agent.update(*inputs).values()])
+        return torch.stack([*getattr(agent, method)(*inputs).values()])
 
-    state, names = copy.deepcopy(agent.state_dict()), [*copy.deepcopy(agent).update(*example)]
+    state = copy.deepcopy(agent.state_dict())
+    names = [*getattr(copy.deepcopy(agent), method)(*example)]
     if agent.args.compile == "on":
         print("compiling takes 20 to 60 s, less if cached; --compile off avoids it", flush=True)
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{Path.home()}/.cache/deep-rl-baselines")
@@ -454,18 +450,11 @@ def reset(envs, done, *key):
 def generators(states=None):
     """Return the states of all random generators; set them first, if given."""
     if states:
-        random.setstate(states[0]), np.random.set_state(states[1]), torch.set_rng_state(states[2])
-        if states[3] is not None and torch.cuda.is_available():
-            torch.cuda.set_rng_state(states[3])
+        random.setstate(states[0]), np.random.set_state(states[1])
+        torch.set_rng_state(states[2]), torch.cuda.set_rng_state_all(states[3])
     name, keys, *rest = np.random.get_state()
-    own = random.getstate(), (name, keys.tolist(), *rest), torch.get_rng_state()
-    return *own, torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
-
-
-def describe(name, values):
-    """Return mean, standard deviation, minimum and maximum of a tensor."""
-    found = {f"{name}_mean": values.mean(), f"{name}_sd": values.std(correction=0)}
-    return found | {f"{name}_min": values.min(), f"{name}_max": values.max()}
+    known = random.getstate(), (name, keys.tolist(), *rest)  # none of NumPy's own types
+    return *known, torch.get_rng_state(), torch.cuda.get_rng_state_all()
 
 
 def evaluate(agent, envs, key, video=None):
@@ -489,149 +478,63 @@ def evaluate(agent, envs, key, video=None):
     return describe("eval/return", returns) | {"eval/length_mean": lengths.mean()}
 
 
-def write(path, put):
-    """Let put write to an open file, which takes its name whole and on the disk, or not at all."""
-    part = path.with_suffix(".part")
+def read(args_class, folder):
+    """Return args and all else that a checkpoint holds, or exit with 2."""
     try:
-        with open(part, "wb") as file:
-            put(file)
-            file.flush(), os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def read(path, device="cpu"):
-    """Return what torch.save wrote, or raise; torch.load alone misses most flipped bits."""
-    with zipfile.ZipFile(path) as file:
-        if file.testzip():
-            raise ValueError(f"{path} is damaged")
-    return torch.load(path, map_location=device, weights_only=True)
-
-
-def load_agent(cls, args_class, folder, device):
-    """Read the agent of a run folder, or exit with 2."""
-    try:
-        saved = read(Path(folder, "model.pt"), device)
-        args, bounds = args_class(**saved["args"]), np.float32(saved["bounds"])
-        agent = cls(args, saved["obs_dim"], *bounds, device)
-        agent.load_state_dict(saved["state"])
+        with zipfile.ZipFile(Path(folder, "model.pt")) as file:
+            assert not file.testzip(), "damaged"  # torch.load alone misses most flipped bits
+        saved = torch.load(Path(folder, "model.pt"), map_location="cpu", weights_only=True)
+        return args_class(**saved["args"]), saved
     except Exception as error:  # torch.load raises many kinds
-        require(False, "evaluate", f"{folder} is no run folder of this script: {error!r:.200}")
-    return agent
+        require(False, "resume", f"finds no model.pt of this script in {folder}: {error!r:.200}")
 
 
 class Run(AbstractContextManager):
     """The run folder and every logging sink behind one log call; leaving it writes the summary."""
 
-    def __init__(self, args, agent, envs, buffer):
+    def __init__(self, args, agent):
         name = f"{args.env_id}__{Path(__file__).stem}__{args.seed}__{time.time_ns() // 10**6}"
-        self.folder = Path(args.run_dir or f"runs/{re.sub('[/:]', '_', name)}")
-        there = {path.name for path in self.folder.glob("*")}
-        first = {"videos", "checkpoint", "metrics.jsonl", "config.part"}  # before config.toml
-        begun = args.resume and ("config.toml" in there or there <= first)
-        free = begun or not self.folder.exists()
-        require(free, "run_dir", f"{self.folder} is there: name a new folder, or --resume a run")
-        try:
-            for part in ["videos", "checkpoint"]:
-                (self.folder / part).mkdir(parents=True, exist_ok=True)
-            self.file = open(self.folder / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            why = f"is in use by a living process or can not be written ({error})"
-            require(False, "run_dir", f"{self.folder} {why}: name another")
-        self.args, self.agent, self.envs, self.buffer = args, agent, envs, buffer
-        self.id, self.global_step, self.updates = f"{time.time_ns():x}", 0, 0  # id: W&B's, too
-        self.scores, self.recent, self.rows, self.pieces = [], [], [], []
-        self.actions, self.stopped, self.works = [[] for _ in envs.envs], False, True
-        self.saved = self.restore()
-        self.last, self.spent, self.logged = time.perf_counter(), {}, self.global_step
-        self.start = self.last - self.saved.get("seconds", 0)
-        os.truncate(self.file.fileno(), self.saved.get("size", 0))
-        config = vars(args) | {"run_dir": None, "resume": None}
-        config = {name: value for name, value in config.items() if value is not None}
+        self.folder = Path(args.resume or args.run_dir or f"runs/{re.sub('[/:]', '_', name)}")
+        free = args.resume or not self.folder.exists()
+        require(free, "run_dir", f"{self.folder} is there: name a new folder, or --resume it")
+        (self.folder / "videos").mkdir(parents=True, exist_ok=True)
+        self.args, self.agent, self.start = args, agent, time.perf_counter()
+        self.global_step = self.updates = self.logged = 0
+        self.since, self.scores, self.actions = self.start, [], bytearray()
+        self.recent = deque(maxlen=100)  # (return, length, truncated) of finished episodes
+        self.saved = read(type(args), self.folder)[1] if args.resume else {}
+        self.resumed = self.saved.get("global_step", -1)
+        if self.saved:
+            agent.load_state_dict(self.saved["state"])
+            self.updates, self.scores = self.saved["updates"], self.saved["scores"]
+            self.actions += self.saved["actions"].numpy().tobytes()
+            self.start -= self.saved["seconds"]
+        config = {k: v for k, v in vars(args).items() if v is not None and k != "run_dir"}
         lines = [f"{k} = {json.dumps(v, ensure_ascii=False)}\n" for k, v in config.items()]
-        write(self.folder / "config.toml", lambda file: file.write("".join(lines).encode()))
-        write(self.folder / "script.py", lambda file: file.write(Path(__file__).read_bytes()))
-        purge = self.global_step and self.global_step + 1  # TensorBoard forgets what came later
-        self.board, self.tracker = SummaryWriter(self.folder / "tb", purge_step=purge), None
+        (self.folder / "config.toml").write_text("".join(lines), "utf-8")
+        shutil.copy(__file__, self.folder / "script.py")
+        self.file = open(self.folder / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115
+        os.truncate(self.file.fileno(), self.saved.get("size", 0))
+        self.board = SummaryWriter(self.folder / "tb", purge_step=self.resumed + 1)
+        self.tracker = None
         if args.track and not attempt("W&B", self.track, config):
             self.tracker = None  # it may have failed halfway
-
-    def restore(self):
-        """Load the checkpoint and return it, or {} if there is none yet."""
-        model, summary = self.folder / "model.pt", self.folder / "summary.json"
-        ended = json.loads(summary.read_text("utf-8")) if summary.exists() else {"status": ""}
-        if ended["status"] == "finished" and ended["global_step"] >= self.args.total_timesteps:
-            print(f"{self.folder} is finished")
-            raise SystemExit(0)
-        if not model.exists():
-            lost = len([*self.folder.glob("checkpoint/*.pt")]) > 1
-            require(not lost, "resume", f"misses {model}: delete {self.folder} to begin anew")
-            return {}
-        try:
-            saved = read(model)
-            for name, value in saved["args"].items():
-                same = name in FREE or value == getattr(self.args, name)
-                require(same, name, f"is {value} in {self.folder} and must stay so")
-            run, script = saved["run"], self.folder / "script.py"
-            if script.read_bytes() != Path(__file__).read_bytes():
-                raise ValueError(f"only {script} can go on")
-            if os.path.getsize(self.file.name) < saved["size"]:
-                raise ValueError("metrics.jsonl is too short")
-            self.agent.load_state_dict(saved["state"])
-            over = run["global_step"] >= self.args.total_timesteps
-            for start, end in () if over else saved["pieces"]:
-                self.buffer.added, file = end, self.folder / PIECE.format(run["id"], start, end)
-                self.buffer.rows[self.buffer.places(start)] = read(file, self.args.device)
-            if not over and self.buffer.added != saved["added"]:
-                raise ValueError("its transitions are gone")
-        except Exception as error:  # torch.load raises many kinds
-            require(False, "resume", f"fails ({error!r:.200}); {self.folder} is left as it is")
-        longer = self.args.total_timesteps >= saved["args"]["total_timesteps"]
-        require(longer, "total_timesteps", f"can only grow in {self.folder}")
-        vars(self).update(run, pieces=saved["pieces"])
-        self.args.compile = saved["args"]["compile"]
-        self.rows = [*saved["rows"].to(self.args.device)]
-        summary.unlink(missing_ok=True)
-        print(f"going on at step {self.global_step}", flush=True)
-        return saved
-
-    def begin(self):
-        """Reset the environments, or bring them to where the checkpoint was; return obs [N, O]."""
-        signal.signal(signal.SIGINT, self.stop), signal.signal(signal.SIGTERM, self.stop)
-        self.envs.set_attr("episode_count", self.saved.get("episodes", 0))
-        obs = reset(self.envs, np.ones(len(self.actions), bool), TRAIN, self.args.seed)
-        for i, actions in enumerate(self.saved.get("actions", ())):
-            env, self.actions[i] = self.envs.envs[i], [*actions.numpy()]
-            for action in self.actions[i]:
-                obs[i] = env.step(action.copy())[0]
-            same = env.episode_returns == self.saved["returns"][i]
-            if not same or not np.array_equal(obs[i], self.saved["obs"][i]):
-                print(f"warning: environment {i} does not replay: a new episode begins")
-                alone, self.actions[i] = np.arange(len(obs)) == i, []
-                obs[i] = reset(self.envs, alone, TRAIN, self.args.seed)[i]
-        generators(self.saved.get("generators"))
-        return obs
-
-    def stop(self, number, frame):
-        """Let the run end after this step; a second Ctrl-C ends it at once."""
-        self.stopped = True
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
     def track(self, config):
-        """Start or resume a W&B run with the config and the source."""
+        """Start a W&B run, or go on with it, with the config and the source."""
         import wandb
 
-        names = {"id": self.id, "resume": "allow", "name": self.folder.name, "config": config}
-        settings = wandb.Settings(init_timeout=20, finish_timeout=120)
-        self.tracker = wandb.init(**names, notes=self.args.notes, settings=settings)
-        self.media = wandb.Video
+        names = {"id": re.sub(r"\W", "-", str(self.folder)), "resume": "allow", "config": config}
+        names |= {"name": self.folder.name, "notes": self.args.notes}
+        self.tracker, self.media = wandb.init(**names), wandb.Video
         self.tracker.define_metric("*", step_metric="global_step")
         self.tracker.log_code(str(self.folder), include_fn=lambda path: path.endswith("script.py"))
 
     def log(self, metrics, video=None):
         """Send scalars and a video to every sink, with global_step and seconds since the start."""
+        if self.global_step <= self.resumed:
+            return
         metrics = {name: float(value) for name, value in metrics.items()}
         require_finite(**metrics)
         row = {"global_step": self.global_step, "seconds": time.perf_counter() - self.start}
@@ -642,75 +545,58 @@ class Run(AbstractContextManager):
             row |= {"videos": self.media(str(video))} if video else {}
             self.tracker = attempt("W&B", self.tracker.log, row | metrics) and self.tracker
 
-    def save(self, obs):
-        """Write a checkpoint if it is due or a signal came, which then ends the run; obs [N, O]."""
-        stopped, every = self.stopped, self.args.checkpoint_every
-        if stopped or self.due(every or self.args.total_timesteps):
-            weights = self.agent.named_parameters()
-            require_finite(**{name: weight.detach().cpu().numpy() for name, weight in weights})
-            self.works = attempt("checkpoint", self.checkpoint, obs)
-            self.args.checkpoint_every = every if self.works else 0
-            used = {self.folder / PIECE.format(self.id, *piece) for piece in self.pieces}
-            for file in {*self.folder.glob("checkpoint/*")} - used:
-                file.unlink()
-            self.clock("save")
-        if stopped:
-            raise KeyboardInterrupt
+    def replay(self, obs):
+        """Return the actions [N, A] that a killed run took from obs [N, O], or None at its end."""
+        if self.global_step < self.resumed:
+            return self.saved["actions"][self.global_step // self.args.num_envs].numpy()
+        if self.global_step == self.resumed:
+            if not np.array_equal(obs, self.saved["obs"]):
+                print("warning: the environment does not repeat itself: the run becomes another")
+            generators(self.saved["generators"])
+            self.logged, self.since = self.global_step, time.perf_counter()
+        return None
 
-    def checkpoint(self, obs):
-        """Write the buffer's new rows to a file of their own, then all else to model.pt."""
-        buffer, pieces, bounds = self.buffer, self.pieces, [self.agent.low, self.agent.high]
-        if self.global_step < self.args.total_timesteps:  # what ended needs no rows
-            start, gone = pieces[-1][1] if pieces else 0, buffer.added - len(buffer.rows)
-            pieces = [piece for piece in pieces if piece[1] > gone] + [(start, buffer.added)]
-            new, path = buffer.rows[buffer.places(start)], PIECE.format(self.id, *pieces[-1])
-            write(self.folder / path, lambda file: torch.save(new, file))
-        os.fsync(self.file.fileno())
-        run = {name: getattr(self, name) for name in KEPT}
-        rows, envs = torch.stack(self.rows) if self.rows else torch.empty(0), self.envs.envs
-        actions = [torch.from_numpy(np.array(taken)) for taken in self.actions]
-        saved = {"args": vars(self.args), "obs_dim": self.agent.obs_dim, "actions": actions}
-        saved |= {"bounds": [bound.tolist() for bound in bounds], "state": self.agent.state_dict()}
-        saved |= {"pieces": pieces, "added": buffer.added, "obs": torch.from_numpy(obs)}
-        saved |= {"episodes": [env.episode_count for env in envs], "run": run, "rows": rows}
-        saved |= {"returns": [float(env.episode_returns) for env in envs]}
+    def save(self, obs):
+        """Write to model.pt what read returns; obs [N, O] come next."""
+        agent = self.agent
+        weights = {name: weight.detach().cpu().numpy() for name, weight in agent.named_parameters()}
+        require_finite(**weights)
+        actions = torch.tensor(np.frombuffer(self.actions, np.float32))
+        saved = {"args": vars(self.args), "obs_dim": agent.obs_dim, "state": agent.state_dict()}
+        saved |= {"bounds": [agent.low.tolist(), agent.high.tolist()], "obs": torch.tensor(obs)}
+        saved |= {"actions": actions.view(-1, len(obs), agent.low.size), "scores": self.scores}
+        saved |= {"global_step": self.global_step, "updates": self.updates}
         saved |= {"size": os.path.getsize(self.file.name), "generators": generators()}
-        saved |= {"seconds": time.perf_counter() - self.start}
-        write(self.folder / "model.pt", lambda file: torch.save(saved, file))
-        self.pieces = pieces
+        with open(self.folder / "model.part", "wb") as file:
+            torch.save(saved | {"seconds": time.perf_counter() - self.start}, file)
+            file.flush(), os.fsync(file.fileno()), os.fsync(self.file.fileno())
+        os.replace(self.folder / "model.part", self.folder / "model.pt")
 
     def due(self, every):
         """Tell whether a period of that many transitions, or the run, ended in the latest step."""
         ended = self.global_step >= self.args.total_timesteps
-        return every > 0 and (ended or self.global_step % every < self.args.num_envs)
+        now = ended or (every and self.global_step % every < self.args.num_envs)
+        return every > 0 and now and self.global_step > self.resumed
 
-    def clock(self, activity):
-        """Count the time since the last call as spent on an activity."""
-        now = time.perf_counter()
-        self.spent[activity] = self.spent.get(activity, 0) + now - self.last
-        self.last = now
-
-    def episodes(self, actions, infos, truncated):
-        """Keep the latest actions in units [N, A], and log the episodes that they ended."""
-        for taken, action in zip(self.actions, actions, strict=True):
-            taken.append(action)
+    def episodes(self, action, infos, truncated):
+        """Keep actions [N, A] for replay, and log the episodes that ended in the latest step."""
+        self.actions += np.float32(action).tobytes() if self.global_step > self.resumed else b""
         for i in np.flatnonzero(infos["_finished"]) if "_finished" in infos else ():
             score, length = infos["finished"]["r"][i], infos["finished"]["l"][i]
-            self.actions[i] = []
-            self.recent = [*self.recent[-99:], [float(score), int(length), bool(truncated[i])]]
+            self.recent.append((score, length, truncated[i]))
             self.log({"charts/episodic_return": score, "charts/episodic_length": length})
 
-    def progress(self, names):
-        """Log the mean of an interval's rows, rates and the last 100 episodes; print a line."""
-        step, seconds, total = self.global_step, sum(self.spent.values()), self.args.total_timesteps
-        metrics = {f"time/{name}": spent / seconds for name, spent in self.spent.items()}
-        sps, self.logged = (step - self.logged) / (seconds - self.spent.get("eval", 0)), step
-        self.spent.clear()
-        metrics |= {"charts/SPS": sps, "charts/updates": self.updates}
+    def progress(self, *tables):
+        """Log means of an interval's (names, rows), rates, the last 100 episodes; print a line."""
+        step, total, now = self.global_step, self.args.total_timesteps, time.perf_counter()
+        sps = (step - self.logged) / (now - self.since)
+        self.logged, self.since = step, now
+        metrics = {"charts/SPS": sps, "charts/updates": self.updates}
         metrics |= {f"charts/{k}": v for k, v in vars(self.args).items() if k.endswith("_lr")}
-        if self.rows:  # one transfer from the device
-            metrics |= dict(zip(names, torch.stack(self.rows).mean(0).tolist(), strict=True))
-            self.rows.clear()
+        for names, rows in tables:
+            means = torch.stack(rows).mean(0).tolist() if rows else []  # one transfer
+            metrics |= dict(zip(names, means, strict=False))
+            rows.clear()
         if self.recent:
             returns, lengths, cut = torch.tensor(self.recent, dtype=torch.float64).T
             metrics |= describe("train/return", returns) | describe("train/length", lengths)
@@ -721,8 +607,8 @@ class Run(AbstractContextManager):
 
     def evaluate(self, envs):
         """Score the agent; film every eighth evaluation and the last."""
-        step, number, film = self.global_step, len(self.scores), self.args.capture_video
-        film = film and (number % 8 == 0 or step >= self.args.total_timesteps)
+        step, number, begun = self.global_step, len(self.scores), time.perf_counter()
+        film = self.args.capture_video and (number % 8 == 0 or step >= self.args.total_timesteps)
         video = self.folder / "videos" / f"step-{step}.mp4"
         found = evaluate(self.agent, envs, (EVALUATE, self.args.seed, number), film and video)
         self.args.capture_video &= video.exists() or not film  # failing twice, OpenGL aborts
@@ -730,18 +616,12 @@ class Run(AbstractContextManager):
         self.log(found, video)
         self.scores.append(float(found["eval/return_mean"]))
         print(f"step {step} eval {self.scores[-1]:.4g} {video}", flush=True)
-        self.clock("eval")
+        self.since += time.perf_counter() - begun
 
     def __exit__(self, kind, error, trace):
         """Write the summary; an interrupt or a failed check ends in one sentence."""
         status = {None: "finished", KeyboardInterrupt: "interrupted"}.get(kind, "failed")
         reason = f"{error!r} at step {self.global_step}" if error else ""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.default_int_handler)
-        if status == "finished" and self.works:
-            shutil.rmtree(self.folder / "checkpoint")
-        elif status == "finished":
-            status, reason = "failed", "model.pt is older than the end"
         summary = {"status": status, "reason": reason, "global_step": self.global_step}
         if tail := self.scores[-math.ceil(len(self.scores) / 10) :]:
             summary |= {"eval_last": tail[-1], "eval_last_tenth": sum(tail) / len(tail)}
@@ -749,14 +629,13 @@ class Run(AbstractContextManager):
         summary |= {"updates": self.updates, "seconds": seconds, "SPS": self.global_step / seconds}
         summary |= {"command": sys.argv, "hardware": f"{platform.platform()} {os.cpu_count()} CPUs"}
         summary["versions"] = {d.name: d.version for d in distributions()} | {"python": sys.version}
-        self.board.close()
-        text = json.dumps(summary, indent=1).encode()
-        write(self.folder / "summary.json", lambda file: file.write(text))
+        self.file.close(), self.board.close()
+        (self.folder / "summary.part").write_text(json.dumps(summary, indent=1), "utf-8")
+        os.replace(self.folder / "summary.part", self.folder / "summary.json")
         if self.tracker:
             attempt("W&B", self.tracker.finish, int(status != "finished"))
-        self.file.close()  # others may take the folder now
         print(f"{status} {reason}".strip() + f": python tools/report.py {self.folder}", flush=True)
-        if status != "finished" and kind in (None, KeyboardInterrupt, FloatingPointError):
+        if kind in (KeyboardInterrupt, FloatingPointError):
             raise SystemExit(130 if status == "interrupted" else 1) from None
 
 
@@ -779,17 +658,17 @@ def main(args):
     buffer = ReplayBuffer(args.buffer_size, obs_dim, dim, args.device)
     noise = torch.zeros(2, args.batch_size, dim, device=args.device)
     blank = buffer.unpack(noise.new_zeros(args.batch_size, sum(buffer.widths)))
-    with Run(args, agent, envs, buffer) as run:
-        names, update = prepare(agent, blank, noise)
+    with Run(args, agent) as run:
+        names, update = prepare(agent, "update", blank, noise)
         gc.collect(), gc.freeze()  # searching all that was imported for garbage stalls steps
-        obs = run.begin()
-        run.clock("update")
-        if args.eval_every and not run.global_step:
+        if run.due(args.eval_every):
             run.evaluate(eval_envs)
+        obs, rows = reset(envs, np.ones(args.num_envs, bool), TRAIN, args.seed), []
         while run.global_step < args.total_timesteps:
-            warm = run.global_step >= args.learning_starts
-            action = agent.explore(obs) if warm else np.random.uniform(-1, 1, (args.num_envs, dim))
-            run.clock("act")
+            action = run.replay(obs)
+            if action is None:
+                warm = run.global_step >= args.learning_starts
+                action = agent.explore(obs) if warm else np.random.uniform(-1, 1, (len(obs), dim))
 
             next_obs, reward, terminated, truncated, infos = envs.step(agent.scale(action))
             require_finite(obs=obs, action=action, next_obs=next_obs, reward=reward)
@@ -797,22 +676,20 @@ def main(args):
             buffer.add(obs, action, reward, terminated, next_obs)
             done = terminated | truncated
             obs = reset(envs, done, TRAIN, args.seed) if done.any() else next_obs
-            run.clock("env")
 
             while run.updates < args.utd * (run.global_step - args.learning_starts):
                 batch = buffer.sample(args.batch_size)
                 metrics = update(batch, noise.normal_())  # [M]
-                run.rows += [metrics] if args.log_every else []
+                rows += [metrics] if args.log_every else []
                 run.updates += 1
-            run.clock("update")
 
-            run.episodes(agent.scale(action), infos, truncated)
+            run.episodes(action, infos, truncated)
             if run.due(args.log_every):
-                run.progress(names)
-            run.clock("log")
+                run.progress((names, rows))
             if run.due(args.eval_every):
                 run.evaluate(eval_envs)
-            run.save(obs)
+            if run.due(args.checkpoint_every or args.total_timesteps):
+                run.save(obs)
     return agent
 
 
