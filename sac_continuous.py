@@ -34,8 +34,7 @@ import signal
 import sys
 import time
 import tomllib
-import zipfile
-from collections import deque
+from collections import Counter, deque
 from contextlib import AbstractContextManager
 from ctypes.util import find_library
 from dataclasses import dataclass, replace
@@ -69,6 +68,8 @@ class Args:
     batch_size: int = 256  # transitions per update
     utd: float = 1.0  # updates per environment transition
     hidden_size: int = 256  # units in each of the two hidden layers
+    log_std_min: float = -20.0  # (1) log_std is clamped to this minimum
+    log_std_max: float = 2.0  # (1) and to this maximum
     gamma: float = 0.99  # (2) discount per step
     critic_lr: float = 1e-3  # (3) Adam's step size
     actor_lr: float = 3e-4  # (4) Adam's step size
@@ -83,14 +84,12 @@ class Args:
     compile: Literal["auto", "on", "off"] = "auto"  # auto: if the run is long enough to gain
     log_every: int = 1_000  # transitions between two rows of metrics; 0: none
     eval_every: int | None = None  # transitions between evaluations; default up to 25; 0: none
-    checkpoint_every: int = 50_000  # transitions between checkpoints; 0: only one, at the end
     eval_episodes: int = 10  # episodes per evaluation, with deterministic actions
     capture_video: bool = True  # film an episode of every eighth evaluation and of the last
     track: bool = False  # send metrics, source and videos to Weights & Biases
     notes: str = ""  # the hypothesis, kept beside the run
     run_dir: str | None = None  # folder of this run; default runs/<env>__<script>__<seed>__<id>
     config: str | None = None  # start from the config.toml of a run; flags override it
-    resume: str | None = None  # run folder to go on with, with its settings
     evaluate: str | None = None  # run folder to score and film instead of training
 
     def check(self):
@@ -100,11 +99,11 @@ class Args:
             require(0 < getattr(self, name) < math.inf, name, "must be positive")
         for name in ["gamma", "tau"]:
             require(0 <= getattr(self, name) <= 1, name, "must be between 0 and 1")
-        for name in "seed log_every eval_every checkpoint_every threads".split():
+        for name in ["seed", "log_every", "eval_every", "threads"]:
             require(0 <= (getattr(self, name) or 0) < 2**63, name, "must not be negative or huge")
         require(math.isfinite(self.target_entropy or 0), "target_entropy", "must be finite")
-        whole = self.checkpoint_every % (self.log_every or 1) == 0
-        require(whole, "checkpoint_every", "must be a multiple of --log-every")
+        ordered = -math.inf < self.log_std_min < self.log_std_max < math.inf
+        require(ordered, "log_std_min", "must be finite and below --log-std-max")
         starts = self.learning_starts
         require(self.batch_size <= starts, "batch_size", "must be at most --learning-starts")
         require(self.total_timesteps > starts, "total_timesteps", "must be above --learning-starts")
@@ -146,14 +145,15 @@ class Critic(nn.Module):
 class Actor(nn.Module):
     """Gaussian policy, to be squashed by tanh."""
 
-    def __init__(self, obs_dim, action_dim, hidden_size):
+    def __init__(self, obs_dim, action_dim, hidden_size, log_std_min, log_std_max):
         super().__init__()
         self.net = mlp(obs_dim, hidden_size, 2 * action_dim)
+        self.log_std_min, self.log_std_max = log_std_min, log_std_max
 
     def forward(self, obs):
         """Map obs [B, O] to mean and log_std before squashing, each [B, A]."""
         mean, log_std = self.net(obs).chunk(2, -1)
-        return mean, log_std.clamp(-20, 2)  # so that exp stays finite
+        return mean, log_std.clamp(self.log_std_min, self.log_std_max)
 
 
 def squash(mean, log_std, noise):
@@ -173,6 +173,9 @@ class ReplayBuffer:
         self.rows = torch.empty(capacity, sum(self.widths), device=device)
         self.added = 0  # rows ever written
 
+    def __len__(self):
+        return min(self.added, len(self.rows))
+
     def add(self, obs, action, reward, terminated, next_obs):
         """Copy N transitions in, arrays [N, O], [N, A], [N], [N], [N, O]; the oldest fall out."""
         columns = [obs, action, reward[:, None], terminated[:, None], next_obs]
@@ -183,8 +186,8 @@ class ReplayBuffer:
 
     def sample(self, batch_size):
         """Draw B transitions uniformly, with replacement: [B, O], [B, A], [B], [B], [B, O]."""
-        high, device = min(self.added, len(self.rows)), self.rows.device
-        return self.unpack(self.rows[torch.randint(high, (batch_size,), device=device)])
+        index = torch.randint(len(self), (batch_size,), device=self.rows.device)
+        return self.unpack(self.rows.index_select(0, index))
 
     def unpack(self, rows):
         """Split packed rows [B, D] into the five columns of a batch."""
@@ -220,19 +223,13 @@ class Adam(nn.Module):
         return gradient.norm()
 
 
-def describe(name, values):
-    """Return mean, standard deviation, minimum and maximum of a tensor."""
-    found = {f"{name}_mean": values.mean(), f"{name}_sd": values.std(correction=0)}
-    return found | {f"{name}_min": values.min(), f"{name}_max": values.max()}
-
-
 class Agent(nn.Module):
     """SAC: networks, temperature, optimizers and the update."""
 
     def __init__(self, args, obs_dim, low, high, device="cpu"):
         super().__init__()
         self.args, self.obs_dim, self.low, self.high, dim = args, obs_dim, low, high, low.size
-        self.actor = Actor(obs_dim, dim, args.hidden_size)
+        self.actor = Actor(obs_dim, dim, args.hidden_size, args.log_std_min, args.log_std_max)
         self.critic = Critic(obs_dim, dim, args.hidden_size)
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
         self.log_alpha = nn.Parameter(torch.tensor([math.log(args.alpha)]))
@@ -321,10 +318,7 @@ class Agent(nn.Module):
     @classmethod
     def load(cls, folder, device="cpu"):
         """Read the agent of a run folder, or exit with 2 if it is none of this script."""
-        args, saved = read(Args, folder)
-        agent = cls(args, saved["obs_dim"], *np.float32(saved["bounds"]), device)
-        agent.load_state_dict(saved["state"])
-        return agent
+        return load_agent(cls, Args, folder, device)
 
 
 # --- plumbing -------------------------------------------------------------------------------------
@@ -350,11 +344,10 @@ def attempt(what, call, *inputs, **options):
 
 
 def parse_args(cls, argv):
-    """Read flags into cls; those in --config FILE or in the run to --resume stand before them."""
-    args, flags = tyro.cli(cls, args=argv), []
-    alone = not args.resume or replace(args, resume=None) == cls()
-    require(alone, "resume", "keeps the settings of its run: no other flags, please")
-    file = Path(args.resume, "config.toml") if args.resume else args.config
+    """Read flags into cls; --config FILE stands for the flags in FILE, put before all others."""
+    number = r"(?<![^=])\d+(\.\d+)?e\+?\d+$"  # 1e6, alone or as in --total-timesteps=1e6
+    argv = [re.sub(number, lambda match: f"{float(match[0]):.17g}", flag) for flag in argv]
+    file, flags = tyro.cli(cls, args=argv).config, []
     try:
         saved = tomllib.loads(Path(file).read_text("utf-8")) if file else {}
     except (OSError, ValueError) as error:
@@ -384,14 +377,13 @@ def resolve(args, preferred, row_bytes):
     return replace(args, device=device, threads=threads, compile=compile, eval_every=every)
 
 
-def prepare(agent, method, *example):
-    """Return the metrics' names, and a method of the agent with these as one tensor [M], fast."""
+def prepare(agent, *example):
+    """Return the metrics' names, and agent.update with these as one tensor [M], compiled or not."""
 
     def update(*inputs):
-        return torch.stack([*getattr(agent, method)(*inputs).values()])
+        return torch.stack([*agent.update(*inputs).values()])
 
-    state = copy.deepcopy(agent.state_dict())
-    names = [*getattr(copy.deepcopy(agent), method)(*example)]
+    state, names = copy.deepcopy(agent.state_dict()), [*copy.deepcopy(agent).update(*example)]
     if agent.args.compile == "on":
         print("compiling takes 20 to 60 s, less if cached; --compile off avoids it", flush=True)
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{Path.home()}/.cache/deep-rl-baselines")
@@ -447,19 +439,15 @@ def reset(envs, done, *key):
     return obs
 
 
-def generators(states=None):
-    """Return the states of all random generators; set them first, if given."""
-    if states:
-        random.setstate(states[0]), np.random.set_state(states[1])
-        torch.set_rng_state(states[2]), torch.cuda.set_rng_state_all(states[3])
-    name, keys, *rest = np.random.get_state()
-    known = random.getstate(), (name, keys.tolist(), *rest)  # none of NumPy's own types
-    return *known, torch.get_rng_state(), torch.cuda.get_rng_state_all()
+def describe(name, values):
+    """Return mean, standard deviation, minimum and maximum of a tensor."""
+    found = {f"{name}_mean": values.mean(), f"{name}_sd": values.std(correction=0)}
+    return found | {f"{name}_min": values.min(), f"{name}_max": values.max()}
 
 
 def evaluate(agent, envs, key, video=None):
     """Return metrics of a deterministic episode in each environment; film the first into video."""
-    states = generators()
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     ends, frames, fps = {}, [], envs.envs[0].metadata.get("render_fps", 30)
     envs.set_attr("episode_count", 0)
     obs = reset(envs, np.ones(envs.num_envs, bool), *key)
@@ -471,22 +459,23 @@ def evaluate(agent, envs, key, video=None):
         for i in np.flatnonzero(done):
             ends.setdefault(i, (infos["finished"]["r"][i], infos["finished"]["l"][i]))
         obs = reset(envs, done, *key) if done.any() else obs
-    generators(states)
+    random.setstate(states[0]), np.random.set_state(states[1]), torch.set_rng_state(states[2])
     if video and not attempt(VIDEO, imageio.mimwrite, video, frames, fps=fps):
         video.unlink(missing_ok=True)
     returns, lengths = torch.tensor([*ends.values()], dtype=torch.float64).T
     return describe("eval/return", returns) | {"eval/length_mean": lengths.mean()}
 
 
-def read(args_class, folder):
-    """Return args and all else that a checkpoint holds, or exit with 2."""
+def load_agent(cls, args_class, folder, device):
+    """Read the agent of a run folder, or exit with 2."""
     try:
-        with zipfile.ZipFile(Path(folder, "model.pt")) as file:
-            assert not file.testzip(), "damaged"  # torch.load alone misses most flipped bits
-        saved = torch.load(Path(folder, "model.pt"), map_location="cpu", weights_only=True)
-        return args_class(**saved["args"]), saved
+        saved = torch.load(Path(folder, "model.pt"), map_location=device, weights_only=True)
+        args, bounds = args_class(**saved["args"]), np.float32(saved["bounds"])
+        agent = cls(args, saved["obs_dim"], *bounds, device)
+        agent.load_state_dict(saved["state"])
     except Exception as error:  # torch.load raises many kinds
-        require(False, "resume", f"finds no model.pt of this script in {folder}: {error!r:.200}")
+        require(False, "evaluate", f"{folder} is no run folder of this script: {error!r:.200}")
+    return agent
 
 
 class Run(AbstractContextManager):
@@ -494,47 +483,36 @@ class Run(AbstractContextManager):
 
     def __init__(self, args, agent):
         name = f"{args.env_id}__{Path(__file__).stem}__{args.seed}__{time.time_ns() // 10**6}"
-        self.folder = Path(args.resume or args.run_dir or f"runs/{re.sub('[/:]', '_', name)}")
-        free = args.resume or not self.folder.exists()
-        require(free, "run_dir", f"{self.folder} is there: name a new folder, or --resume it")
-        (self.folder / "videos").mkdir(parents=True, exist_ok=True)
+        self.folder = Path(args.run_dir or f"runs/{re.sub('[/:]', '_', name)}")
+        require(not self.folder.exists(), "run_dir", f"{self.folder} is there: name a new folder")
+        (self.folder / "videos").mkdir(parents=True)
         self.args, self.agent, self.start = args, agent, time.perf_counter()
         self.global_step = self.updates = self.logged = 0
-        self.since, self.scores, self.actions = self.start, [], bytearray()
+        self.last, self.spent, self.scores = self.start, Counter(), []
         self.recent = deque(maxlen=100)  # (return, length, truncated) of finished episodes
-        self.saved = read(type(args), self.folder)[1] if args.resume else {}
-        self.resumed = self.saved.get("global_step", -1)
-        if self.saved:
-            agent.load_state_dict(self.saved["state"])
-            self.updates, self.scores = self.saved["updates"], self.saved["scores"]
-            self.actions += self.saved["actions"].numpy().tobytes()
-            self.start -= self.saved["seconds"]
         config = {k: v for k, v in vars(args).items() if v is not None and k != "run_dir"}
         lines = [f"{k} = {json.dumps(v, ensure_ascii=False)}\n" for k, v in config.items()]
         (self.folder / "config.toml").write_text("".join(lines), "utf-8")
         shutil.copy(__file__, self.folder / "script.py")
-        self.file = open(self.folder / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115
-        os.truncate(self.file.fileno(), self.saved.get("size", 0))
-        self.board = SummaryWriter(self.folder / "tb", purge_step=self.resumed + 1)
-        self.tracker = None
+        self.file = open(self.folder / "metrics.jsonl", "w", buffering=1)  # noqa: SIM115
+        self.board, self.tracker = SummaryWriter(self.folder / "tb"), None
         if args.track and not attempt("W&B", self.track, config):
             self.tracker = None  # it may have failed halfway
         signal.signal(signal.SIGTERM, signal.default_int_handler)
 
     def track(self, config):
-        """Start a W&B run, or go on with it, with the config and the source."""
+        """Start a W&B run with the config and the source; offline without an account."""
         import wandb
 
-        names = {"id": re.sub(r"\W", "-", str(self.folder)), "resume": "allow", "config": config}
-        names |= {"name": self.folder.name, "notes": self.args.notes}
-        self.tracker, self.media = wandb.init(**names), wandb.Video
+        mode = None if "WANDB_MODE" in os.environ or wandb.login(prompt=False) else "offline"
+        names = {"name": self.folder.name, "notes": self.args.notes, "config": config}
+        names |= {"settings": wandb.Settings(init_timeout=20, finish_timeout=120)}
+        self.tracker, self.media = wandb.init(**names, mode=mode), wandb.Video
         self.tracker.define_metric("*", step_metric="global_step")
         self.tracker.log_code(str(self.folder), include_fn=lambda path: path.endswith("script.py"))
 
     def log(self, metrics, video=None):
         """Send scalars and a video to every sink, with global_step and seconds since the start."""
-        if self.global_step <= self.resumed:
-            return
         metrics = {name: float(value) for name, value in metrics.items()}
         require_finite(**metrics)
         row = {"global_step": self.global_step, "seconds": time.perf_counter() - self.start}
@@ -545,57 +523,40 @@ class Run(AbstractContextManager):
             row |= {"videos": self.media(str(video))} if video else {}
             self.tracker = attempt("W&B", self.tracker.log, row | metrics) and self.tracker
 
-    def replay(self, obs):
-        """Return the actions [N, A] that a killed run took from obs [N, O], or None at its end."""
-        if self.global_step < self.resumed:
-            return self.saved["actions"][self.global_step // self.args.num_envs].numpy()
-        if self.global_step == self.resumed:
-            if not np.array_equal(obs, self.saved["obs"]):
-                print("warning: the environment does not repeat itself: the run becomes another")
-            generators(self.saved["generators"])
-            self.logged, self.since = self.global_step, time.perf_counter()
-        return None
-
-    def save(self, obs):
-        """Write to model.pt what read returns; obs [N, O] come next."""
-        agent = self.agent
-        weights = {name: weight.detach().cpu().numpy() for name, weight in agent.named_parameters()}
-        require_finite(**weights)
-        actions = torch.tensor(np.frombuffer(self.actions, np.float32))
-        saved = {"args": vars(self.args), "obs_dim": agent.obs_dim, "state": agent.state_dict()}
-        saved |= {"bounds": [agent.low.tolist(), agent.high.tolist()], "obs": torch.tensor(obs)}
-        saved |= {"actions": actions.view(-1, len(obs), agent.low.size), "scores": self.scores}
-        saved |= {"global_step": self.global_step, "updates": self.updates}
-        saved |= {"size": os.path.getsize(self.file.name), "generators": generators()}
-        with open(self.folder / "model.part", "wb") as file:
-            torch.save(saved | {"seconds": time.perf_counter() - self.start}, file)
-            file.flush(), os.fsync(file.fileno()), os.fsync(self.file.fileno())
-        os.replace(self.folder / "model.part", self.folder / "model.pt")
+    def save(self):
+        """Write what load_agent reads, free of pickle, to model.pt."""
+        bounds, state = [self.agent.low.tolist(), self.agent.high.tolist()], self.agent.state_dict()
+        saved = {"args": vars(self.args), "obs_dim": self.agent.obs_dim, "bounds": bounds}
+        torch.save(saved | {"state": state}, self.folder / "model.pt")
 
     def due(self, every):
         """Tell whether a period of that many transitions, or the run, ended in the latest step."""
         ended = self.global_step >= self.args.total_timesteps
-        now = ended or (every and self.global_step % every < self.args.num_envs)
-        return every > 0 and now and self.global_step > self.resumed
+        return every > 0 and (ended or self.global_step % every < self.args.num_envs)
 
-    def episodes(self, action, infos, truncated):
-        """Keep actions [N, A] for replay, and log the episodes that ended in the latest step."""
-        self.actions += np.float32(action).tobytes() if self.global_step > self.resumed else b""
+    def clock(self, activity):
+        """Count the time since the last call as spent on an activity."""
+        now = time.perf_counter()
+        self.spent[activity] += now - self.last
+        self.last = now
+
+    def episodes(self, infos, truncated):
+        """Log the episodes that ended in the latest step."""
         for i in np.flatnonzero(infos["_finished"]) if "_finished" in infos else ():
             score, length = infos["finished"]["r"][i], infos["finished"]["l"][i]
             self.recent.append((score, length, truncated[i]))
             self.log({"charts/episodic_return": score, "charts/episodic_length": length})
 
-    def progress(self, *tables):
-        """Log means of an interval's (names, rows), rates, the last 100 episodes; print a line."""
-        step, total, now = self.global_step, self.args.total_timesteps, time.perf_counter()
-        sps = (step - self.logged) / (now - self.since)
-        self.logged, self.since = step, now
-        metrics = {"charts/SPS": sps, "charts/updates": self.updates}
+    def progress(self, names, rows):
+        """Log the mean of an interval's rows, rates and the last 100 episodes; print a line."""
+        step, seconds, total = self.global_step, self.spent.total(), self.args.total_timesteps
+        metrics = {f"time/{name}": spent / seconds for name, spent in self.spent.items()}
+        sps, self.logged = (step - self.logged) / (seconds - self.spent["eval"]), step
+        self.spent.clear()
+        metrics |= {"charts/SPS": sps, "charts/updates": self.updates}
         metrics |= {f"charts/{k}": v for k, v in vars(self.args).items() if k.endswith("_lr")}
-        for names, rows in tables:
-            means = torch.stack(rows).mean(0).tolist() if rows else []  # one transfer
-            metrics |= dict(zip(names, means, strict=False))
+        if rows:  # one transfer from the device
+            metrics |= dict(zip(names, torch.stack(rows).mean(0).tolist(), strict=True))
             rows.clear()
         if self.recent:
             returns, lengths, cut = torch.tensor(self.recent, dtype=torch.float64).T
@@ -607,8 +568,8 @@ class Run(AbstractContextManager):
 
     def evaluate(self, envs):
         """Score the agent; film every eighth evaluation and the last."""
-        step, number, begun = self.global_step, len(self.scores), time.perf_counter()
-        film = self.args.capture_video and (number % 8 == 0 or step >= self.args.total_timesteps)
+        step, number, film = self.global_step, len(self.scores), self.args.capture_video
+        film = film and (number % 8 == 0 or step >= self.args.total_timesteps)
         video = self.folder / "videos" / f"step-{step}.mp4"
         found = evaluate(self.agent, envs, (EVALUATE, self.args.seed, number), film and video)
         self.args.capture_video &= video.exists() or not film  # failing twice, OpenGL aborts
@@ -616,12 +577,13 @@ class Run(AbstractContextManager):
         self.log(found, video)
         self.scores.append(float(found["eval/return_mean"]))
         print(f"step {step} eval {self.scores[-1]:.4g} {video}", flush=True)
-        self.since += time.perf_counter() - begun
+        self.clock("eval")
 
     def __exit__(self, kind, error, trace):
-        """Write the summary; an interrupt or a failed check ends in one sentence."""
+        """Write model and summary; an interrupt or a failed check ends in one sentence."""
         status = {None: "finished", KeyboardInterrupt: "interrupted"}.get(kind, "failed")
         reason = f"{error!r} at step {self.global_step}" if error else ""
+        attempt("model.pt", self.save)
         summary = {"status": status, "reason": reason, "global_step": self.global_step}
         if tail := self.scores[-math.ceil(len(self.scores) / 10) :]:
             summary |= {"eval_last": tail[-1], "eval_last_tenth": sum(tail) / len(tail)}
@@ -659,16 +621,16 @@ def main(args):
     noise = torch.zeros(2, args.batch_size, dim, device=args.device)
     blank = buffer.unpack(noise.new_zeros(args.batch_size, sum(buffer.widths)))
     with Run(args, agent) as run:
-        names, update = prepare(agent, "update", blank, noise)
+        names, update = prepare(agent, blank, noise)
         gc.collect(), gc.freeze()  # searching all that was imported for garbage stalls steps
-        if run.due(args.eval_every):
+        run.clock("update")
+        if args.eval_every:
             run.evaluate(eval_envs)
         obs, rows = reset(envs, np.ones(args.num_envs, bool), TRAIN, args.seed), []
         while run.global_step < args.total_timesteps:
-            action = run.replay(obs)
-            if action is None:
-                warm = run.global_step >= args.learning_starts
-                action = agent.explore(obs) if warm else np.random.uniform(-1, 1, (len(obs), dim))
+            warm = run.global_step >= args.learning_starts
+            action = agent.explore(obs) if warm else np.random.uniform(-1, 1, (args.num_envs, dim))
+            run.clock("act")
 
             next_obs, reward, terminated, truncated, infos = envs.step(agent.scale(action))
             require_finite(obs=obs, action=action, next_obs=next_obs, reward=reward)
@@ -676,20 +638,21 @@ def main(args):
             buffer.add(obs, action, reward, terminated, next_obs)
             done = terminated | truncated
             obs = reset(envs, done, TRAIN, args.seed) if done.any() else next_obs
+            run.clock("env")
 
             while run.updates < args.utd * (run.global_step - args.learning_starts):
                 batch = buffer.sample(args.batch_size)
                 metrics = update(batch, noise.normal_())  # [M]
                 rows += [metrics] if args.log_every else []
                 run.updates += 1
+            run.clock("update")
 
-            run.episodes(action, infos, truncated)
+            run.episodes(infos, truncated)
             if run.due(args.log_every):
-                run.progress((names, rows))
+                run.progress(names, rows)
+            run.clock("log")
             if run.due(args.eval_every):
                 run.evaluate(eval_envs)
-            if run.due(args.checkpoint_every or args.total_timesteps):
-                run.save(obs)
     return agent
 
 

@@ -19,14 +19,15 @@ REFUSED = {  # the remedy: flags
     "Box|continuous": "--env-id tests.toy_envs:Discrete-v0",
     "finite low": "--env-id tests.toy_envs:Unbounded-v0; --env-id tests.toy_envs:Clipped-v0",
     "--learning-starts": "--batch-size 101; --total-timesteps 100; --total-timesteps 50",
-    r"GB.*--buffer-size \d+ fits": "--buffer-size 1000000000000",
+    r"GB.*--buffer-size \d+ fits": "--buffer-size 1e12",
     "--device cpu": "--device cuda",
     "negative": "--seed -1; --threads -1; --log-every -1; --eval-every -1",
     "between 0 and 1": "--gamma 1.5; --gamma nan; --tau -1",
     "positive": "--total-timesteps 0; --num-envs 0; --buffer-size 0; --batch-size 0; --utd 0;"
     "--hidden-size 0; --alpha 0; --critic-lr 0; --actor-lr inf; --alpha-lr -1;"
     "--eval-episodes 0",
-    "must be finite": "--target-entropy nan",
+    "--log-std-max": "--log-std-min 3; --log-std-min nan",
+    "finite": "--log-std-min -inf; --target-entropy nan",
     "new folder": "--run-dir used",
     "config.toml": "--config missing.toml; --config used; --config invalid.toml",
     "run folder": "--evaluate missing; --evaluate used",
@@ -84,12 +85,10 @@ def test_accepted(S, train, refuse, monkeypatch):
     need(S, "psutil")
     memory = types.SimpleNamespace(available=2**33)  # the true one changes all the time
     monkeypatch.setattr(S.psutil, "virtual_memory", lambda: memory)
-    wide = "--env-id tests.toy_envs:DictObs-v0 --buffer-size 1000000000000"  # obs 2, action 2
+    wide = "--env-id tests.toy_envs:DictObs-v0 --buffer-size 1e12"  # obs 2, action 2
     fits = re.search(r"--buffer-size (\d+) fits", refuse(wide))[1]
     assert int(fits) == int(0.8 * 2**33 / (4 * (2 + 2 + 1 + 1 + 2)))  # with the next obs
-    agent = train(
-        f"--total-timesteps 4_00 --learning-starts=1_00 --buffer-size {fits} --run-dir run"
-    )
+    agent = train(f"--total-timesteps 4e2 --learning-starts=1e2 --buffer-size {fits} --run-dir run")
     assert summary("run")["global_step"] == 400 and agent.args.learning_starts == 100
     assert agent.args.buffer_size == int(fits)
 

