@@ -360,7 +360,7 @@ def parse_args(cls, argv):
 
 def resolve(args, preferred, row_bytes):
     """Return args with what they leave open settled; row_bytes is the size of a transition."""
-    cuda = torch.cuda.is_available()
+    cuda, total = torch.cuda.is_available(), args.total_timesteps
     require(cuda or args.device != "cuda", "device", "cuda finds no CUDA device: use --device cpu")
     device = args.device if args.device != "auto" else preferred if cuda else "cpu"
     free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
@@ -368,27 +368,26 @@ def resolve(args, preferred, row_bytes):
     require(args.buffer_size <= fits, "buffer_size", f"{need}: --buffer-size {fits} fits")
     torch.set_flush_denormal(True)  # averages of zero gradients decay to slow, tiny numbers
     torch.set_num_threads(args.threads or min(torch.get_num_threads(), 4))
-    gains = args.total_timesteps >= 10_000 and shutil.which(os.environ.get("CXX", "c++"))
+    gains = total >= 10_000 and shutil.which(os.environ.get("CXX", "c++"))
     compile = {"auto": "on" if gains else "off"}.get(args.compile, args.compile)
-    every = max(math.ceil(args.total_timesteps / 24), 2000)
-    every = every if args.eval_every is None else args.eval_every
+    every = max(math.ceil(total / 24), 2000) if args.eval_every is None else args.eval_every
     threads, horizon = torch.get_num_threads(), 1 / max(1 - args.gamma, 1e-9)
     print(f"device {device}, {threads} threads; effective horizon {horizon:.0f} steps", flush=True)
     return replace(args, device=device, threads=threads, compile=compile, eval_every=every)
 
 
-def prepare(agent, *example):
-    """Return the metrics' names, and agent.update with these as one tensor [M], compiled or not."""
+def prepare(agent, method, *example):
+    """Return the metrics' names, and a method of the agent with these as one tensor [M], fast."""
 
     def update(*inputs):
-        return torch.stack([*agent.update(*inputs).values()])
+        return torch.stack([*getattr(agent, method)(*inputs).values()])
 
-    state, names = copy.deepcopy(agent.state_dict()), [*copy.deepcopy(agent).update(*example)]
+    state = copy.deepcopy(agent.state_dict())
+    names = [*getattr(copy.deepcopy(agent), method)(*example)]
     if agent.args.compile == "on":
-        print("compiling takes 20 to 60 s, less if cached; --compile off avoids it", flush=True)
+        print(f"compiling {method}: 20 to 60 s, less if cached, or --compile off", flush=True)
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{Path.home()}/.cache/deep-rl-baselines")
-        torch._dynamo.reset()
-        torch._dynamo.config.trace_autograd_ops = True
+        torch._dynamo.config.load_config({"trace_autograd_ops": True, "recompile_limit": 1000})
         fast = torch.compile(update, fullgraph=True, options={"cpp_wrapper": True})
         works = attempt("compilation", fast, *example)
         agent.args.compile, update = ("on", fast) if works else ("off", update)
@@ -547,17 +546,18 @@ class Run(AbstractContextManager):
             self.recent.append((score, length, truncated[i]))
             self.log({"charts/episodic_return": score, "charts/episodic_length": length})
 
-    def progress(self, names, rows):
-        """Log the mean of an interval's rows, rates and the last 100 episodes; print a line."""
+    def progress(self, *tables):
+        """Log means of an interval's (names, rows), rates, the last 100 episodes; print a line."""
         step, seconds, total = self.global_step, self.spent.total(), self.args.total_timesteps
         metrics = {f"time/{name}": spent / seconds for name, spent in self.spent.items()}
         sps, self.logged = (step - self.logged) / (seconds - self.spent["eval"]), step
         self.spent.clear()
         metrics |= {"charts/SPS": sps, "charts/updates": self.updates}
         metrics |= {f"charts/{k}": v for k, v in vars(self.args).items() if k.endswith("_lr")}
-        if rows:  # one transfer from the device
-            metrics |= dict(zip(names, torch.stack(rows).mean(0).tolist(), strict=True))
-            rows.clear()
+        for names, rows in tables:
+            if rows:  # one transfer from the device
+                metrics |= dict(zip(names, torch.stack(rows).mean(0).tolist(), strict=True))
+                rows.clear()
         if self.recent:
             returns, lengths, cut = torch.tensor(self.recent, dtype=torch.float64).T
             metrics |= describe("train/return", returns) | describe("train/length", lengths)
@@ -621,7 +621,7 @@ def main(args):
     noise = torch.zeros(2, args.batch_size, dim, device=args.device)
     blank = buffer.unpack(noise.new_zeros(args.batch_size, sum(buffer.widths)))
     with Run(args, agent) as run:
-        names, update = prepare(agent, blank, noise)
+        names, update = prepare(agent, "update", blank, noise)
         gc.collect(), gc.freeze()  # searching all that was imported for garbage stalls steps
         run.clock("update")
         if args.eval_every:
@@ -649,7 +649,7 @@ def main(args):
 
             run.episodes(infos, truncated)
             if run.due(args.log_every):
-                run.progress(names, rows)
+                run.progress((names, rows))
             run.clock("log")
             if run.due(args.eval_every):
                 run.evaluate(eval_envs)

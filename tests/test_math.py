@@ -803,7 +803,7 @@ def test_t36_compiled_and_plain_updates_agree(S, batch):
         bound = np.ones(A, np.float32)
         agent = S.Agent(arguments(S, compile=compile), O, -bound, bound)
         start = {name: value.clone() for name, value in agent.state_dict().items()}
-        names, update = S.prepare(agent, batch[0], noises[0])
+        names, update = S.prepare(agent, "update", batch[0], noises[0])
         assert agent.args.compile == compile, "compilation failed"
         for name, value in agent.state_dict().items():
             assert torch.equal(value, start[name]), name
@@ -824,6 +824,6 @@ def test_failed_compilation_falls_back_to_the_plain_update(S, batch, monkeypatch
     monkeypatch.setattr(S.torch, "compile", lambda *inputs, **options: fail)
     bound = np.ones(A, np.float32)
     agent = S.Agent(arguments(S, compile="on"), O, -bound, bound)
-    names, update = S.prepare(agent, *batch)
+    names, update = S.prepare(agent, "update", *batch)
     assert agent.args.compile == "off" and "compilation is off" in capsys.readouterr().out
     assert update(*batch).shape == (len(names),)

@@ -83,7 +83,9 @@ def test_torch_adam_matches_adam(sac, monkeypatch):
     assert type(ours.actor_opt) is not type(theirs.actor_opt)
     buffer = sac.ReplayBuffer(1, 5, 2, "cpu")
     blank = buffer.unpack(torch.zeros(16, sum(buffer.widths))), torch.zeros(2, 16, 2)
-    updates = [sac.prepare(one, *blank)[1] for one in (ours, theirs)]  # the trial leaves no trace
+    updates = [
+        sac.prepare(one, "update", *blank)[1] for one in (ours, theirs)
+    ]  # the trial leaves no trace
     for _ in range(10):
         batch = buffer.unpack(torch.randn(16, sum(buffer.widths)))
         noise = torch.randn(2, 16, 2)
