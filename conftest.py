@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+pytest_plugins = ["tests.reference"]
+
 
 def pytest_addoption(parser):
-    script = Path(__file__).parent / "sac_continuous.py"
-    parser.addoption("--script", type=Path, default=script, help="the script to test")
+    parser.addoption("--script", type=Path, help="the script to test; default: all of ours")
     parser.addoption("--add-to-seeds", type=int, default=0, help="added to the seed of every probe")

@@ -26,18 +26,27 @@ LAB |= {"eval_every": 0, "capture_video": False, "threads": 1, "compile": "off",
 LAB |= {"log_every": 100, "run_dir": "run"}
 SPACES = {"box": "Const-v0", "discrete": "Const-discrete-v0", "pixels": "ConstPixels-v0"}
 HOUSE = {"sac_continuous", "td3_continuous", "ppo_continuous", "dqn_atari"}
+SCRIPTS = sorted(path for path in ROOT.glob("*.py") if path.stem in HOUSE)
 OURS = {"test_readme.py", "test_teeth.py", "test_tools.py"}  # no test of a script
 WALL_CLOCK = re.compile("time/.*|charts/SPS|seconds")  # all else is the same in a repeated run
 
 
 def foreign(script):
     """Tell whether a script is none of ours, but a user's."""
-    return script.resolve().parent != ROOT or script.stem not in HOUSE
+    return bool(script) and script.resolve() not in SCRIPTS
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "quick: together under 90 seconds")
     config.addinivalue_line("markers", "slow: runs only with -m slow, or when named with ::")
+
+
+def pytest_generate_tests(metafunc):
+    """Test each of our scripts, unless one is named with --script."""
+    rules = hasattr(metafunc.module, "pytest_generate_tests")  # those of test_copies.py
+    if "script" in metafunc.fixturenames and not (metafunc.config.option.script or rules):
+        stems = [path.stem for path in SCRIPTS]
+        metafunc.parametrize("script", SCRIPTS, ids=stems, scope="session")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -54,7 +63,8 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(scope="session")
 def script(request):
-    return request.config.getoption("script").resolve()
+    """The path of the script."""
+    return request.config.option.script.resolve()
 
 
 @pytest.fixture(scope="session")
@@ -128,6 +138,7 @@ def learn(S, request, tmp_path):
     def learn(name, total_timesteps, seed, **changes):
         flags = {"env_id": f"tests.probe_envs:{name}-v0", "total_timesteps": total_timesteps}
         flags["seed"] = seed + request.config.getoption("add_to_seeds")
+        flags["tau"] = LAB["tau"] * getattr(S.Args, "policy_delay", 1)  # as fast for all
         return S.main(S.Args(**known(S, LAB | flags | changes)))
 
     with inside(tmp_path):

@@ -21,11 +21,12 @@ REFUSED = {  # the remedy: flags
     "--learning-starts": "--batch-size 101; --total-timesteps 100; --total-timesteps 50",
     r"GB.*--buffer-size \d+ fits": "--buffer-size 1e12",
     "--device cpu": "--device cuda",
-    "negative": "--seed -1; --threads -1; --log-every -1; --eval-every -1",
+    "negative": "--seed -1; --threads -1; --log-every -1; --eval-every -1;"
+    "--policy-noise -1; --noise-clip nan; --exploration-noise inf",
     "between 0 and 1": "--gamma 1.5; --gamma nan; --tau -1",
     "positive": "--total-timesteps 0; --num-envs 0; --buffer-size 0; --batch-size 0; --utd 0;"
     "--hidden-size 0; --alpha 0; --critic-lr 0; --actor-lr inf; --alpha-lr -1;"
-    "--eval-episodes 0",
+    "--eval-episodes 0; --policy-delay 0",
     "--log-std-max": "--log-std-min 3; --log-std-min nan",
     "finite": "--log-std-min -inf; --target-entropy nan",
     "new folder": "--run-dir used",

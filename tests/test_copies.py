@@ -31,8 +31,8 @@ OURS = {"tools", "tests", *(path.stem for path in SCRIPTS)}
 
 def pytest_generate_tests(metafunc):
     """Hold our scripts to all rules, but one named with --script not to those of the house."""
-    named = metafunc.config.getoption("--script").resolve()
-    theirs = [named] if foreign(named) else []
+    named = metafunc.config.getoption("--script")
+    theirs = [named.resolve()] if foreign(named) else []
     house = [path for path in SCRIPTS if path not in theirs]
     for name, paths in {"script": theirs or SCRIPTS, "house_script": house}.items():
         if name in metafunc.fixturenames:

@@ -499,7 +499,197 @@ TABULAR = {
         f"{PROBES}seeds[discrete-Match]",
     ),
 }
-MUTANTS = {"sac_continuous": SAC, "tests/tabular_q": TABULAR}
+TD3_MATH = "test_td3.py::test_"
+TD3 = {
+    # transitions and counts, which share their code with SAC
+    "terminated is ignored": (
+        "(1 - terminated) * next_q",
+        "next_q",
+        f"{PROBES}values[box-Const-0.5-2-1]",
+    ),
+    "truncation is stored as termination": (
+        ADD,
+        ADD.replace("terminated", "terminated | truncated"),
+        f"{PROBES}values[box-CycleTrunc-0.8-2-1]",
+    ),
+    "next_obs is that of the reset": (
+        f"{ADD}\n            {SAVED}",
+        f"old = obs\n            {SAVED}\n            "
+        "buffer.add(old, action, reward, terminated, obs)",
+        f"{PROBES}values[box-CycleTrunc-0.8-2-1]",
+    ),
+    "gamma is squared": (
+        "self.args.gamma * (1",
+        "self.args.gamma**2 * (1",
+        f"{PROBES}values[box-Chain3-0.5-2-1]",
+    ),
+    "one update per vector step": (
+        "args.utd * (run.global_step - args.learning_starts)",
+        "args.utd * (run.global_step - args.learning_starts) / args.num_envs",
+        f"{MATH}t30_steps_and_updates_are_counted_right[3-1.0]",
+    ),
+    # target
+    "the target takes the higher critic": (
+        "(next_obs, next_action).min(0).values",
+        "(next_obs, next_action).max(0).values",
+        f"{TD3_MATH}t15_critic_loss_and_gradient",
+    ),
+    "the target takes the first critic": (
+        "(next_obs, next_action).min(0).values",
+        "(next_obs, next_action)[0]",
+        f"{TD3_MATH}t15_critic_loss_and_gradient",
+    ),
+    "the critics bootstrap from themselves": (
+        "self.critic_target(next_obs",
+        "self.critic(next_obs",
+        f"{TD3_MATH}t15_critic_loss_and_gradient",
+    ),
+    "the next action is that of the actor, not of its target": (
+        "(self.actor_target(next_obs) + noise)",
+        "(self.actor(next_obs) + noise)",
+        f"{TD3_MATH}t15_critic_loss_and_gradient",
+    ),
+    "the target is not smoothed": (
+        "(self.actor_target(next_obs) + noise)",
+        "self.actor_target(next_obs)",
+        f"{TD3_MATH}t15_critic_loss_and_gradient",
+    ),
+    "the noise is not clipped": (
+        ".clamp(-clip, clip)",
+        "",
+        f"{TD3_MATH}t15_critic_loss_and_gradient",
+    ),
+    "the noise is clipped before it is scaled": (
+        "(self.args.policy_noise * noise).clamp(-clip, clip)",
+        "self.args.policy_noise * noise.clamp(-clip, clip)",
+        f"{TD3_MATH}t15_critic_loss_and_gradient",
+    ),
+    "the next action leaves its bounds": (
+        "(self.actor_target(next_obs) + noise).clamp(-1, 1)",
+        "(self.actor_target(next_obs) + noise)",
+        f"{TD3_MATH}t15_critic_loss_and_gradient",
+    ),
+    "the next action is clipped to the environment's bounds": (
+        "(self.actor_target(next_obs) + noise).clamp(-1, 1)",
+        "(self.actor_target(next_obs) + noise).clamp(self.low.min(), self.high.max())",
+        f"{TD3_MATH}t15_smoothing_knows_no_units",
+    ),
+    "one draw of noise smooths a whole batch": (
+        "(self.args.policy_noise * noise)",
+        "(self.args.policy_noise * noise[:1])",
+        f"{TD3_MATH}t15_critic_loss_and_gradient",
+    ),
+    "noise is drawn once": (
+        "noise.normal_())",
+        "noise if run.updates else noise.normal_())",
+        f"{MATH}every_update_gets_new_normal_noise",
+    ),
+    # actor, delay, targets
+    "the actor minimises Q": (
+        "loss = -q.mean()",
+        "loss = q.mean()",
+        f"{PROBES}policies[box-ObsAct-900-0.15-2-1]",
+    ),
+    "the lower critic judges the actor": (
+        "q = self.critic(obs, action)[0]",
+        "q = self.critic(obs, action).min(0).values",
+        f"{TD3_MATH}actor_loss_and_gradient",
+    ),
+    "the target critic judges the actor": (
+        "q = self.critic(obs, action)[0]",
+        "q = self.critic_target(obs, action)[0]",
+        f"{TD3_MATH}actor_loss_and_gradient",
+    ),
+    "the actor's loss sees the action detached": (
+        "q = self.critic(obs, action)[0]",
+        "q = self.critic(obs, action.detach())[0] + 0 * action.sum()",
+        f"{PROBES}policies[box-ObsAct-900-0.15-2-1]",
+    ),
+    "the actor's step moves the critics too": (
+        "grad_norm = self.actor_opt.step(loss)",
+        "self.critic_opt.step(self.critic(obs, action.detach())[0].mean())\n"
+        "        grad_norm = self.actor_opt.step(loss)",
+        f"{TD3_MATH}t17_each_step_moves_only_its_own_parameters",
+    ),
+    "the actor steps every time": (
+        "if run.updates % args.policy_delay == 0:",
+        "if True:",
+        f"{TD3_MATH}t17_the_actor_steps_after_every_second_critic_step[2-1.0-1]",
+    ),
+    "the actor steps before the delay is over": (
+        "if run.updates % args.policy_delay == 0:",
+        "if run.updates % args.policy_delay == 1:",
+        f"{TD3_MATH}t17_the_actor_steps_after_every_second_critic_step[2-1.0-1]",
+    ),
+    "the delay is counted in steps of the environment": (
+        "if run.updates % args.policy_delay == 0:",
+        "if run.global_step % args.policy_delay == 0:",
+        f"{TD3_MATH}t17_the_actor_steps_after_every_second_critic_step[2-2.0-3]",
+    ),
+    "the actor steps on another batch": (
+        "metrics = update_actor(batch[0])",
+        "metrics = update_actor(buffer.sample(args.batch_size)[0])",
+        f"{TD3_MATH}t17_the_actor_steps_after_every_second_critic_step[2-1.0-1]",
+    ),
+    "the actor's target never moves": (
+        "zip(targets, networks, strict=True)",
+        "[*zip(targets, networks, strict=True)][:6]",
+        f"{TD3_MATH}t17_targets_follow_the_closed_form",
+    ),
+    "the critics' target never moves": (
+        "zip(targets, networks, strict=True)",
+        "[*zip(targets, networks, strict=True)][6:]",
+        f"{PROBES}values[box-Chain3-0.5-2-1]",
+    ),
+    "tau counts for the old part": (
+        "target.lerp_(parameter, self.args.tau)",
+        "target.lerp_(parameter, 1 - self.args.tau)",
+        f"{TD3_MATH}t17_targets_follow_the_closed_form",
+    ),
+    "the actor's target starts as another network": (
+        "self.actor_target = copy.deepcopy(self.actor).requires_grad_(False)",
+        "self.actor_target = DeterministicActor(obs_dim, dim, args.hidden_size)"
+        ".requires_grad_(False)",
+        f"{TD3_MATH}t17_targets_start_as_the_networks_and_take_no_gradient",
+    ),
+    # exploration
+    "exploration has no noise": (
+        "action + self.args.exploration_noise * noise",
+        "action",
+        f"{TD3_MATH}t16_exploration_noise_is_independent",
+    ),
+    "all environments share a draw of noise": (
+        "np.random.standard_normal(action.shape)",
+        "np.random.standard_normal(action.shape[1:])",
+        f"{TD3_MATH}t16_exploration_noise_is_independent",
+    ),
+    "all dimensions share a draw of noise": (
+        "np.random.standard_normal(action.shape)",
+        "np.random.standard_normal((len(action), 1))",
+        f"{TD3_MATH}t16_exploration_noise_is_independent",
+    ),
+    "explored actions are not clipped": (
+        "np.clip(action + self.args.exploration_noise * noise, -1, 1)",
+        "action + self.args.exploration_noise * noise",
+        f"{TD3_MATH}t16_exploration_noise_is_independent",
+    ),
+    "evaluation explores": (
+        "agent.act(obs))\n        done",
+        "agent.act(obs, False))\n        done",
+        f"{RUNS}load_and_evaluate",
+    ),
+    "the actor is not squashed": (
+        "return torch.tanh(self.net(obs))",
+        "return self.net(obs)",
+        f"{TD3_MATH}actor_is_two_hidden_layers_and_tanh",
+    ),
+    "the value takes the first critic": (
+        "self.critic(obs, self.actor(obs)).min(0).values",
+        "self.critic(obs, self.actor(obs))[0]",
+        f"{TD3_MATH}value_is_the_lower_critic_at_the_actors_action",
+    ),
+}
+MUTANTS = {"sac_continuous": SAC, "td3_continuous": TD3, "tests/tabular_q": TABULAR}
 EQUIVALENT = {"sac_continuous": SAC_EQUIVALENT}
 ROWS = [(script, bug) for script, bugs in MUTANTS.items() for bug in bugs]
 
