@@ -1,9 +1,10 @@
-"""What README.md and configs/ say of sac_continuous.py is so."""
+"""What README.md and configs/ say of the scripts is so."""
 
 import importlib.util
 import json
 import re
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -27,33 +28,51 @@ pytestmark = pytest.mark.quick
 
 
 @pytest.fixture(scope="module")
-def sac():
-    """Import sac_continuous.py, whatever --script names."""
-    spec = importlib.util.spec_from_file_location("sac_of_readme", ROOT / "sac_continuous.py")
-    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+def scripts():
+    """Import all scripts of ours, whatever --script names."""
+    found = []
+    for path in sorted(ROOT.glob("*_continuous.py")):
+        spec = importlib.util.spec_from_file_location(f"{path.stem}_of_readme", path)
+        sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        found.append(module)
+    yield found
+    for module in found:
+        del sys.modules[module.__name__]
 
 
-def test_glossary_has_every_metric_and_no_other(sac, tmp_path):
-    args = sac.Args("InvertedPendulum-v4", 300, learning_starts=100, batch_size=32, hidden_size=16)
-    args.threads, args.compile, args.capture_video, args.eval_episodes = 1, "off", False, 1
-    args.log_every, args.eval_every, args.run_dir = 100, 150, str(tmp_path / "run")
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        sac.main(args)
-    finally:
-        signal.signal(signal.SIGTERM, handler)
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+@pytest.fixture
+def sac(scripts):
+    return scripts[0]
+
+
+def test_glossary_has_every_metric_and_no_other(scripts, tmp_path):
+    handler, lines = signal.getsignal(signal.SIGTERM), []
+    for script in scripts:
+        args = script.Args("InvertedPendulum-v4", 300, learning_starts=100, batch_size=32)
+        args.threads, args.compile, args.capture_video, args.eval_episodes = 1, "off", False, 1
+        args.log_every, args.eval_every = 100, 150
+        args.run_dir = str(tmp_path / script.__name__)
+        try:
+            script.main(args)
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+        lines += Path(args.run_dir, "metrics.jsonl").read_text().splitlines()
     glossary = README.split("\n## Metrics\n")[1].split("\n## ")[0]
     rows = [line.split(" | ")[0] for line in glossary.splitlines() if line.startswith("| `")]
     listed = re.findall("`(.+?)`", " ".join(rows))
     assert sorted(listed) == sorted({key for line in lines for key in json.loads(line)})
 
 
-def test_flags_exist(sac):
-    kinds = sac.Args.__annotations__
+def test_diff_is_as_short_as_it_says():
+    command = ["diff", ROOT / "sac_continuous.py", ROOT / "td3_continuous.py"]
+    diff = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+    counts = [sum(line.startswith(sign) for line in diff) for sign in "<>"]
+    assert f"{counts[0]} lines of SAC, {counts[1]} of\nTD3" in README, counts
+
+
+def test_flags_exist(scripts):
+    kinds = {k: v for script in scripts for k, v in script.Args.__annotations__.items()}
     switches = {f"no-{name}" for name, kind in kinds.items() if kind is bool}
     known = {name.replace("_", "-") for name in {*kinds} | switches} | OTHERS
     assert {*re.findall(r"(?<![\w-])--([a-z][\w-]+)", README)} <= known
