@@ -91,7 +91,8 @@ def test_t15_smoothing_knows_no_units(S, batch):
     found = []
     for low, high in [(LOW, HIGH), (np.full(A, -1, np.float32), np.ones(A, np.float32))]:
         torch.manual_seed(0)
-        found.append(S.Agent(arguments(S), O, low, high).update_critic(columns, noise[0]))
+        args = arguments(S, policy_noise=2.0, noise_clip=3.0)  # far beyond all bounds
+        found.append(S.Agent(args, O, low, high).update_critic(columns, noise[0]))
     for name, value in found[0].items():
         assert torch.equal(value, found[1][name]), name
 
