@@ -241,7 +241,7 @@ class Agent(nn.Module):
 
     def tensor(self, obs):
         """Put observations on the agent's device as float32."""
-        return torch.as_tensor(np.float32(obs), device=self.log_alpha.device)
+        return torch.as_tensor(np.float32(obs), device=next(self.parameters()).device)
 
     def scale(self, action):
         """Map actions [N, A] in [-1, 1] to the environment's units [N, *action shape]."""
@@ -387,8 +387,8 @@ def prepare(agent, method, *example):
     if agent.args.compile == "on":
         print(f"compiling {method}: 20 to 60 s, less if cached, or --compile off", flush=True)
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{Path.home()}/.cache/deep-rl-baselines")
-        torch._dynamo.config.load_config({"trace_autograd_ops": True, "recompile_limit": 1000})
-        fast = torch.compile(update, fullgraph=True, options={"cpp_wrapper": True})
+        torch._dynamo.config.load_config({"trace_autograd_ops": True, "recompile_limit": 200})
+        fast = torch.compile(update, fullgraph=True, dynamic=False, options={"cpp_wrapper": True})
         works = attempt("compilation", fast, *example)
         agent.args.compile, update = ("on", fast) if works else ("off", update)
     agent.load_state_dict(state)

@@ -14,7 +14,8 @@ and in every policy_delay-th update
 (5) actor_loss = -mean(first of both of critic(obs, actor(obs)))
 (6) target = target + tau * (network - target), for critic_target and actor_target
 
-Differs from the paper: hidden layers of 256 and 256 units, learning rates 3e-4, batches of 256.
+Differs from the paper: hidden layers of 256 and 256 units, learning rates 3e-4, batches of 256,
+25,000 uniformly random actions at first; (2) is clipped to the bounds, as in the authors' code.
 
 python td3_continuous.py --env-id Hopper-v4
 python td3_continuous.py --env-id InvertedPendulum-v4 --total-timesteps 5000 --learning-starts 1000
@@ -226,7 +227,7 @@ class Agent(nn.Module):
 
     def tensor(self, obs):
         """Put observations on the agent's device as float32."""
-        return torch.as_tensor(np.float32(obs), device=self.actor_opt.mean.device)
+        return torch.as_tensor(np.float32(obs), device=next(self.parameters()).device)
 
     def scale(self, action):
         """Map actions [N, A] in [-1, 1] to the environment's units [N, *action shape]."""
@@ -364,8 +365,8 @@ def prepare(agent, method, *example):
     if agent.args.compile == "on":
         print(f"compiling {method}: 20 to 60 s, less if cached, or --compile off", flush=True)
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{Path.home()}/.cache/deep-rl-baselines")
-        torch._dynamo.config.load_config({"trace_autograd_ops": True, "recompile_limit": 1000})
-        fast = torch.compile(update, fullgraph=True, options={"cpp_wrapper": True})
+        torch._dynamo.config.load_config({"trace_autograd_ops": True, "recompile_limit": 200})
+        fast = torch.compile(update, fullgraph=True, dynamic=False, options={"cpp_wrapper": True})
         works = attempt("compilation", fast, *example)
         agent.args.compile, update = ("on", fast) if works else ("off", update)
     agent.load_state_dict(state)

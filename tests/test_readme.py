@@ -13,6 +13,8 @@ import pytest
 import torch
 from torch import nn
 
+from tests.reference import learners
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
 OTHERS = {
@@ -43,7 +45,7 @@ def scripts():
 
 @pytest.fixture
 def sac(scripts):
-    return scripts[0]
+    return next(script for script in scripts if script.__name__.startswith("sac"))
 
 
 def test_glossary_has_every_metric_and_no_other(scripts, tmp_path):
@@ -85,7 +87,9 @@ def test_configs_are_accepted(sac, path):
     assert args.seed == 7 and args != sac.Args(config=str(path), seed=7)
 
 
-def test_torch_adam_matches_adam(sac, monkeypatch):
+@pytest.mark.parametrize("name", ["sac", "td3"])
+def test_torch_adam_matches_adam(scripts, name, monkeypatch):
+    sac = next(script for script in scripts if script.__name__.startswith(name))
     (block,) = re.findall(r"```python\n(.+?)```", README, re.DOTALL)
     names = {"torch": torch, "nn": nn}
     exec(block, names)
@@ -101,15 +105,18 @@ def test_torch_adam_matches_adam(sac, monkeypatch):
     theirs = agent()
     assert type(ours.actor_opt) is not type(theirs.actor_opt)
     buffer = sac.ReplayBuffer(1, 5, 2, "cpu")
-    blank = buffer.unpack(torch.zeros(16, sum(buffer.widths))), torch.zeros(2, 16, 2)
-    updates = [
-        sac.prepare(one, "update", *blank)[1] for one in (ours, theirs)
-    ]  # the trial leaves no trace
+    blank = learners(sac, buffer.unpack(torch.zeros(16, sum(buffer.widths))), torch.zeros(2, 16, 2))
+    updates = {  # the trial leaves no trace
+        method: [sac.prepare(one, method, *inputs)[1] for one in (ours, theirs)]
+        for method, inputs in blank.items()
+    }
     for _ in range(10):
         batch = buffer.unpack(torch.randn(16, sum(buffer.widths)))
-        noise = torch.randn(2, 16, 2)
-        metrics = [update(batch, noise) for update in updates]
-        torch.testing.assert_close(*metrics, rtol=1e-4, atol=1e-5)
+        for method, inputs in learners(sac, batch, torch.randn(2, 16, 2)).items():
+            metrics = [update(*inputs) for update in updates[method]]
+            torch.testing.assert_close(*metrics, rtol=1e-4, atol=1e-5)
+    actions = [one.act(np.ones((3, 5))) for one in (ours, theirs)]
+    np.testing.assert_allclose(*actions, rtol=1e-4, atol=1e-5)
     for name, parameter in ours.named_parameters():
         assert not torch.equal(parameter, start.get_parameter(name)), f"{name} did not move"
         torch.testing.assert_close(parameter, theirs.get_parameter(name), rtol=0, atol=1e-6)

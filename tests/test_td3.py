@@ -223,6 +223,7 @@ def test_t16_exploration_noise_is_independent(agent):
         nn.init.zeros_(parameter)
     action = agent.explore(np.ones((20_000, O)))
     assert action.shape == (20_000, A) and abs(action).max() == 1
+    assert (action != agent.explore(np.ones((20_000, O)))).mean() > 0.99  # of every step, too
     inside = action[(abs(action) < 1).all(1)]
     np.testing.assert_allclose(action.mean(0), 0, atol=0.01)
     np.testing.assert_allclose(action.std(0), 0.3, rtol=0.03)

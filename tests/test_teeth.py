@@ -652,7 +652,19 @@ TD3 = {
         ".requires_grad_(False)",
         f"{TD3_MATH}t17_targets_start_as_the_networks_and_take_no_gradient",
     ),
+    "critics and actor learn at each other's rates": (
+        "self.critic.parameters(), args.critic_lr)\n"
+        "        self.actor_opt = Adam(self.actor.parameters(), args.actor_lr)",
+        "self.critic.parameters(), args.actor_lr)\n"
+        "        self.actor_opt = Adam(self.actor.parameters(), args.critic_lr)",
+        f"{MATH}every_optimizer_has_its_own_rate",
+    ),
     # exploration
+    "exploration repeats its noise at every step": (
+        "np.random.standard_normal(action.shape)",
+        "np.random.default_rng(self.args.seed).standard_normal(action.shape)",
+        f"{TD3_MATH}t16_exploration_noise_is_independent",
+    ),
     "exploration has no noise": (
         "action + self.args.exploration_noise * noise",
         "action",
