@@ -68,16 +68,17 @@ def test_report_refuses_what_is_no_run(tmp_path):
         assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", ["sac_continuous"])
+@pytest.mark.parametrize("name", ["sac_continuous", "td3_continuous"])
 def test_committed_tables_are_those_of_the_committed_runs(name):
     runs = sorted((ROOT / "results" / name).glob("*/*"))
     code, out, _ = tool("report.py", *[run.relative_to(ROOT) for run in runs])
     assert code == 0 and out in (ROOT / "results" / f"{name}.md").read_text()
 
 
-def test_committed_speed_is_that_of_the_committed_figures():
-    code, out, _ = tool("speed.py", "--file", "results/speed.json")
-    assert code == 0 and out in (ROOT / "results" / "speed.md").read_text()
+@pytest.mark.parametrize("name", ["speed", "td3_speed"])
+def test_committed_speed_is_that_of_the_committed_figures(name):
+    code, out, _ = tool("speed.py", "--file", f"results/{name}.json")
+    assert code == 0 and out in (ROOT / "results" / f"{name}.md").read_text()
 
 
 def test_committed_mutants_are_those_of_the_committed_file():
