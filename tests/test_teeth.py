@@ -500,34 +500,9 @@ TABULAR = {
     ),
 }
 TD3_MATH = "test_td3.py::test_"
-TD3 = {
-    # transitions and counts, which share their code with SAC
-    "terminated is ignored": (
-        "(1 - terminated) * next_q",
-        "next_q",
-        f"{PROBES}values[box-Const-0.5-2-1]",
-    ),
-    "truncation is stored as termination": (
-        ADD,
-        ADD.replace("terminated", "terminated | truncated"),
-        f"{PROBES}values[box-CycleTrunc-0.8-2-1]",
-    ),
-    "next_obs is that of the reset": (
-        f"{ADD}\n            {SAVED}",
-        f"old = obs\n            {SAVED}\n            "
-        "buffer.add(old, action, reward, terminated, obs)",
-        f"{PROBES}values[box-CycleTrunc-0.8-2-1]",
-    ),
-    "gamma is squared": (
-        "self.args.gamma * (1",
-        "self.args.gamma**2 * (1",
-        f"{PROBES}values[box-Chain3-0.5-2-1]",
-    ),
-    "one update per vector step": (
-        "args.utd * (run.global_step - args.learning_starts)",
-        "args.utd * (run.global_step - args.learning_starts) / args.num_envs",
-        f"{MATH}t30_steps_and_updates_are_counted_right[3-1.0]",
-    ),
+SHARED = "terminated is ignored,truncation is stored as termination,next_obs is that of the reset"
+SHARED += ",gamma is squared,one update per vector step"
+TD3 = {bug: SAC[bug] for bug in SHARED.split(",")} | {
     # target
     "the target takes the higher critic": (
         "(next_obs, next_action).min(0).values",
