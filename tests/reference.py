@@ -145,6 +145,14 @@ def weights(agent, part):
     return [p.detach().double().numpy().copy() for name, p in named if name.split(".")[0] == part]
 
 
+def moved(agent, parts, call):
+    """Return those parts of the agent that a call changes."""
+    before = {part: weights(agent, part) for part in parts}
+    call()
+    pairs = {part: zip(before[part], weights(agent, part), strict=True) for part in parts}
+    return [part for part in parts if any((a != b).any() for a, b in pairs[part])]
+
+
 def forward(agent, part, w, *inputs):
     """Run a network of the agent with parameters w."""
     module = copy.deepcopy(getattr(agent, part)).double()

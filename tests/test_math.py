@@ -23,6 +23,7 @@ from tests.reference import (
     assert_gradient,
     forward,
     learners,
+    moved,
     network,
     recorded,
     weights,
@@ -140,17 +141,11 @@ def test_each_step_moves_only_its_own_parameters(agent, batch):
     """Critic step: critic only. Actor step: actor and temperature only. Target: polyak only."""
     columns, noise = batch
     parts = ["actor", "critic", "critic_target", "log_alpha"]
-
-    def moved(call):
-        before = {part: weights(agent, part) for part in parts}
-        call()
-        pairs = {part: zip(before[part], weights(agent, part), strict=True) for part in parts}
-        return [p for p in parts if any((a != b).any() for a, b in pairs[p])]
-
     alpha = agent.log_alpha.detach().exp()
-    assert moved(lambda: agent.update_critic(*columns, alpha, noise[0])) == ["critic"]
+    critic_step = lambda: agent.update_critic(*columns, alpha, noise[0])  # noqa: E731
+    assert moved(agent, parts, critic_step) == ["critic"]
     actor_step = lambda: agent.update_actor(columns[0], alpha, noise[1])  # noqa: E731
-    assert moved(actor_step) == ["actor", "log_alpha"]
+    assert moved(agent, parts, actor_step) == ["actor", "log_alpha"]
 
 
 def test_target_follows_the_closed_form(agent, batch):

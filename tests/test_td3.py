@@ -16,6 +16,7 @@ from tests.reference import (
     arguments,
     assert_gradient,
     forward,
+    moved,
     network,
     recorded,
     weights,
@@ -124,15 +125,8 @@ def test_permuted_batch_gives_the_same_losses(agent, batch):
 def test_t17_each_step_moves_only_its_own_parameters(agent, batch):
     """Critic step: critic. Actor step: actor and both targets, but never the critic."""
     columns, noise = batch
-
-    def moved(call):
-        before = {part: weights(agent, part) for part in PARTS}
-        call()
-        pairs = {part: zip(before[part], weights(agent, part), strict=True) for part in PARTS}
-        return [part for part in PARTS if any((a != b).any() for a, b in pairs[part])]
-
-    assert moved(lambda: agent.update_critic(columns, noise[0])) == ["critic"]
-    assert moved(lambda: agent.update_actor(columns[0])) == [
+    assert moved(agent, PARTS, lambda: agent.update_critic(columns, noise[0])) == ["critic"]
+    assert moved(agent, PARTS, lambda: agent.update_actor(columns[0])) == [
         "actor",
         "actor_target",
         "critic_target",
