@@ -192,8 +192,8 @@ def assert_gradient(function, w, gradient, checks=40, eps=1e-5):
         place = tuple(rng.integers(n) for n in w[part].shape)
         shifted = []
         for sign in (1, -1):
-            moved = [v.copy() for v in w]
-            moved[part][place] += sign * eps
-            shifted.append(function(moved))
+            near = [v.copy() for v in w]
+            near[part][place] += sign * eps
+            shifted.append(function(near))
         slope = (shifted[0] - shifted[1]) / (2 * eps)
         assert gradient[part][place] == pytest.approx(slope, rel=2e-3, abs=2e-5)
