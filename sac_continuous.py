@@ -126,8 +126,8 @@ class TwinLinear(nn.Module):
         self.bias = nn.Parameter(torch.stack([twin.bias[None] for twin in twins]))  # [2, 1, O]
 
     def forward(self, x):
-        """Map x [2, B, I] to [2, B, O]."""
-        return x @ self.weight + self.bias
+        """Map x [T, B, I] to [T, B, O] by the first T layers."""
+        return x @ self.weight[: len(x)] + self.bias[: len(x)]
 
 
 class Critic(nn.Module):
@@ -137,9 +137,9 @@ class Critic(nn.Module):
         super().__init__()
         self.net = mlp(obs_dim + action_dim, hidden_size, 1, TwinLinear)
 
-    def forward(self, obs, action):
-        """Map obs [B, O] and action [B, A] in [-1, 1] to both values [2, B]."""
-        return self.net(torch.cat([obs, action], -1).expand(2, -1, -1)).squeeze(-1)
+    def forward(self, obs, action, twins=2):
+        """Map obs [B, O] and action [B, A] in [-1, 1] to values [T, B] of the first T critics."""
+        return self.net(torch.cat([obs, action], -1).expand(twins, -1, -1)).squeeze(-1)
 
 
 class Actor(nn.Module):
@@ -389,7 +389,7 @@ def prepare(agent, method, *example):
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{Path.home()}/.cache/deep-rl-baselines")
         torch._dynamo.config.load_config({"trace_autograd_ops": True, "recompile_limit": 200})
         fast = torch.compile(update, fullgraph=True, dynamic=False, options={"cpp_wrapper": True})
-        works = attempt("compilation", fast, *example)
+        works = attempt(f"compilation of {method}", fast, *example)
         agent.args.compile, update = ("on", fast) if works else ("off", update)
     agent.load_state_dict(state)
     return names, update

@@ -124,8 +124,8 @@ class TwinLinear(nn.Module):
         self.bias = nn.Parameter(torch.stack([twin.bias[None] for twin in twins]))  # [2, 1, O]
 
     def forward(self, x):
-        """Map x [2, B, I] to [2, B, O]."""
-        return x @ self.weight + self.bias
+        """Map x [T, B, I] to [T, B, O] by the first T layers."""
+        return x @ self.weight[: len(x)] + self.bias[: len(x)]
 
 
 class Critic(nn.Module):
@@ -135,9 +135,9 @@ class Critic(nn.Module):
         super().__init__()
         self.net = mlp(obs_dim + action_dim, hidden_size, 1, TwinLinear)
 
-    def forward(self, obs, action):
-        """Map obs [B, O] and action [B, A] in [-1, 1] to both values [2, B]."""
-        return self.net(torch.cat([obs, action], -1).expand(2, -1, -1)).squeeze(-1)
+    def forward(self, obs, action, twins=2):
+        """Map obs [B, O] and action [B, A] in [-1, 1] to values [T, B] of the first T critics."""
+        return self.net(torch.cat([obs, action], -1).expand(twins, -1, -1)).squeeze(-1)
 
 
 class DeterministicActor(nn.Module):
@@ -279,7 +279,7 @@ class Agent(nn.Module):
     def update_actor(self, obs):
         """Improve the policy against the first critic, then move the targets; return metrics."""
         action = self.actor(obs)
-        q = self.critic(obs, action)[0]
+        q = self.critic(obs, action, twins=1)[0]
         assert q.shape == obs.shape[:1]
         loss = -q.mean()
         grad_norm = self.actor_opt.step(loss)  # (5)
@@ -367,7 +367,7 @@ def prepare(agent, method, *example):
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{Path.home()}/.cache/deep-rl-baselines")
         torch._dynamo.config.load_config({"trace_autograd_ops": True, "recompile_limit": 200})
         fast = torch.compile(update, fullgraph=True, dynamic=False, options={"cpp_wrapper": True})
-        works = attempt("compilation", fast, *example)
+        works = attempt(f"compilation of {method}", fast, *example)
         agent.args.compile, update = ("on", fast) if works else ("off", update)
     agent.load_state_dict(state)
     return names, update

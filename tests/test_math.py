@@ -684,4 +684,5 @@ def test_failed_compilation_falls_back_to_the_plain_update(S, batch, monkeypatch
     for method, inputs in learners(S, *batch).items():
         names, update = S.prepare(agent, method, *inputs)
         assert update(*inputs).shape == (len(names),)
-    assert agent.args.compile == "off" and "compilation is off" in capsys.readouterr().out
+    assert agent.args.compile == "off"
+    assert "warning: compilation of update_critic is off" in capsys.readouterr().out
