@@ -92,7 +92,7 @@ def kill(script, source):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, script.name)
         path.write_text(source, "utf-8")
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-n0", "-p", "no:cacheprovider"]
         command += [f"--script={path}", f"--basetemp={folder}/base"]
         environ = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         for names, mark in TESTS.items():

@@ -685,4 +685,4 @@ def test_failed_compilation_falls_back_to_the_plain_update(S, batch, monkeypatch
         names, update = S.prepare(agent, method, *inputs)
         assert update(*inputs).shape == (len(names),)
     assert agent.args.compile == "off"
-    assert "warning: compilation of update_critic is off" in capsys.readouterr().out
+    assert "warning: compilation of update" in capsys.readouterr().out
