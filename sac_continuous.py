@@ -79,8 +79,8 @@ class Args:
     target_entropy: float | None = None  # (5) in nats, of the action in [-1, 1]; default -dim(A)
     tau: float = 0.005  # (6) target smoothing
     # run
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: CUDA if present
-    threads: int | None = None  # CPU threads; default: all cores, at most 4
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: CUDA if present, for PPO the CPU
+    threads: int | None = None  # CPU threads; None: all cores, at most 4
     compile: Literal["auto", "on", "off"] = "auto"  # auto: if the run is long enough to gain
     log_every: int = 1_000  # transitions between two rows of metrics; 0: none
     eval_every: int | None = None  # transitions between evaluations; default up to 25; 0: none
@@ -173,9 +173,6 @@ class ReplayBuffer:
         self.rows = torch.empty(capacity, sum(self.widths), device=device)
         self.added = 0  # rows ever written
 
-    def __len__(self):
-        return min(self.added, len(self.rows))
-
     def add(self, obs, action, reward, terminated, next_obs):
         """Copy N transitions in, arrays [N, O], [N, A], [N], [N], [N, O]; the oldest fall out."""
         columns = [obs, action, reward[:, None], terminated[:, None], next_obs]
@@ -186,7 +183,8 @@ class ReplayBuffer:
 
     def sample(self, batch_size):
         """Draw B transitions uniformly, with replacement: [B, O], [B, A], [B], [B], [B, O]."""
-        index = torch.randint(len(self), (batch_size,), device=self.rows.device)
+        filled = min(self.added, len(self.rows))
+        index = torch.randint(filled, (batch_size,), device=self.rows.device)
         return self.unpack(self.rows.index_select(0, index))
 
     def unpack(self, rows):
@@ -199,9 +197,9 @@ class ReplayBuffer:
 class Adam(nn.Module):
     """Adam (arXiv 1412.6980), whose averages over all parameters are one vector each."""
 
-    def __init__(self, parameters, lr, beta1=0.9, beta2=0.999, eps=1e-8):
+    def __init__(self, parameters, lr, beta1=0.9, beta2=0.999, eps=1e-8, max_norm=math.inf):
         super().__init__()
-        self.leaves, self.lr = [*parameters], lr
+        self.leaves, self.lr, self.max_norm = [*parameters], lr, max_norm
         self.beta1, self.beta2, self.eps = beta1, beta2, eps
         self.sizes = [leaf.numel() for leaf in self.leaves]
         zeros = self.leaves[0].detach().new_zeros(sum(self.sizes))
@@ -209,9 +207,11 @@ class Adam(nn.Module):
         self.mean_seen, self.square_seen = (nn.Buffer(zeros.new_zeros(())) for _ in range(2))
 
     def step(self, loss):
-        """Descend the loss in place and return the norm of its gradient."""
+        """Descend the loss in place, by a gradient cut to max_norm; return its norm before."""
         gradient = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, self.leaves)])
+        norm = gradient.norm()
         with torch.no_grad():
+            gradient = gradient * (self.max_norm / (norm + 1e-6)).clamp(max=1)
             self.mean.lerp_(gradient, 1 - self.beta1)
             self.square.lerp_(gradient.square(), 1 - self.beta2)
             self.mean_seen.mul_(self.beta1).add_(1 - self.beta1)  # 1 - beta1^steps
@@ -220,7 +220,7 @@ class Adam(nn.Module):
             moves = (self.lr / self.mean_seen * self.mean / scale).split(self.sizes)
             for leaf, move in zip(self.leaves, moves, strict=True):
                 leaf.sub_(move.view_as(leaf))
-        return gradient.norm()
+        return norm
 
 
 class Agent(nn.Module):
@@ -358,17 +358,17 @@ def parse_args(cls, argv):
     return tyro.cli(cls, args=[*flags, *argv])
 
 
-def resolve(args, preferred, row_bytes):
-    """Return args with what they leave open settled; row_bytes is the size of a transition."""
-    cuda, total = torch.cuda.is_available(), args.total_timesteps
+def resolve(args, preferred, compile_from, stored, row_bytes):
+    """Return args settled; compiling pays from that many steps on, stored names a count of rows."""
+    cuda, total, rows = torch.cuda.is_available(), args.total_timesteps, getattr(args, stored)
     require(cuda or args.device != "cuda", "device", "cuda finds no CUDA device: use --device cpu")
     device = args.device if args.device != "auto" else preferred if cuda else "cpu"
     free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
-    fits, need = int(0.8 * free / row_bytes), f"needs {args.buffer_size * row_bytes / 1e9:.1f} GB"
-    require(args.buffer_size <= fits, "buffer_size", f"{need}: --buffer-size {fits} fits")
+    fits, need = int(0.8 * free / row_bytes), f"needs {rows * row_bytes / 1e9:.1f} GB"
+    require(rows <= fits, stored, f"{need}: --{stored.replace('_', '-')} {fits} fits")
     torch.set_flush_denormal(True)  # averages of zero gradients decay to slow, tiny numbers
     torch.set_num_threads(args.threads or min(torch.get_num_threads(), 4))
-    gains = total >= 10_000 and shutil.which(os.environ.get("CXX", "c++"))
+    gains = total >= compile_from and shutil.which(os.environ.get("CXX", "c++"))
     compile = {"auto": "on" if gains else "off"}.get(args.compile, args.compile)
     every = max(math.ceil(total / 24), 2000) if args.eval_every is None else args.eval_every
     threads, horizon = torch.get_num_threads(), 1 / max(1 - args.gamma, 1e-9)
@@ -615,7 +615,7 @@ def main(args):
     eval_envs, *_ = make_envs(args.env_id, args.eval_episodes, args.seed, args.capture_video)
     envs, low, high = make_envs(args.env_id, args.num_envs, args.seed)  # last: what follows draws
     obs_dim, dim = envs.single_observation_space.shape[0], low.size
-    args = resolve(args, "cuda", 4 * (2 * obs_dim + dim + 2))
+    args = resolve(args, "cuda", 10_000, "buffer_size", 4 * (2 * obs_dim + dim + 2))
     agent = Agent(args, obs_dim, low, high, args.device)
     buffer = ReplayBuffer(args.buffer_size, obs_dim, dim, args.device)
     noise = torch.zeros(2, args.batch_size, dim, device=args.device)

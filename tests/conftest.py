@@ -18,10 +18,12 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 ENVIRON = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
 TINY = "--env-id tests.toy_envs:Counter-v0 --total-timesteps 300 --learning-starts 100"
-TINY += " --batch-size 32 --hidden-size 16 --threads 1 --log-every 100 --eval-every 150"
-TINY += " --eval-episodes 2 --no-capture-video --device cpu"
+TINY += " --rollout-steps 96 --batch-size 32 --hidden-size 16 --threads 1 --log-every 100"
+TINY += " --eval-every 150 --eval-episodes 2 --no-capture-video --device cpu"
 LAB = {"hidden_size": 64, "batch_size": 64, "learning_starts": 100, "tau": 0.05, "gamma": 0.5}
 LAB |= {"critic_lr": 1e-3, "actor_lr": 1e-3, "alpha_lr": 1e-3, "alpha": 1e-3, "autotune": False}
+LAB |= {"rollout_steps": 192, "norm_obs": False, "norm_reward": False}
+LAB |= {"learning_rate": 1e-3, "anneal": False}
 LAB |= {"eval_every": 0, "capture_video": False, "threads": 1, "compile": "off", "device": "cpu"}
 LAB |= {"log_every": 100, "run_dir": "run"}
 SPACES = {"box": "Const-v0", "discrete": "Const-discrete-v0", "pixels": "ConstPixels-v0"}
@@ -86,6 +88,11 @@ def need(S, *names):
             pytest.skip(f"the script has no {name}")
 
 
+def on_policy(S):
+    """Tell whether the script learns from rollouts, and has no replay buffer."""
+    return "rollout_steps" in S.Args.__annotations__
+
+
 def apply(spaces, space):
     """Skip a test of a space that the script refuses."""
     if space not in spaces:
@@ -97,9 +104,9 @@ def known(S, flags):
     return {name: value for name, value in flags.items() if name in S.Args.__annotations__}
 
 
-def tiny(S):
-    """Return those flags of TINY that the script has, with their values."""
-    flags = [flag.split() for flag in TINY.split("--")[1:]]
+def tiny(S, flags=TINY):
+    """Return those of the flags in a text that the script has, with their values."""
+    flags = [flag.split() for flag in flags.split("--")[1:]]
     names = [name.removeprefix("no-").replace("-", "_") for name, *_ in flags]
     pairs = zip(names, flags, strict=True)
     kept = [flag for name, flag in pairs if name in S.Args.__annotations__]
@@ -121,7 +128,7 @@ def spaces(S, tmp_path_factory):
     found = set()
     with inside(tmp_path_factory.mktemp("spaces")):
         for space, name in SPACES.items():
-            flags = {"env_id": f"tests.probe_envs:{name}", "total_timesteps": 110, "run_dir": space}
+            flags = {"env_id": f"tests.probe_envs:{name}", "total_timesteps": 200, "run_dir": space}
             try:
                 S.main(S.Args(**known(S, LAB | flags)))
             except (Exception, SystemExit) as error:  # a script that fails is to fail in its tests

@@ -4,10 +4,11 @@ python tests/mutate.py            try 200 changes of sac_continuous.py, into res
 python tests/mutate.py --again    try survivors that are bugs on the tests as they are now
 python tests/mutate.py --report   print the table of that file
 
-Changes are drawn in networks, replay buffer, agent and main. Each is tried on test_math.py and
-test_probes.py as they run by default and on the quick tests of test_runs.py and test_bad_input.py,
-up to the first failure; one that makes a test hang is killed too. What is in the file is not tried
-twice, so that an interrupted search goes on. A survivor that is no bug gets a "why" there by hand.
+Changes are drawn in the regions networks, experience, agent and main; --unlike OTHER leaves out
+lines that script OTHER has as well. Each is tried on the tests of mathematics and test_probes.py
+as they run by default and on the quick tests of test_runs.py and test_bad_input.py, up to the
+first failure; one that makes a test hang is killed too. What is in the file is not tried twice, so
+that an interrupted search goes on. A survivor that is no bug gets a "why" there by hand.
 """
 
 import argparse
@@ -25,8 +26,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TESTS = {"test_math test_probes": "not slow", "test_runs test_bad_input": "quick"}
-PLACES = {"mlp", "TwinLinear", "Critic", "Actor", "squash", "ReplayBuffer", "Adam", "Agent", "main"}
+MATH = "test_math test_td3 test_ppo test_probes"
+TESTS = {MATH: "not slow", "test_runs test_bad_input": "quick"}
 SWAPS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult}
 SWAPS |= {ast.Pow: ast.Mult, ast.Mod: ast.FloorDiv, ast.And: ast.Or, ast.Or: ast.And}
 SWAPS |= {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq}
@@ -53,12 +54,17 @@ def changes(node):
     return [new]
 
 
-def mutants(source):
+def mutants(source, other=""):
     """Return all changes as (line, column, code before, code after, changed source)."""
-    found, module = [], ast.parse(source)
-    places = [node for node in module.body if getattr(node, "name", "") in PLACES]
+    found, module, lines = [], ast.parse(source), source.splitlines()
+    titles = [i for i, line in enumerate(lines, 1) if line.startswith("# --- ")]
+    first, plumbing = titles[3], titles[6]  # networks begins, agent ends
+    main = [node for node in module.body if getattr(node, "name", "") == "main"]
+    places = [node for node in module.body if first < node.lineno < plumbing] + main
     for holder in (node for place in places for node in ast.walk(place)):
         for field, index, node in parts(holder):
+            if lines[getattr(node, "lineno", 1) - 1] in other.splitlines():
+                continue
             alone = isinstance(node, ast.stmt)  # shown without what it stands in
             before = ast.unparse(node if alone else holder)
             for new in changes(node):
@@ -128,6 +134,7 @@ def main():
     """Try the changes that are not in the file yet, or the survivors, one per core at a time."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--script", type=Path, default=ROOT / "sac_continuous.py")
+    parser.add_argument("--unlike", type=Path, help="leave out lines that this script has, too")
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--file", type=Path, default=ROOT / "results" / "mutants.json")
@@ -143,7 +150,7 @@ def main():
         parser.exit(2, f"error: {args.file} is of another version of the script: name a new one\n")
     if test := kill(args.script, ast.unparse(ast.parse(source))):
         parser.exit(2, f"error: the unchanged script fails {test}: mend that first\n")
-    every = mutants(source)
+    every = mutants(source, args.unlike.read_text("utf-8") if args.unlike else "")
     numbers = random.Random(args.seed).sample(range(len(every)), min(args.count, len(every)))
     tried = {row["number"]: row for row in found["rows"]}
     again = [i for i, row in tried.items() if not row["killed_by"] and "why" not in row]

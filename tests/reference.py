@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import apply, known, need
+from tests.conftest import apply, known, need, on_policy
 
 B, O, A = 8, 5, 3  # noqa: E741
 
@@ -85,29 +85,57 @@ def learners(S, batch, noise):
 def arguments(S, **changes):
     quick = {"total_timesteps": 300, "learning_starts": 100, "batch_size": 32, "hidden_size": 16}
     quick |= {"buffer_size": 1000, "eval_every": 0, "capture_video": False, "threads": 1}
+    quick |= {"rollout_steps": 96}
     need(S, *(f"Args.{name}" for name in changes))
     return S.Args(**known(S, quick | {"compile": "off", "device": "cpu"}) | changes)
+
+
+def watch_buffer(S, seen, patch):
+    """Keep the replay buffer and the batches; return a function that returns its columns."""
+
+    class Buffer(S.ReplayBuffer):
+        def __init__(self, *inputs):
+            super().__init__(*inputs)
+            seen.buffer = self
+
+        def sample(self, batch_size):
+            batch = super().sample(batch_size)
+            seen.batches.append(torch.cat([column.reshape(-1) for column in batch]))
+            return batch
+
+    def columns():
+        filled = min(seen.buffer.added, len(seen.buffer.rows))
+        return [column.numpy() for column in seen.buffer.unpack(seen.buffer.rows[:filled])]
+
+    patch.setattr(S, "ReplayBuffer", Buffer)
+    return columns
+
+
+def watch_rollouts(S, seen, patch):
+    """Keep the rollouts and what is drawn from them; return a function that returns the columns."""
+    update, steps = S.Agent.update, []
+
+    def spy(agent, rollout, learn):
+        steps.extend(rollout)
+        draw = lambda index, *batch: (seen.batches.append(index), learn(index, *batch))[1]  # noqa: E731
+        return update(agent, rollout, draw)
+
+    def columns():
+        found = [np.concatenate(column) for column in zip(*steps, strict=True)]
+        return [found[i] for i in (0, 1, 3, 4, 6)]  # without logp and done
+
+    patch.setattr(S.Agent, "update", spy)
+    return columns
 
 
 @pytest.fixture
 def spied(S, spaces, monkeypatch, tmp_path):
     """Run main in an empty folder; return the agent with its buffer, the batches, rows and logs."""
     apply(spaces, "box")
-    need(S, "ReplayBuffer", "Run.log")
+    need(S, "Agent.update" if on_policy(S) else "ReplayBuffer", "Run.log")
 
     def run(**changes):
         seen = types.SimpleNamespace(batches=[], logs=[])
-
-        class Buffer(S.ReplayBuffer):
-            def __init__(self, *inputs):
-                super().__init__(*inputs)
-                seen.buffer = self
-
-            def sample(self, batch_size):
-                batch = super().sample(batch_size)
-                seen.batches.append(torch.cat([column.reshape(-1) for column in batch]))
-                return batch
-
         log = S.Run.log
 
         def spy(run, metrics, *rest):
@@ -116,13 +144,11 @@ def spied(S, spaces, monkeypatch, tmp_path):
 
         monkeypatch.chdir(tmp_path)
         with monkeypatch.context() as patch:
-            patch.setattr(S, "ReplayBuffer", Buffer)
+            columns = (watch_rollouts if on_policy(S) else watch_buffer)(S, seen, patch)
             patch.setattr(S.Run, "log", spy)
             seen.agent = S.main(arguments(S, **changes))
-        columns = [c.numpy() for c in seen.buffer.unpack(seen.buffer.rows[: len(seen.buffer)])]
-        seen.rows = dict(
-            zip(["obs", "action", "reward", "terminated", "next_obs"], columns, strict=True)
-        )
+        names = ["obs", "action", "reward", "terminated", "next_obs"]
+        seen.rows = dict(zip(names, columns(), strict=True))
         return seen
 
     return run

@@ -19,16 +19,21 @@ REFUSED = {  # the remedy: flags
     "Box|continuous": "--env-id tests.toy_envs:Discrete-v0",
     "finite low": "--env-id tests.toy_envs:Unbounded-v0; --env-id tests.toy_envs:Clipped-v0",
     "--learning-starts": "--batch-size 101; --total-timesteps 100; --total-timesteps 50",
+    "--rollout-steps": "--num-envs 5; --batch-size 33; --total-timesteps 95; --total-timesteps 50",
+    "above 1": "--batch-size 1 --rollout-steps 96",
     r"GB.*--buffer-size \d+ fits": "--buffer-size 1e12",
+    r"GB.*--rollout-steps \d+ fits": "--rollout-steps 96e10 --total-timesteps 1e12",
     "--device cpu": "--device cuda",
     "negative": "--seed -1; --threads -1; --log-every -1; --eval-every -1;"
-    "--policy-noise -1; --noise-clip nan; --exploration-noise inf",
-    "between 0 and 1": "--gamma 1.5; --gamma nan; --tau -1",
+    "--policy-noise -1; --noise-clip nan; --exploration-noise inf;"
+    "--ent-coef -1; --vf-coef nan; --target-kl -1",
+    "between 0 and 1": "--gamma 1.5; --gamma nan; --tau -1; --gae-lambda 1.5",
     "positive": "--total-timesteps 0; --num-envs 0; --buffer-size 0; --batch-size 0; --utd 0;"
     "--hidden-size 0; --alpha 0; --critic-lr 0; --actor-lr inf; --alpha-lr -1;"
-    "--eval-episodes 0; --policy-delay 0",
+    "--eval-episodes 0; --policy-delay 0; --rollout-steps 0; --update-epochs 0;"
+    "--learning-rate 0; --learning-rate inf; --clip-coef 0; --max-grad-norm 0",
     "--log-std-max": "--log-std-min 3; --log-std-min nan",
-    "finite": "--log-std-min -inf; --target-entropy nan",
+    "finite": "--log-std-min -inf; --target-entropy nan; --log-std-init nan",
     "new folder": "--run-dir used",
     "config.toml": "--config missing.toml; --config used; --config invalid.toml",
     "run folder": "--evaluate missing; --evaluate used",
@@ -67,7 +72,8 @@ def refuse(train, tmp_path, capfd):
 @pytest.mark.quick
 @pytest.mark.parametrize("flags, remedy", REFUSED)
 def test_refused(S, refuse, flags, remedy):
-    need(S, f"Args.{flags.split()[0][2:].replace('-', '_')}")
+    named = re.findall("--([a-z-]+)", f"{flags} {remedy}")
+    need(S, *(f"Args.{name.replace('-', '_')}" for name in named))
     if "cuda" in flags and torch.cuda.is_available():
         pytest.skip("CUDA is present")
     said = refuse(flags)
@@ -83,7 +89,7 @@ def test_refused_by_tyro(refuse, flags, name):
 
 @pytest.mark.quick
 def test_accepted(S, train, refuse, monkeypatch):
-    need(S, "psutil")
+    need(S, "psutil", "Args.buffer_size")
     memory = types.SimpleNamespace(available=2**33)  # the true one changes all the time
     monkeypatch.setattr(S.psutil, "virtual_memory", lambda: memory)
     wide = "--env-id tests.toy_envs:DictObs-v0 --buffer-size 1e12"  # obs 2, action 2
@@ -92,6 +98,18 @@ def test_accepted(S, train, refuse, monkeypatch):
     agent = train(f"--total-timesteps 4e2 --learning-starts=1e2 --buffer-size {fits} --run-dir run")
     assert summary("run")["global_step"] == 400 and agent.args.learning_starts == 100
     assert agent.args.buffer_size == int(fits)
+
+
+@pytest.mark.quick
+def test_a_rollout_that_fits_is_accepted(S, train, refuse, monkeypatch):
+    need(S, "psutil", "Args.rollout_steps")
+    row = 24 * (2 + 2 + 2 + 6)  # three copies of obs, next_obs, action and six numbers
+    memory = types.SimpleNamespace(available=96 * row / 0.8)
+    monkeypatch.setattr(S.psutil, "virtual_memory", lambda: memory)
+    flags = "--env-id tests.toy_envs:DictObs-v0 --total-timesteps 2e2"
+    assert "--rollout-steps 96 fits" in refuse(f"{flags} --rollout-steps 128")
+    agent = train(f"{flags} --rollout-steps=96 --run-dir run")
+    assert summary("run")["global_step"] == 200 and agent.args.rollout_steps == 96
 
 
 class Attack:
@@ -104,7 +122,7 @@ class Attack:
 def spoil(how, path):
     """Replace a model file by something else."""
     content, saved = path.read_bytes(), torch.load(path, weights_only=True)
-    saved["args"] |= {"shape": {"hidden_size": 17}, "script": {"clip_coef": 0.2}}.get(how, {})
+    saved["args"] |= {"shape": {"hidden_size": 17}, "script": {"of_another": 0.2}}.get(how, {})
     torch.save(Attack() if how == "attack" else saved, path)
     files = {"empty": b"", "text": b"not a model", "pickle": pickle.dumps(Attack())}
     files |= {"half": content[: len(content) // 2], "hole": content[:999] + content[1999:]}

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.conftest import known
 from tests.reference import learners
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,15 +44,11 @@ def scripts():
         del sys.modules[module.__name__]
 
 
-@pytest.fixture
-def sac(scripts):
-    return next(script for script in scripts if script.__name__.startswith("sac"))
-
-
 def test_glossary_has_every_metric_and_no_other(scripts, tmp_path):
     handler, lines = signal.getsignal(signal.SIGTERM), []
     for script in scripts:
-        args = script.Args("InvertedPendulum-v4", 300, learning_starts=100, batch_size=32)
+        sizes = {"learning_starts": 100, "batch_size": 32, "rollout_steps": 96}
+        args = script.Args("InvertedPendulum-v4", 300, **known(script, sizes))
         args.threads, args.compile, args.capture_video, args.eval_episodes = 1, "off", False, 1
         args.log_every, args.eval_every = 100, 150
         args.run_dir = str(tmp_path / script.__name__)
@@ -80,11 +77,13 @@ def test_flags_exist(scripts):
     assert {*re.findall(r"(?<![\w-])--([a-z][\w-]+)", README)} <= known
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("configs/sac_*.toml")), ids=lambda p: p.stem)
-def test_configs_are_accepted(sac, path):
-    args = sac.parse_args(sac.Args, ["--config", str(path), "--seed", "7"])
+@pytest.mark.parametrize("path", sorted(ROOT.glob("configs/*.toml")), ids=lambda p: p.stem)
+def test_configs_are_accepted(scripts, path):
+    method = path.stem.split("_")[0]
+    script = next(script for script in scripts if script.__name__.startswith(method))
+    args = script.parse_args(script.Args, ["--config", str(path), "--seed", "7"])
     args.check()
-    assert args.seed == 7 and args != sac.Args(config=str(path), seed=7)
+    assert args.seed == 7 and args != script.Args(config=str(path), seed=7)
 
 
 @pytest.mark.parametrize("name", ["sac", "td3"])

@@ -3,15 +3,17 @@
 `python tests/test_teeth.py` prints the table of tests/README.md.
 """
 
+import multiprocessing
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+WARM = multiprocessing.get_context("forkserver")  # its children find imported what takes long
+WARM.set_forkserver_preload("torch.utils.tensorboard gymnasium mujoco tyro imageio pytest".split())
 MATH, PROBES, RUNS = "test_math.py::test_", "test_probes.py::test_", "test_runs.py::test_"
 ADD = "buffer.add(obs, action, reward, terminated, next_obs)"
 NEXT = "obs = reset(envs, done, TRAIN, args.seed) if done.any() else next_obs"
@@ -345,13 +347,13 @@ SAC = {
         f"{MATH}t01_t08_buffer_equals_a_list_of_the_latest[1]",
     ),
     "rows that were never written are drawn": (
-        "torch.randint(len(self), ",
+        "torch.randint(filled, ",
         "torch.randint(len(self.rows), ",
         f"{MATH}sampling_is_uniform_over_what_is_filled[7]",
     ),
     "the newest row is never drawn": (
-        "torch.randint(len(self), ",
-        "torch.randint(max(1, len(self) - 1), ",
+        "torch.randint(filled, ",
+        "torch.randint(max(1, filled - 1), ",
         f"{MATH}sampling_is_uniform_over_what_is_filled[7]",
     ),
     "a batch is used twice": (
@@ -675,7 +677,338 @@ TD3 = {bug: SAC[bug] for bug in SHARED.split(",")} | {
         f"{TD3_MATH}value_is_the_lower_critic_at_the_actors_action",
     ),
 }
-MUTANTS = {"sac_continuous": SAC, "td3_continuous": TD3, "tests/tabular_q": TABULAR}
+PPO_MATH = "test_ppo.py::test_"
+GAE = f"{PPO_MATH}t05_t07_advantages_equal_the_sum_over_the_episode[True]"
+LOSS = f"{PPO_MATH}t18_t23_loss_and_gradient"
+ROLLOUTS = f"{PPO_MATH}t01_t02_t03_t08_t18_rollouts_are_true"
+PPO = {
+    # rollouts
+    "terminated is ignored": (
+        "ended = terminated if",
+        "ended = 0 * terminated if",
+        f"{PROBES}values[box-Const-0.5-2-1]",
+    ),
+    "truncation counts as termination": (
+        "ended = terminated if args.bootstrap_truncated else done",
+        "ended = done",
+        f"{PROBES}values[box-CycleTrunc-0.8-2-1]",
+    ),
+    "--no-bootstrap-truncated does nothing": (
+        "ended = terminated if args.bootstrap_truncated else done",
+        "ended = terminated",
+        f"{PPO_MATH}t05_t07_advantages_equal_the_sum_over_the_episode[False]",
+    ),
+    "next_obs is that of the reset": (
+        "rollout.append((obs, action, logp, reward, terminated, done, next_obs))\n            "
+        + NEXT,
+        "old = obs\n            " + NEXT + "\n            "
+        "rollout.append((old, action, logp, reward, terminated, done, obs))",
+        f"{PROBES}values[box-CycleTrunc-0.8-2-1]",
+    ),
+    "rewards come one step late": (
+        "            rollout.append((obs, action, logp, reward,",
+        "            late, agent.late = getattr(agent, 'late', reward), reward\n"
+        "            rollout.append((obs, action, logp, late,",
+        f"{PROBES}values[box-ObsValue-0.5-2-1]",
+    ),
+    "the action is stored cut": (
+        "rollout.append((obs, action,",
+        "rollout.append((obs, action.clip(-1, 1),",
+        f"{ROLLOUTS}[1]",
+    ),
+    "logp is of the cut action": (
+        "return mean + np.exp(log_std) * noise, logp.sum(1)",
+        "action = (mean + np.exp(log_std) * noise).clip(-1, 1)\n"
+        "        logp += 0.5 * noise**2 - 0.5 * ((action - mean) / np.exp(log_std)) ** 2\n"
+        "        return action, logp.sum(1)",
+        f"{PPO_MATH}t18_the_density_is_that_of_the_action_before_it_is_cut",
+    ),
+    "rollouts overlap": (
+        "                rollout.clear()\n",
+        "                rollout = rollout[len(rollout) // 2 :]\n",
+        f"{ROLLOUTS}[1]",
+    ),
+    "a step counts once for all environments": (
+        "run.global_step += args.num_envs",
+        "run.global_step += 1",
+        f"{ROLLOUTS}[3]",
+    ),
+    # advantages
+    "the trace is not cut at the end of an episode": (
+        "args.gae_lambda * (1 - done))",
+        "args.gae_lambda * (1 + 0 * done))",
+        GAE,
+    ),
+    "the trace is cut at termination only": (
+        "args.gae_lambda * (1 - done))",
+        "args.gae_lambda * (1 - terminated))",
+        GAE,
+    ),
+    "the trace is cut one step late": (
+        "args.gae_lambda * (1 - done))",
+        "args.gae_lambda * (1 - np.roll(done, 1, 0)))",
+        GAE,
+    ),
+    "gamma is left out of the trace": (
+        "args.gamma * args.gae_lambda * (1 - done)",
+        "args.gae_lambda * (1 - done)",
+        GAE,
+    ),
+    "gamma is left out of delta": (
+        "delta = reward + args.gamma * (1 - ended)",
+        "delta = reward + (1 - ended)",
+        f"{PROBES}values[box-Chain3-0.5-2-1]",
+    ),
+    "the sum over steps runs forwards": (
+        "for t in reversed(range(len(x))):",
+        "for t in range(len(x)):",
+        GAE,
+    ),
+    "returns are the advantages": (
+        "advantage, advantage + value, value",
+        "advantage, advantage, value",
+        f"{PROBES}values[box-Chain3-0.5-2-1]",
+    ),
+    "advantages are of the first networks with --recompute-advantages": (
+        "if epoch == 0 or self.args.recompute_advantages:",
+        "if epoch == 0:",
+        f"{PPO_MATH}advantages_are_of_the_first_networks_or_of_every_pass[True]",
+    ),
+    "advantages are always recomputed": (
+        "if epoch == 0 or self.args.recompute_advantages:",
+        "if True:",
+        f"{PPO_MATH}advantages_are_of_the_first_networks_or_of_every_pass[False]",
+    ),
+    # loss
+    "the policy gets worse": (
+        "policy_loss, value_loss = -gains.mean()",
+        "policy_loss, value_loss = gains.mean()",
+        f"{PROBES}policies[box-ObsAct-900-0.15-2-1]",
+    ),
+    "the larger of both gains counts": (
+        "torch.minimum(ratio * advantage",
+        "torch.maximum(ratio * advantage",
+        f"{LOSS}[False]",
+    ),
+    "the ratio is not clipped": (
+        "ratio.clamp(1 - clip, 1 + clip) * advantage",
+        "ratio * advantage",
+        f"{LOSS}[False]",
+    ),
+    "the ratio is clipped above only": (
+        "ratio.clamp(1 - clip, 1 + clip)",
+        "ratio.clamp(max=1 + clip)",
+        f"{LOSS}[False]",
+    ),
+    "the ratio is upside down": (
+        ".sum(-1) - logp",
+        ".sum(-1).neg() + logp",
+        f"{LOSS}[False]",
+    ),
+    "advantages are not normalised": (
+        "advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)",
+        "advantage = advantage + 0",
+        f"{LOSS}[False]",
+    ),
+    "advantages are not shifted": (
+        "(advantage - advantage.mean()) /",
+        "advantage /",
+        f"{LOSS}[False]",
+    ),
+    "returns are normalised too": (
+        "assert new_value.shape ==",
+        "returns = (returns - returns.mean()) / (returns.std() + 1e-8)\n"
+        "        assert new_value.shape ==",
+        f"{PROBES}values[box-Chain3-0.5-2-1]",
+    ),
+    "errors of values are of every pair, [B, B]": (
+        "assert new_value.shape == returns.shape == gains.shape == obs.shape[:1]",
+        "new_value = new_value[:, None]",
+        f"{PROBES}values[box-ObsValue-0.5-2-1]",
+    ),
+    "values are always clipped": (
+        ".clamp(-clip, clip) if self.args.clip_vloss else new_value",
+        ".clamp(-clip, clip)",
+        f"{LOSS}[False]",
+    ),
+    "values are never clipped": (
+        ".clamp(-clip, clip) if self.args.clip_vloss else new_value",
+        ".clamp(-clip, clip) if False else new_value",
+        f"{LOSS}[True]",
+    ),
+    "the smaller error of the clipped value counts": (
+        "errors = torch.maximum(",
+        "errors = torch.minimum(",
+        f"{LOSS}[True]",
+    ),
+    "entropy is punished": (
+        "- self.args.ent_coef * entropy",
+        "+ self.args.ent_coef * entropy",
+        f"{LOSS}[False]",
+    ),
+    "the entropy lacks a half": (
+        "0.5 * math.log(2 * math.pi * math.e)).sum()",
+        "math.log(2 * math.pi * math.e)).sum()",
+        f"{PPO_MATH}metrics_of_a_minibatch",
+    ),
+    "the density is averaged over dimensions": (
+        "math.log(2 * math.pi)).sum(-1) - logp",
+        "math.log(2 * math.pi)).mean(-1) - logp",
+        f"{PPO_MATH}t19_t30_steps_updates_and_ratios[1-10]",
+    ),
+    "the first estimator of the KL": (
+        "(ratio - 1 - log_ratio).mean()",
+        "-log_ratio.mean()",
+        f"{PPO_MATH}metrics_of_a_minibatch",
+    ),
+    # optimizer, passes
+    "gradients are not cut": (
+        "max_norm=args.max_grad_norm)",
+        "max_norm=math.inf)",
+        f"{PPO_MATH}the_step_of_the_optimizer",
+    ),
+    "each parameter's gradient is cut by itself": (
+        "gradient = gradient * (self.max_norm / (norm + 1e-6)).clamp(max=1)",
+        "gradient = gradient.clamp(-self.max_norm, self.max_norm)",
+        f"{PPO_MATH}the_step_of_the_optimizer",
+    ),
+    "small gradients are stretched": (
+        "(self.max_norm / (norm + 1e-6)).clamp(max=1)",
+        "(self.max_norm / (norm + 1e-6))",
+        f"{MATH}adam_equals_torch_adam",
+    ),
+    "Adam's eps is 1e-8": (
+        "self.lr, eps=1e-5,",
+        "self.lr,",
+        f"{PPO_MATH}the_step_of_the_optimizer",
+    ),
+    "the learning rate stays": (
+        "(1 - args.anneal * before)",
+        "(1 - 0 * before)",
+        f"{PPO_MATH}t23_the_learning_rate_falls_linearly",
+    ),
+    "the learning rate falls a rollout too early": (
+        "before = (run.global_step - args.rollout_steps)",
+        "before = run.global_step",
+        f"{PPO_MATH}t23_the_learning_rate_falls_linearly",
+    ),
+    "the compiled rate never changes": (
+        "self.opt = Adam(self.parameters(), self.lr,",
+        "self.opt = Adam(self.parameters(), args.learning_rate,",
+        f"{PPO_MATH}t23_the_learning_rate_falls_linearly",
+    ),
+    "every pass has the same order": (
+        "            order = torch.randperm(len(batch[0]), device=self.lr.device)\n",
+        "            torch.manual_seed(0)\n"
+        "            order = torch.randperm(len(batch[0]), device=self.lr.device)\n",
+        f"{PPO_MATH}t22_every_pass_uses_every_row_once_in_a_new_order",
+    ),
+    "rows are drawn with replacement": (
+        "torch.randperm(len(batch[0]), device=self.lr.device)",
+        "torch.randint(len(batch[0]), (len(batch[0]),), device=self.lr.device)",
+        f"{PPO_MATH}t22_every_pass_uses_every_row_once_in_a_new_order",
+    ),
+    "the last minibatch decides over target_kl": (
+        "torch.stack(pass_rows)[:, 0].mean()",
+        "pass_rows[-1][0]",
+        f"{PPO_MATH}t23_target_kl_ends_after_a_pass_whose_mean_is_above[0.15]",
+    ),
+    # normalisers
+    "statistics move before the updates": (
+        "        seen, rows = [], []\n",
+        "        self.obs_moments.update(np.concatenate([obs for obs, *_ in rollout]))\n"
+        "        seen, rows = [], []\n",
+        f"{PPO_MATH}t07_t20_observations_count_once_and_after_the_updates",
+    ),
+    "next observations count as well": (
+        "np.concatenate([obs for obs, *_ in rollout])",
+        "np.concatenate([x for obs, *_, after in rollout for x in (obs, after)])",
+        f"{PPO_MATH}t07_t20_observations_count_once_and_after_the_updates",
+    ),
+    "evaluation moves the statistics": (
+        "    def mean(self, obs):\n",
+        "    def mean(self, obs):\n        self.obs_moments.update(np.float64(obs))\n",
+        f"{PPO_MATH}t20_normalisers_are_saved_and_frozen_in_use",
+    ),
+    "the variance forgets that means differ": (
+        " + (1 - share) * change.square()",
+        "",
+        f"{PPO_MATH}moments_are_those_of_all_rows",
+    ),
+    "the statistics are no buffers": (
+        "self.mean, self.var, self.count = (nn.Buffer(zeros + x) for x in (0, 1, 0))",
+        "self.mean, self.var, self.count = (zeros + x for x in (0, 1, 0))",
+        f"{PPO_MATH}t20_normalisers_are_saved_and_frozen_in_use",
+    ),
+    "the running return goes on after a reset": (
+        "self.running = seen[-1] * (1 - done)",
+        "self.running = seen[-1]",
+        f"{PPO_MATH}t21_rewards_are_scaled_by_the_running_return",
+    ),
+    "the running return starts anew with each rollout": (
+        "        seen, rows = [], []\n",
+        "        seen, rows, self.running = [], [], 0.0\n",
+        f"{PPO_MATH}t21_rewards_are_scaled_by_the_running_return",
+    ),
+    "rewards are scaled by their own deviation": (
+        "self.return_moments.update(np.concatenate(seen)[:, None])",
+        "self.return_moments.update(np.concatenate([step[3] for step in rollout])[:, None])",
+        f"{PPO_MATH}t21_rewards_are_scaled_by_the_running_return",
+    ),
+    "rewards are shifted": (
+        "reward = reward / self.unit()",
+        "reward = (reward - self.return_moments.mean.item()) / self.unit()",
+        f"{PPO_MATH}rewards_are_neither_shifted_nor_scaled_twice",
+    ),
+    "scaled rewards are not cut": (
+        "reward = reward.clip(-10, 10) if args.norm_reward else reward",
+        "reward = reward + 0",
+        f"{PPO_MATH}rewards_are_neither_shifted_nor_scaled_twice",
+    ),
+    "observations are not cut": (
+        "np.sqrt(var + 1e-8)).clip(-10, 10)",
+        "np.sqrt(var + 1e-8))",
+        f"{PPO_MATH}observations_are_normalised_and_cut",
+    ),
+    "the value stays scaled": (
+        "return value * self.unit()",
+        "return value",
+        f"{PPO_MATH}value_is_in_raw_units",
+    ),
+    # networks, policy
+    "the policy starts with large actions": (
+        "dim, 0.01)",
+        "dim, 1.0)",
+        f"{PPO_MATH}networks_are_orthogonal_with_their_gains",
+    ),
+    "all environments share a draw of noise": (
+        "np.random.standard_normal(mean.shape)",
+        "np.random.standard_normal(mean.shape[1:])",
+        f"{PPO_MATH}explored_actions_follow_the_policy",
+    ),
+    "evaluation explores": (
+        "agent.act(obs))\n        done",
+        "agent.act(obs, False))\n        done",
+        f"{RUNS}load_and_evaluate",
+    ),
+    "bounds that are not symmetric are ignored": (
+        "self.low + (self.high - self.low) / 2 * (1 + action)",
+        "self.high * action",
+        f"{PPO_MATH}act_is_the_mean_within_bounds",
+    ),
+    "acting skips the second tanh": (
+        "x = np.tanh(x) @ rest[i].T + rest[i + 1]",
+        "x = (x if i else np.tanh(x)) @ rest[i].T + rest[i + 1]",
+        f"{PPO_MATH}t19_t30_steps_updates_and_ratios[1-10]",
+    ),
+    "the ends that were not seen count in the explained variance": (
+        "known = discounted_sum(done, 1 - done) > 0",
+        "known = discounted_sum(done, 1 - done) > -1",
+        f"{PPO_MATH}metrics_of_a_rollout",
+    ),
+}
+MUTANTS = {"sac_continuous": SAC, "td3_continuous": TD3, "ppo_continuous": PPO}
+MUTANTS["tests/tabular_q"] = TABULAR
 EQUIVALENT = {"sac_continuous": SAC_EQUIVALENT}
 ROWS = [(script, bug) for script, bugs in MUTANTS.items() for bug in bugs]
 
@@ -687,15 +1020,24 @@ def mutate(script, old, new):
     return source.replace(old, new)
 
 
+def run_pytest(arguments, out):
+    """Run pytest in this process, which ends with its exit code; what it prints goes to a file."""
+    with open(out, "w") as file:
+        os.dup2(file.fileno(), 1), os.dup2(file.fileno(), 2)
+    os.chdir(ROOT)
+    sys.dont_write_bytecode = True
+    sys.exit(pytest.main(arguments))
+
+
 def run(path, source, *tests):
     """Run tests on a script of that source; return pytest's exit code and what it printed."""
     path.parent.mkdir(parents=True)
     path.write_text(source, "utf-8")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-n0", "-p", "no:cacheprovider"]
-    command += ["-rs", f"--script={path}", *(f"tests/{test}" for test in tests)]
-    environ = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
-    return done.returncode, done.stdout + done.stderr
+    arguments = ["-q", "-x", "-n0", "-p", "no:cacheprovider", "-rs", f"--script={path}"]
+    arguments += [str(ROOT / "tests" / test) for test in tests]
+    child = WARM.Process(target=run_pytest, args=(arguments, path.with_suffix(".out")))
+    child.start(), child.join()
+    return child.exitcode, path.with_suffix(".out").read_text()
 
 
 def table():

@@ -1,0 +1,628 @@
+"""The mathematics of PPO against references that share no code with it.
+
+Names test_t18_... refer to known bugs of published implementations.
+"""
+
+import types
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.conftest import need
+from tests.reference import A, O, arguments, assert_gradient, forward, recorded, weights
+
+LOW, HIGH = np.float32([-1, 0, -2]), np.float32([1, 4, -0.5])
+T, N = 12, 2  # steps, environments
+
+
+@pytest.fixture
+def agent(S):
+    """An agent with a policy and values of some size, and normalisers that have seen something."""
+    need(S, "Args.rollout_steps", "Agent.compute_gae", "Agent.update_minibatch")
+    return build(S)
+
+
+def build(S, **changes):
+    torch.manual_seed(3)
+    changes = {"gamma": 0.9, "gae_lambda": 0.8, "log_std_init": -0.3, "batch_size": 8} | changes
+    agent = S.Agent(arguments(S, rollout_steps=T * N, **changes), O, LOW, HIGH)
+    with torch.no_grad():
+        for parameter in [*agent.actor.parameters(), *agent.critic.parameters()]:
+            parameter += 0.3 * torch.randn(parameter.shape)
+        agent.log_std += torch.linspace(-0.5, 0.5, A)
+    rng = np.random.default_rng(5)
+    agent.obs_moments.update(rng.normal(2, 3, (50, O)))
+    agent.return_moments.update(rng.normal(1, 4, (50, 1)))
+    return agent
+
+
+@pytest.fixture
+def rollout(agent):
+    return collect(agent)
+
+
+def collect(agent, steps=T, seed=0):
+    """Return a rollout [T] of (obs, action, logp, reward, terminated, done, next_obs), [N, ...].
+
+    Every kind of ending occurs, at the first, the last and middle steps; one episode goes on.
+    """
+    rng, found = np.random.default_rng(seed), []
+    np.random.seed(seed)
+    obs = rng.normal(2, 3, (N, O))
+    for t in range(steps):
+        action, logp = agent.explore(obs)
+        reward, next_obs = 30 * rng.normal(size=N), rng.normal(2, 3, (N, O))
+        terminated = np.array([t in (0, 5), t in (3, steps - 1)])
+        truncated = np.array([t in (2, 5), t in (7, 8, steps - 1)])  # both at (5, 0), (-1, 1)
+        done = terminated | truncated
+        found.append((obs, action, logp, reward, terminated, done, next_obs))
+        obs = np.where(done[:, None], rng.normal(2, 3, (N, O)), next_obs)
+    return found
+
+
+def column(rollout, i):
+    return np.stack([step[i] for step in rollout])
+
+
+def scaled(moments_input, obs):
+    """Normalise by the mean and deviation of all rows that the moments have seen."""
+    rows = np.concatenate(moments_input)
+    return np.clip((obs - rows.mean(0)) / rows.std(0), -10, 10)
+
+
+SEEN_OBS = [np.random.default_rng(5).normal(2, 3, (50, O))]
+
+
+def seen_returns():
+    rng = np.random.default_rng(5)
+    rng.normal(2, 3, (50, O))
+    return [rng.normal(1, 4, (50, 1))]
+
+
+def critic(agent, obs):
+    """The critic in float64 on normalised observations."""
+    return forward(agent, "critic", weights(agent, "critic"), scaled(SEEN_OBS, obs))[..., 0]
+
+
+def reference(agent, rollout, gamma=0.9, lam=0.8, bootstrap_truncated=True):
+    """Advantages [T, N] by the sum over all later steps of the episode, O(T^2); values [T, N]."""
+    obs, _, _, reward, terminated, done, next_obs = (column(rollout, i) for i in range(7))
+    reward = np.clip(reward / np.concatenate(seen_returns()).std(), -10, 10)
+    assert (abs(reward) == 10).any() and (abs(reward) < 10).any()
+    value, advantage = critic(agent, obs), np.zeros((len(rollout), N))
+    for i in range(N):
+        for t in range(len(rollout)):
+            weight = 1.0
+            for k in range(t, len(rollout)):
+                ends = terminated[k, i] if bootstrap_truncated else done[k, i]
+                later = 0 if ends else gamma * critic(agent, next_obs[k, i])
+                advantage[t, i] += weight * (reward[k, i] + later - value[k, i])
+                if done[k, i]:
+                    break
+                weight *= gamma * lam
+    return advantage, value
+
+
+# --- advantages -----------------------------------------------------------------------------------
+@pytest.mark.parametrize("bootstrap", [True, False])
+def test_t05_t07_advantages_equal_the_sum_over_the_episode(S, bootstrap):
+    """Endings at the first, last and middle steps; next_obs is the true one, normalised alike."""
+    need(S, "Args.rollout_steps", "Agent.compute_gae")
+    agent = build(S, bootstrap_truncated=bootstrap)
+    rollout = collect(agent)
+    before = {name: value.clone() for name, value in agent.state_dict().items()}
+    batch, _ = agent.compute_gae(rollout)
+    for name, value in agent.state_dict().items():
+        assert torch.equal(value, before[name]), name  # normalisers included
+    advantage, value = reference(agent, rollout, bootstrap_truncated=bootstrap)
+    obs, action, logp, *rest = (x.double().numpy() for x in batch)
+    for found, expected in zip(rest, (advantage, advantage + value, value), strict=True):
+        np.testing.assert_allclose(found, expected.ravel(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(obs, scaled(SEEN_OBS, column(rollout, 0)).reshape(-1, O), atol=1e-5)
+    np.testing.assert_allclose(action, column(rollout, 1).reshape(-1, A), rtol=1e-6)
+    np.testing.assert_allclose(logp, column(rollout, 2).ravel(), rtol=1e-5, atol=1e-6)
+    assert all(x.dtype == torch.float32 for x in batch)
+
+
+@pytest.mark.parametrize("lam", [0.0, 1.0])
+def test_lambda_from_one_step_to_the_whole_episode(S, lam):
+    need(S, "Args.gae_lambda", "Agent.compute_gae")
+    agent = build(S, gae_lambda=lam)
+    rollout = collect(agent)
+    advantage, _ = reference(agent, rollout, lam=lam)
+    found = agent.compute_gae(rollout)[0][3].numpy()
+    np.testing.assert_allclose(found, advantage.ravel(), rtol=1e-4, atol=1e-5)
+
+
+# --- loss -----------------------------------------------------------------------------------------
+def loss_of(agent, rows, clip_vloss=False, ent=0.03, vf=0.7, clip=0.2):
+    """The loss as a function of log_std, actor's and critic's parameters, in float64."""
+    obs, action, logp, advantage, returns, value = (x.double().numpy() for x in rows)
+    advantage = (advantage - advantage.mean()) / advantage.std(ddof=1)
+    names = [name for name, _ in agent.named_parameters()]
+    order = [names.index("log_std")]
+    order += [i for i, name in enumerate(names) if name.startswith("actor.")]
+    order += [i for i, name in enumerate(names) if name.startswith("critic.")]
+    assert sorted(order) == [*range(len(names))]
+
+    def loss(w):
+        log_std, actor, net = w[0], w[1:7], w[7:]
+        mean = forward(agent, "actor", actor, obs)
+        normal = torch.distributions.Normal(torch.tensor(mean), torch.tensor(np.exp(log_std)))
+        ratio = np.exp(normal.log_prob(torch.tensor(action)).sum(1).numpy() - logp)
+        new_value = forward(agent, "critic", net, obs)[:, 0]
+        total, sides = 0.0, set()
+        for i in range(len(obs)):
+            cut = min(max(ratio[i], 1 - clip), 1 + clip)
+            sides.add((ratio[i] > cut, ratio[i] < cut, advantage[i] > 0))
+            total -= min(ratio[i] * advantage[i], cut * advantage[i])
+            error = (new_value[i] - returns[i]) ** 2
+            if clip_vloss:
+                near = value[i] + min(max(new_value[i] - value[i], -clip), clip)
+                error = max(error, (near - returns[i]) ** 2)
+            total += vf * error / 2
+        assert len(sides) == 6, "the test needs ratios on all sides of the clip"
+        return total / len(obs) - ent * normal.entropy().sum(-1)[0].item()
+
+    parameters = dict(agent.named_parameters())
+    w = [parameters[names[i]].detach().double().numpy().copy() for i in order]
+    return loss, w, [names[i] for i in order]
+
+
+@pytest.mark.parametrize("clip_vloss", [False, True])
+def test_t18_t23_loss_and_gradient(S, clip_vloss):
+    """Ratios inside and outside of the clip on both sides; value clip; entropy; by brute force."""
+    need(S, "Args.rollout_steps", "Agent.update_minibatch")
+    agent = build(S, ent_coef=0.03, vf_coef=0.7, clip_vloss=clip_vloss, max_grad_norm=1e9)
+    batch, _ = agent.compute_gae(collect(agent))
+    with torch.no_grad():  # the networks have moved since
+        for parameter in agent.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape)
+    index = torch.randperm(T * N)[:20]
+    rows = [x[index] for x in batch]
+    loss, w, names = loss_of(agent, rows, clip_vloss)
+    recorded(agent.opt)
+    leaves = [name for name, _ in agent.named_parameters()]
+    metrics = agent.update_minibatch(index, *batch)
+    assert 0 < metrics["ppo/clipfrac"].item() < 1
+    assert agent.opt.loss == pytest.approx(loss(w), rel=1e-4, abs=1e-5)
+    gradient = [agent.opt.gradient[leaves.index(name)] for name in names]
+    assert_gradient(loss, w, gradient)
+
+
+def test_t18_the_density_is_that_of_the_action_before_it_is_cut(agent):
+    """Environments get what is stored, cut to [-1, 1] and scaled; logp knows of no cut."""
+    obs = np.random.default_rng(1).normal(2, 3, (500, O))
+    np.random.seed(0)
+    action, logp = agent.explore(obs)
+    assert (abs(action) > 1).mean() > 0.1 and action.shape == (500, A) and logp.shape == (500,)
+    mean = forward(agent, "actor", weights(agent, "actor"), scaled(SEEN_OBS, obs))
+    std = agent.log_std.detach().double().exp()
+    normal = torch.distributions.Normal(torch.tensor(mean), std)
+    expected = normal.log_prob(torch.tensor(action)).sum(1)
+    np.testing.assert_allclose(logp, expected, rtol=1e-4, atol=1e-4)
+    units = LOW + (np.clip(action, -1, 1) + 1) / 2 * (HIGH - LOW)
+    np.testing.assert_allclose(agent.scale(action), units, rtol=1e-5, atol=1e-6)
+
+
+def test_explored_actions_follow_the_policy(agent):
+    """Mean, deviation, and noise of every environment, dimension and step of its own."""
+    obs = np.ones((20_000, O))
+    action, _ = agent.explore(obs)
+    mean = forward(agent, "actor", weights(agent, "actor"), scaled(SEEN_OBS, obs[:1]))
+    std = agent.log_std.detach().double().exp().numpy()
+    np.testing.assert_allclose(action.mean(0), mean[0], atol=0.04)
+    np.testing.assert_allclose(action.std(0), std, rtol=0.03)
+    assert abs(np.corrcoef(action.T) - np.eye(A)).max() < 0.04
+    assert (action != agent.explore(obs)[0]).mean() > 0.99
+
+
+def test_act_is_the_mean_within_bounds(agent):
+    obs = np.random.default_rng(0).normal(size=(50, O)) * 30
+    mean = forward(agent, "actor", weights(agent, "actor"), scaled(SEEN_OBS, obs))
+    expected = LOW + (np.clip(mean, -1, 1) + 1) / 2 * (HIGH - LOW)
+    np.testing.assert_allclose(agent.act(obs), expected, rtol=1e-4, atol=1e-5)
+    action = agent.act(obs, deterministic=False)
+    assert (action >= LOW).all() and (action <= HIGH).all() and (action != agent.act(obs)).any()
+
+
+def test_value_is_in_raw_units(agent):
+    obs = np.random.default_rng(0).normal(2, 3, (7, O))
+    expected = critic(agent, obs) * np.concatenate(seen_returns()).std()
+    np.testing.assert_allclose(agent.value(obs), expected, rtol=1e-4, atol=1e-4)
+
+
+# --- networks and optimizer -----------------------------------------------------------------------
+def test_networks_are_orthogonal_with_their_gains(S):
+    """Two hidden layers of tanh, gain sqrt 2; 0.01 for the policy, 1 for the value; no biases."""
+    need(S, "Args.rollout_steps", "Agent.update_minibatch")
+    agent = S.Agent(arguments(S, log_std_init=-0.7, hidden_size=32), O, LOW, HIGH)
+    assert agent.log_std.tolist() == pytest.approx([-0.7] * A)
+    x = np.random.default_rng(0).normal(size=(4, O))
+    for part, outputs, gain in (("actor", A, 0.01), ("critic", 1, 1.0)):
+        w = weights(agent, part)
+        assert [v.shape for v in w] == [(32, O), (32,), (32, 32), (32,), (outputs, 32), (outputs,)]
+        for weight, size in zip(w[::2], [2**0.5, 2**0.5, gain], strict=True):
+            least = min(weight.shape)
+            product = weight @ weight.T if len(weight) == least else weight.T @ weight
+            np.testing.assert_allclose(product, size**2 * np.eye(least), atol=1e-5 * size)
+        assert not any(bias.any() for bias in w[1::2])
+        w = [v + 0.1 for v in w]
+        hidden = np.tanh(np.tanh(x @ w[0].T + w[1]) @ w[2].T + w[3])
+        np.testing.assert_allclose(forward(agent, part, w, x), hidden @ w[4].T + w[5])
+
+
+def test_the_step_of_the_optimizer(S):
+    """One Adam over all, its eps 1e-5, its rate lr, its gradient cut at max_grad_norm."""
+    need(S, "Args.rollout_steps", "Agent.update_minibatch")
+    agent = build(S, max_grad_norm=0.01, learning_rate=2e-3)
+    batch, _ = agent.compute_gae(collect(agent))
+    names = [name for name, _ in agent.named_parameters()]
+    old = {name: p.detach().clone() for name, p in agent.named_parameters()}
+    recorded(agent.opt)
+    norm = agent.update_minibatch(torch.arange(8), *batch)["grad/norm"].item()
+    gradient = dict(zip(names, agent.opt.gradient, strict=True))
+    whole = np.sqrt(sum(np.square(g).sum() for g in gradient.values()))
+    assert norm == pytest.approx(whole, rel=1e-4) and norm > 0.1
+    for name, p in agent.named_parameters():
+        g = gradient[name] * 0.01 / whole
+        moved = (old[name] - p.detach()).numpy()
+        np.testing.assert_allclose(moved, 2e-3 * g / (abs(g) + 1e-5), rtol=1e-2, atol=2e-6)
+
+
+# --- normalisers ----------------------------------------------------------------------------------
+def test_moments_are_those_of_all_rows(S):
+    need(S, "Moments")
+    moments, rng, rows = S.Moments(3), np.random.default_rng(0), []
+    assert (moments.mean.tolist(), moments.var.tolist()) == ([0] * 3, [1] * 3)
+    for size in (1, 7, 100, 2):
+        rows.append(rng.normal([1e4, 0, -5], [1, 0.1, 100], (size, 3)))
+        moments.update(rows[-1])
+        every = np.concatenate(rows)
+        np.testing.assert_allclose(moments.mean.numpy(), every.mean(0), rtol=1e-12)
+        np.testing.assert_allclose(moments.var.numpy(), every.var(0), rtol=1e-9, atol=1e-12)
+
+
+def test_observations_are_normalised_and_cut(S, agent):
+    obs = np.random.default_rng(1).normal(2, 60, (40, O))
+    np.testing.assert_allclose(agent.normalize(obs), scaled(SEEN_OBS, obs), rtol=1e-4, atol=1e-5)
+    assert abs(agent.normalize(obs)).max() == 10 and agent.normalize(obs).dtype == np.float32
+    assert (build(S, norm_obs=False).normalize(obs) == np.float32(obs)).all()
+
+
+def test_t21_rewards_are_scaled_by_the_running_return(S):
+    """Discounted by gamma, from reset to reset whatever the ending, on through rollouts."""
+    need(S, "Args.norm_reward", "Agent.update")
+    for norm in (True, False):
+        agent = build(S, norm_reward=norm, gamma=0.7)
+        past, every = np.zeros(N), seen_returns()
+        for seed in (0, 1):
+            rollout = collect(agent, seed=seed)
+            for _, _, _, reward, _, done, _ in rollout:
+                past = np.array([reward[i] + 0.7 * past[i] for i in range(N)])
+                every.append(past[:, None].copy())
+                past[done] = 0
+            agent.update(rollout, agent_step(agent))
+            deviation = np.concatenate(every).std() if norm else 1.0
+            assert agent.unit() == pytest.approx(deviation, rel=1e-6)
+
+
+def agent_step(agent):
+    """What main has from prepare: a step on rows of a batch that returns its metrics [M]."""
+    return lambda *inputs: torch.stack([*agent.update_minibatch(*inputs).values()])
+
+
+def test_rewards_are_neither_shifted_nor_scaled_twice(S, agent, rollout):
+    """With values of zero and lambda 0, the advantage is the scaled reward; without, the raw."""
+    for norm in (True, False):
+        agent = build(S, norm_reward=norm, gae_lambda=0.0)
+        for parameter in agent.critic.parameters():
+            nn.init.zeros_(parameter)
+        advantage = agent.compute_gae(rollout)[0][3].numpy()
+        reward = column(rollout, 3).ravel()
+        unit = np.concatenate(seen_returns()).std()
+        expected = np.clip(reward / unit, -10, 10) if norm else reward
+        np.testing.assert_allclose(advantage, expected, rtol=1e-5)
+
+
+def test_t07_t20_observations_count_once_and_after_the_updates(agent, rollout):
+    """Those acted upon, of all environments, next_obs never; all minibatches see the old ones."""
+    seen = []
+
+    def learn(index, *batch):
+        seen.append(batch[0].clone())
+        assert agent.obs_moments.count.tolist() == [50] * O
+        return agent_step(agent)(index, *batch)
+
+    old = torch.as_tensor(agent.normalize(column(rollout, 0).reshape(-1, O)))
+    agent.update(rollout, learn)
+    assert all(torch.equal(obs, old) for obs in seen)
+    every = np.concatenate([*SEEN_OBS, column(rollout, 0).reshape(-1, O)])
+    np.testing.assert_allclose(agent.obs_moments.mean.numpy(), every.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(agent.obs_moments.var.numpy(), every.var(0), rtol=1e-10)
+
+
+def test_t20_normalisers_are_saved_and_frozen_in_use(S, agent):
+    fresh = S.Agent(agent.args, O, LOW, HIGH)
+    fresh.load_state_dict(agent.state_dict())
+    obs = np.random.default_rng(0).normal(2, 30, (9, O))
+    before = {name: value.clone() for name, value in agent.state_dict().items()}
+    assert np.array_equal(fresh.act(obs), agent.act(obs))
+    assert np.array_equal(fresh.value(obs), agent.value(obs))
+    agent.act(obs, deterministic=False), agent.explore(obs)
+    assert all(torch.equal(value, before[name]) for name, value in agent.state_dict().items())
+
+
+# --- passes over a rollout ------------------------------------------------------------------------
+def test_t22_every_pass_uses_every_row_once_in_a_new_order(S):
+    need(S, "Args.update_epochs", "Agent.update")
+    agent, orders = build(S, update_epochs=5, batch_size=8), []
+
+    def learn(index, *batch):
+        assert len(index) == 8 and all(len(x) == T * N for x in batch)
+        orders.append(index.tolist())
+        return torch.zeros(3)
+
+    rows, _ = agent.update(collect(agent), learn)
+    assert len(rows) == len(orders) == 15
+    passes = [sum(orders[i : i + 3], []) for i in range(0, 15, 3)]
+    assert all(sorted(order) == [*range(T * N)] for order in passes)
+    assert len({tuple(order) for order in [*passes, range(T * N)]}) == 6
+
+
+@pytest.mark.parametrize(
+    "target, passes", [(None, 4), (0.2, 4), (0.1999, 1), (0.15, 1), (0.05, 1), (1e9, 4)]
+)
+def test_t23_target_kl_ends_after_a_pass_whose_mean_is_above(S, target, passes):
+    """Its mean over all minibatches of the pass, not that of the last one."""
+    need(S, "Args.target_kl", "Agent.update")
+    agent, calls = build(S, target_kl=target, update_epochs=4), []
+
+    def learn(index, *batch):
+        calls.append(index)
+        return torch.tensor([[0.1, 0.5, 0.0][len(calls) % 3], 0.7])  # mean 0.2, last 0.1
+
+    rows, _ = agent.update(collect(agent), learn)
+    assert len(calls) == len(rows) == 3 * passes
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_advantages_are_of_the_first_networks_or_of_every_pass(S, recompute):
+    need(S, "Args.recompute_advantages", "Agent.update")
+    agent, batches = build(S, recompute_advantages=recompute, update_epochs=3), []
+    rollout = collect(agent)
+
+    def learn(index, *batch):
+        batches.append(batch)
+        return agent_step(agent)(index, *batch)
+
+    agent.update(rollout, learn)
+    firsts = [batches[i][3] for i in (0, 3, 6)]
+    assert torch.equal(firsts[0], batches[2][3])
+    assert all(torch.equal(firsts[0], x) != recompute for x in firsts[1:])
+    for batch in batches:
+        assert torch.equal(batch[2], batches[0][2])  # logp stays that of acting
+
+
+# --- a whole run ----------------------------------------------------------------------------------
+class Drift(gym.Env):
+    """obs = (t, T) far from zero; reward = t; episodes end in all ways."""
+
+    metadata = {"render_modes": []}
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float64)
+    action_space = gym.spaces.Box(np.float32([-1, 0]), np.float32([1, 2]), dtype=np.float32)
+    got = []
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t, self.T = 0, int(self.np_random.integers(2, 9))
+        return np.array([1000.0, self.T]), {}
+
+    def step(self, action):
+        self.t += 1
+        self.got.append(action)
+        over, kind = self.t == self.T, self.T % 3
+        obs = np.array([1000.0 + self.t, self.T])
+        return obs, float(self.t), over and kind != 1, over and kind != 0, {}
+
+
+gym.register("Drift-v0", Drift)
+
+
+@pytest.fixture
+def run(S, spaces, tmp_path, monkeypatch):
+    """Run main on Drift; return the agent, the rollouts it learned from, and what was logged."""
+    need(S, "Args.rollout_steps", "Agent.update", "prepare")
+    monkeypatch.chdir(tmp_path)
+
+    def run(**changes):
+        seen = types.SimpleNamespace(rollouts=[], rates=[], logs=[], rows=[])
+        update, log = S.Agent.update, S.Run.log
+        Drift.got.clear()
+
+        def spy(agent, rollout, learn):
+            seen.rollouts.append([*rollout])
+            seen.rates.append(agent.opt.lr.item())
+            found = update(agent, rollout, learn)
+            seen.rows.append(found[0])
+            return found
+
+        def spy_log(run, metrics, *rest):
+            row = {"global_step": run.global_step, "updates": run.updates}
+            seen.logs.append(row | {k: float(v) for k, v in metrics.items()})
+            return log(run, metrics, *rest)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(S.Agent, "update", spy)
+            patch.setattr(S.Run, "log", spy_log)
+            changes = {"rollout_steps": 96, "batch_size": 32, "log_every": 96} | changes
+            args = arguments(S, env_id="Drift-v0", total_timesteps=300, **changes)
+            seen.agent = S.main(args)
+        seen.got = np.array(Drift.got).reshape(-1, args.num_envs, 2)
+        return seen
+
+    return run
+
+
+@pytest.mark.parametrize("envs", [1, 3])
+def test_t01_t02_t03_t08_t18_rollouts_are_true(run, envs):
+    """Every row is a real step of t to t + 1, none is missing, and logp is that of acting."""
+    seen = run(num_envs=envs)
+    assert [len(rollout) for rollout in seen.rollouts] == [96 // envs] * 3
+    steps = [step for rollout in seen.rollouts for step in rollout]
+    obs, action, logp, reward, terminated, done, next_obs = (column(steps, i) for i in range(7))
+    assert (next_obs == obs + [1, 0]).all() and (reward == next_obs[..., 0] - 1000).all()
+    over, kind = reward == obs[..., 1], obs[..., 1] % 3
+    assert (done == over).all() and over.sum() > 30
+    assert (terminated == (over & (kind != 1))).all() and (done & ~terminated).any()
+    assert (obs[1:] == next_obs[:-1])[~over[:-1]].all()
+    assert (obs[1:, :, 0] == 1000)[over[:-1]].all()
+    clipped = np.clip(action, -1, 1) + [0, 1]
+    np.testing.assert_allclose(seen.got[: len(steps)], clipped, atol=1e-6)
+    assert (abs(action) > 1).mean() > 0.1 and logp.shape == (len(steps), envs)
+
+
+@pytest.mark.parametrize("envs, epochs", [(1, 10), (3, 2)])
+def test_t19_t30_steps_updates_and_ratios(run, envs, epochs):
+    """Nothing has changed in a rollout's first minibatch; the last, partial rollout is left out."""
+    seen = run(num_envs=envs, update_epochs=epochs)
+    last = seen.logs[-1]
+    assert last["global_step"] == 300 and last["updates"] == 3 * 3 * epochs
+    assert seen.agent.opt.square_seen.item() == pytest.approx(1 - 0.999 ** (9 * epochs), rel=1e-4)
+    logged = [row for row in seen.logs if "ppo/ratio_first_mb" in row]
+    assert [row["global_step"] for row in logged] == [96, 192, 288]
+    for rows, row in zip(seen.rows, logged, strict=True):
+        assert row["ppo/ratio_first_mb"] == pytest.approx(rows[0][1].item())
+        assert row["ppo/ratio_first_mb"] < 1e-5
+        assert abs(rows[0][0]) < 1e-6 < rows[-1][1]
+        assert row["ppo/approx_kl"] == pytest.approx(torch.stack(rows)[:, 0].mean().item())
+
+
+def test_t23_the_learning_rate_falls_linearly(run):
+    """From its first value to what is left of the run when the last rollout began."""
+    seen = run(learning_rate=1e-3, log_every=96)
+    assert seen.rates == pytest.approx([1e-3 * (1 - 96 * k / 300) for k in range(3)])
+    logged = [row["charts/learning_rate"] for row in seen.logs if "charts/learning_rate" in row]
+    assert logged == pytest.approx(seen.rates)
+    assert run(learning_rate=1e-3, anneal=False, run_dir="b").rates == pytest.approx([1e-3] * 3)
+
+
+def test_t20_observations_are_counted_once_in_a_run(run):
+    seen = run(num_envs=3)
+    every = np.concatenate([step[0] for rollout in seen.rollouts for step in rollout])
+    assert len(every) == 288
+    moments = seen.agent.obs_moments
+    np.testing.assert_allclose(moments.mean.numpy(), every.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(moments.var.numpy(), every.var(0), rtol=1e-8)
+
+
+def test_rows_without_a_rollout_are_logged(run):
+    """Rows between two rollouts say nothing of learning, nor repeat what was said."""
+    logs = [row for row in run(log_every=32).logs if "charts/SPS" in row]
+    assert [row["global_step"] for row in logs] == [*range(32, 300, 32), 300]
+    told = [row["global_step"] for row in logs if "losses/value_loss" in row]
+    assert told == [row["global_step"] for row in logs if "ppo/adv_mean" in row] == [96, 192, 288]
+
+
+# --- metrics --------------------------------------------------------------------------------------
+def test_metrics_of_a_minibatch(S):
+    """Each against its formula in the README's glossary, in NumPy."""
+    need(S, "Args.rollout_steps", "Agent.update_minibatch")
+    agent = build(S)
+    batch, _ = agent.compute_gae(collect(agent))
+    with torch.no_grad():
+        for parameter in agent.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape)
+    index = torch.tensor([3, 0, 17, 9, 23, 12, 5, 8])
+    obs, action, logp, advantage, returns, _ = (x[index].double().numpy() for x in batch)
+    log_std = agent.log_std.detach().double().numpy().copy()
+    mean = forward(agent, "actor", weights(agent, "actor"), obs)
+    normal = torch.distributions.Normal(torch.tensor(mean), torch.tensor(np.exp(log_std)))
+    ratio = np.exp(normal.log_prob(torch.tensor(action)).sum(1).numpy() - logp)
+    value = forward(agent, "critic", weights(agent, "critic"), obs)[:, 0]
+    advantage = (advantage - advantage.mean()) / advantage.std(ddof=1)
+    found = agent.update_minibatch(index, *batch)
+    expected = {
+        "ppo/approx_kl": (ratio - 1 - np.log(ratio)).mean(),
+        "ppo/ratio_gap": abs(ratio - 1).max(),
+        "ppo/clipfrac": (abs(ratio - 1) > 0.2).mean(),
+        "losses/policy_loss": -np.minimum(
+            ratio * advantage, np.clip(ratio, 0.8, 1.2) * advantage
+        ).mean(),
+        "losses/value_loss": np.square(value - returns).mean() / 2,
+        "policy/entropy": normal.entropy().sum(1)[0].item(),
+        "policy/log_std": log_std.mean(),
+        "charts/learning_rate": 3e-4,
+    }
+    assert found.keys() == expected.keys() | {"grad/norm"}
+    assert [*found][:2] == ["ppo/approx_kl", "ppo/ratio_gap"]  # update reads them by place
+    for name, number in expected.items():
+        assert found[name].item() == pytest.approx(number, rel=1e-4, abs=1e-5), name
+        assert found[name].shape == () and not found[name].requires_grad
+
+
+def test_metrics_of_a_rollout(agent, rollout):
+    """Explained variance is that of what an episode that ended still gave, discounted."""
+    obs, _, _, reward, _, done, _ = (column(rollout, i) for i in range(7))
+    _, found = agent.compute_gae(rollout)
+    advantage, value = reference(agent, rollout)
+    scaled_reward = np.clip(reward / np.concatenate(seen_returns()).std(), -10, 10)
+    seen, errors = [], []
+    for i in range(N):
+        for t in range(T):
+            ends = [k for k in range(t, T) if done[k, i]]
+            if ends:
+                later = range(t, ends[0] + 1)
+                seen.append(sum(0.9 ** (k - t) * scaled_reward[k, i] for k in later))
+                errors.append(seen[-1] - value[t, i])
+    expected = {"ppo/explained_var_mc": 1 - np.var(errors) / np.var(seen)}
+    for name, x in {"env/obs": obs, "env/reward": reward, "ppo/adv": advantage}.items():
+        expected |= {f"{name}_mean": x.mean(), f"{name}_sd": x.std()}
+        expected |= {f"{name}_min": x.min(), f"{name}_max": x.max()}
+    assert found.keys() == expected.keys()
+    for name, number in expected.items():
+        assert found[name].item() == pytest.approx(number, rel=1e-4, abs=1e-5), name
+    endless = [(*step[:4], 0 * step[4], 0 * step[5], step[6]) for step in rollout]
+    assert "ppo/explained_var_mc" not in agent.compute_gae(endless)[1]
+
+
+# --- compiled and plain ---------------------------------------------------------------------------
+def test_failed_compilation_falls_back_to_the_plain_update(S, monkeypatch, capsys):
+    need(S, "prepare", "Args.rollout_steps", "Agent.update_minibatch")
+
+    def fail(*inputs):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(S.torch, "compile", lambda *inputs, **options: fail)
+    agent = build(S, compile="on")
+    batch, _ = agent.compute_gae(collect(agent))
+    names, learn = S.prepare(agent, "update_minibatch", torch.arange(8), *batch)
+    assert learn(torch.arange(8), *batch).shape == (len(names),)
+    assert agent.args.compile == "off"
+    assert "warning: compilation of update_minibatch is off" in capsys.readouterr().out
+
+
+def test_t36_compiled_and_plain_updates_agree(S):
+    """Largest difference of any parameter after 30 steps; the trial changes nothing."""
+    need(S, "prepare", "Args.rollout_steps", "Agent.update_minibatch")
+    states = []
+    for compile in ("off", "on"):
+        agent = build(S, compile=compile, ent_coef=0.01)
+        rollout = collect(agent)
+        batch, _ = agent.compute_gae(rollout)
+        start = {name: value.clone() for name, value in agent.state_dict().items()}
+        _, learn = S.prepare(agent, "update_minibatch", torch.arange(8), *batch)
+        assert agent.args.compile == compile, "compilation failed"
+        for name, value in agent.state_dict().items():
+            assert torch.equal(value, start[name]), name
+        torch.manual_seed(0)
+        for rate in (1e-3, 5e-4):  # a rate that changes is no constant of the compiled code
+            agent.lr.fill_(rate)
+            agent.update(rollout, learn)
+        states.append({n: p.detach().clone() for n, p in agent.named_parameters()})
+    moved = max((states[0][n] - start[n]).abs().max().item() for n in states[0])
+    gap = max((states[0][n] - states[1][n]).abs().max().item() for n in states[0])
+    assert gap < 1e-5 < 1e-3 < moved
