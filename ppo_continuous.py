@@ -2,8 +2,8 @@
 """Proximal Policy Optimization (PPO-clip, arXiv 1707.06347) with GAE (arXiv 1506.02438).
 
 The agent acts for rollout_steps transitions, then learns from them alone, in update_epochs passes
-over shuffled minibatches. Observations are shifted by their mean and divided by their deviation, of
-all rollouts before, rewards divided by that of the running discounted return; both are cut at 10.
+over shuffled minibatches. Observations are shifted by the mean and divided by the deviation of all
+rollouts before, rewards divided by that of running discounted returns; both are cut at 10.
 
 (1) action = actor(obs) + exp(log_std) * noise, noise ~ N(0, 1); environments get it cut to [-1, 1]
     logp = sum over dimensions of log N(action; actor(obs), exp(log_std))
@@ -14,7 +14,7 @@ all rollouts before, rewards divided by that of the running discounted return; b
 (5) policy_loss = -mean(min(ratio * advantage, clip(ratio, 1 - c, 1 + c) * advantage)) c = clip_coef
 (6) value_loss = mean((critic(obs) - returns)^2) / 2
 (7) loss = policy_loss + vf_coef * value_loss - ent_coef * entropy, its gradient cut in norm
-Differs from the paper: normalised observations, rewards and advantages, cut gradients, lr to 0.
+Differs from the paper: normalised observations, rewards, advantages; cut gradients; falling rate.
 
 python ppo_continuous.py --env-id Hopper-v4
 python ppo_continuous.py --env-id InvertedPendulum-v4 --total-timesteps 50000
@@ -67,8 +67,8 @@ class Args:
     update_epochs: int = 10  # passes over a rollout
     batch_size: int = 64  # transitions per update
     hidden_size: int = 64  # units in each of the two hidden layers
-    norm_obs: bool = True  # normalise observations
-    norm_reward: bool = True  # scale rewards
+    norm_obs: bool = True  # normalise observations, cut at 10
+    norm_reward: bool = True  # divide rewards by the deviation of returns, cut at 10
     log_std_init: float = 0.0  # (1) initial log_std
     gamma: float = 0.99  # (2) discount per step
     bootstrap_truncated: bool = True  # (2) with --no-..., truncation counts as termination
@@ -80,7 +80,7 @@ class Args:
     vf_coef: float = 0.5  # (7) weight of the value loss
     max_grad_norm: float = 0.5  # (7) largest norm of a gradient
     learning_rate: float = 3e-4  # (7) Adam's step size
-    anneal: bool = True  # (7) lower the step size linearly, to 0 at the end
+    anneal: bool = True  # (7) lower the step size linearly, towards 0 at the end
     target_kl: float | None = None  # no further pass after one with a mean approx_kl above this
     # run
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: CUDA if present, for PPO the CPU
@@ -101,8 +101,9 @@ class Args:
         positive = "total_timesteps num_envs rollout_steps update_epochs batch_size hidden_size "
         for name in (positive + "clip_coef max_grad_norm learning_rate eval_episodes").split():
             require(0 < getattr(self, name) < math.inf, name, "must be positive")
-        for name in ["ent_coef", "vf_coef", "target_kl"]:
-            require(0 <= (getattr(self, name) or 0) < math.inf, name, "must not be negative")
+        for name in ["ent_coef", "vf_coef"]:
+            require(0 <= getattr(self, name) < math.inf, name, "must not be negative")
+        require(self.target_kl is None or self.target_kl > 0, "target_kl", "must be positive")
         for name in ["gamma", "gae_lambda"]:
             require(0 <= getattr(self, name) <= 1, name, "must be between 0 and 1")
         for name in ["seed", "log_every", "eval_every", "threads"]:
@@ -136,7 +137,7 @@ class Moments(nn.Module):
 
     def update(self, rows):
         """Take in an array [B, D]; variances merge as in Chan, Golub and LeVeque (1983)."""
-        rows = torch.as_tensor(rows, device=self.mean.device)
+        rows = torch.as_tensor(rows, dtype=torch.float64, device=self.mean.device)
         self.count += len(rows)
         share, change = len(rows) / self.count, rows.mean(0) - self.mean
         self.var.lerp_(rows.var(0, correction=0) + (1 - share) * change.square(), share)
@@ -192,8 +193,8 @@ class Agent(nn.Module):
         self.log_std = nn.Parameter(torch.full((dim,), args.log_std_init))
         self.obs_moments, self.return_moments = Moments(obs_dim), Moments(1)
         self.running = 0.0  # discounted return [N] since each episode's reset
-        self.lr = nn.Buffer(torch.tensor(args.learning_rate))
         self.to(device)
+        self.lr = nn.Buffer(torch.tensor(args.learning_rate, device=device))
         self.acting = [*self.actor.parameters()]  # listed once, since listing them takes time
         self.opt = Adam(self.parameters(), self.lr, eps=1e-5, max_norm=args.max_grad_norm)
 
@@ -213,7 +214,7 @@ class Agent(nn.Module):
         action = np.float32(action).reshape(-1, *self.low.shape).clip(-1, 1)
         return np.minimum(self.low + (self.high - self.low) / 2 * (1 + action), self.high)
 
-    def mean(self, obs):
+    def policy_mean(self, obs):
         """Return the actor's output [N, A] for obs [N, O], in NumPy, faster for a few rows."""
         first, bias, *rest = (x.detach().cpu().numpy() for x in self.acting)
         x = self.normalize(obs) @ first.T + bias
@@ -223,21 +224,21 @@ class Agent(nn.Module):
 
     def explore(self, obs):
         """Sample actions [N, A] for obs [N, O]; return them, not cut, and their logp [N]."""
-        mean, log_std = self.mean(obs), self.log_std.detach().cpu().numpy()
+        mean, log_std = self.policy_mean(obs), self.log_std.detach().cpu().numpy()
         noise = np.random.standard_normal(mean.shape)
         logp = -0.5 * noise**2 - log_std - 0.5 * math.log(2 * math.pi)
         return mean + np.exp(log_std) * noise, logp.sum(1)  # (1)
 
     def act(self, obs, deterministic=True):
         """Choose actions [N, *action shape] in the environment's units for obs [N, O]."""
-        return self.scale(self.mean(obs) if deterministic else self.explore(obs)[0])
+        return self.scale(self.policy_mean(obs) if deterministic else self.explore(obs)[0])
 
     def value(self, obs):
         """Estimate the return [N] from obs [N, O], in units of the raw reward."""
         value = self.critic(self.tensor(self.normalize(obs))).squeeze(-1).detach().cpu().numpy()
-        return value * self.unit()
+        return value * self.reward_scale()
 
-    def unit(self):
+    def reward_scale(self):
         """Return what rewards are divided by."""
         return self.return_moments.var.add(1e-8).sqrt().item() if self.args.norm_reward else 1.0
 
@@ -250,7 +251,7 @@ class Agent(nn.Module):
         value, next_value = (self.critic(x).squeeze(-1).cpu().numpy() for x in inputs)
         metrics = describe("env/obs", self.tensor(obs))
         metrics |= describe("env/reward", self.tensor(reward))
-        reward = reward / self.unit()
+        reward = reward / self.reward_scale()
         reward = reward.clip(-10, 10) if args.norm_reward else reward
         ended = terminated if args.bootstrap_truncated else done
         delta = reward + args.gamma * (1 - ended) * next_value - value  # (2)
@@ -259,9 +260,10 @@ class Agent(nn.Module):
         batch = [column.flatten(0, 1) for column in (inputs[0], *map(self.tensor, columns))]
         metrics |= describe("ppo/adv", batch[3])
         known = discounted_sum(done, 1 - done) > 0  # the end of the episode was seen
-        seen = discounted_sum(reward, args.gamma * (1 - done))[known]  # without what a limit cut
-        if len(seen):
-            unexplained = (seen - value[known]).var() / (seen.var() + 1e-8)
+        tail = args.gamma * done * (1 - ended) * next_value  # what a time limit cut off
+        outcome = discounted_sum(reward + tail, args.gamma * (1 - done))[known]
+        if known.any() and outcome.var() > 1e-8:
+            unexplained = (outcome - value[known]).var() / outcome.var()
             metrics["ppo/explained_var_mc"] = self.tensor(1 - unexplained)
         return batch, metrics
 
@@ -276,8 +278,10 @@ class Agent(nn.Module):
         gains = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
         new_value = self.critic(obs).squeeze(-1)
         assert new_value.shape == returns.shape == gains.shape == obs.shape[:1]
-        near = value + (new_value - value).clamp(-clip, clip) if self.args.clip_vloss else new_value
-        errors = torch.maximum((new_value - returns).square(), (near - returns).square())
+        errors = (new_value - returns).square()
+        if self.args.clip_vloss:
+            value_clipped = value + (new_value - value).clamp(-clip, clip)
+            errors = torch.maximum(errors, (value_clipped - returns).square())
         policy_loss, value_loss = -gains.mean(), errors.mean() / 2  # (5), (6)
         entropy = (log_std + 0.5 * math.log(2 * math.pi * math.e)).sum()
         loss = policy_loss + self.args.vf_coef * value_loss - self.args.ent_coef * entropy  # (7)
@@ -619,7 +623,7 @@ def main(args):
         run.clock("update")
         if args.eval_every:
             run.evaluate(eval_envs)
-        obs, rollout = reset(envs, np.ones(args.num_envs, bool), TRAIN, args.seed), []
+        obs, rollout = reset(envs, np.ones(args.num_envs, bool), TRAIN, args.seed), []  # T steps
         rows, latest = [], ([], [])
         while run.global_step < args.total_timesteps:
             action, logp = agent.explore(obs)

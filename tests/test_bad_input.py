@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import finish, need, summary
+from tests.conftest import SCRIPTS, finish, need, summary
 
 REFUSED = {  # the remedy: flags
     "Did you mean: `Hopper`": "--env-id Hoper-v4",
@@ -26,12 +26,13 @@ REFUSED = {  # the remedy: flags
     "--device cpu": "--device cuda",
     "negative": "--seed -1; --threads -1; --log-every -1; --eval-every -1;"
     "--policy-noise -1; --noise-clip nan; --exploration-noise inf;"
-    "--ent-coef -1; --vf-coef nan; --target-kl -1",
+    "--ent-coef -1; --vf-coef nan",
     "between 0 and 1": "--gamma 1.5; --gamma nan; --tau -1; --gae-lambda 1.5",
     "positive": "--total-timesteps 0; --num-envs 0; --buffer-size 0; --batch-size 0; --utd 0;"
     "--hidden-size 0; --alpha 0; --critic-lr 0; --actor-lr inf; --alpha-lr -1;"
     "--eval-episodes 0; --policy-delay 0; --rollout-steps 0; --update-epochs 0;"
-    "--learning-rate 0; --learning-rate inf; --clip-coef 0; --max-grad-norm 0",
+    "--learning-rate 0; --learning-rate inf; --clip-coef 0; --max-grad-norm 0;"
+    "--target-kl 0; --target-kl nan",
     "--log-std-max": "--log-std-min 3; --log-std-min nan",
     "finite": "--log-std-min -inf; --target-entropy nan; --log-std-init nan",
     "new folder": "--run-dir used",
@@ -79,6 +80,13 @@ def test_refused(S, refuse, flags, remedy):
     said = refuse(flags)
     assert re.fullmatch(rf"error: {flags.split()[0]} .*({remedy}).*\n", said)
     assert said.lower().count("did you mean") < 2
+
+
+@pytest.mark.quick
+def test_every_flag_named_here_is_one_of_ours():
+    source = "".join(path.read_text("utf-8") for path in SCRIPTS)
+    for name in re.findall("--([a-z-]+)", " ".join(f"{f} {remedy}" for f, remedy in REFUSED)):
+        assert f"    {name.replace('-', '_')}: " in source, name
 
 
 @pytest.mark.quick

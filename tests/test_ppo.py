@@ -274,14 +274,16 @@ def test_the_step_of_the_optimizer(S):
 
 
 # --- normalisers ----------------------------------------------------------------------------------
-def test_moments_are_those_of_all_rows(S):
+@pytest.mark.parametrize("kind", [np.float64, np.float32, np.int64])
+def test_moments_are_those_of_all_rows(S, kind):
+    """In float64, whatever comes in."""
     need(S, "Moments")
     moments, rng, rows = S.Moments(3), np.random.default_rng(0), []
     assert (moments.mean.tolist(), moments.var.tolist()) == ([0] * 3, [1] * 3)
     for size in (1, 7, 100, 2):
-        rows.append(rng.normal([1e4, 0, -5], [1, 0.1, 100], (size, 3)))
+        rows.append(rng.normal([1e4, 0, -5], [1, 0.1, 100], (size, 3)).astype(kind))
         moments.update(rows[-1])
-        every = np.concatenate(rows)
+        every = np.concatenate(rows).astype(np.float64)
         np.testing.assert_allclose(moments.mean.numpy(), every.mean(0), rtol=1e-12)
         np.testing.assert_allclose(moments.var.numpy(), every.var(0), rtol=1e-9, atol=1e-12)
 
@@ -307,7 +309,7 @@ def test_t21_rewards_are_scaled_by_the_running_return(S):
                 past[done] = 0
             agent.update(rollout, agent_step(agent))
             deviation = np.concatenate(every).std() if norm else 1.0
-            assert agent.unit() == pytest.approx(deviation, rel=1e-6)
+            assert agent.reward_scale() == pytest.approx(deviation, rel=1e-6)
 
 
 def agent_step(agent):
@@ -354,6 +356,22 @@ def test_t20_normalisers_are_saved_and_frozen_in_use(S, agent):
     assert np.array_equal(fresh.value(obs), agent.value(obs))
     agent.act(obs, deterministic=False), agent.explore(obs)
     assert all(torch.equal(value, before[name]) for name, value in agent.state_dict().items())
+
+
+def test_a_model_has_the_same_names_on_every_device(S, agent):
+    """So that what a GPU trained can be loaded on a CPU; meta is a device that is always there."""
+    other = S.Agent(agent.args, O, LOW, HIGH, "meta")
+    assert [*other.state_dict()] == [*agent.state_dict()]
+
+
+def test_a_probe_with_normalisers(learn, S, spaces):
+    """Values are in raw units although observations and rewards were normalised to learn them."""
+    need(S, "Args.norm_obs", "Args.norm_reward")
+    agent = learn(
+        "CycleTrunc", 2400, gamma=0.8, num_envs=2, seed=1, norm_obs=True, norm_reward=True
+    )
+    values = [0.867, 1.084, 1.355, 1.694]  # see PROBES of test_probes.py
+    np.testing.assert_allclose(agent.value(np.eye(4)), values, atol=0.05)
 
 
 # --- passes over a rollout ------------------------------------------------------------------------
@@ -519,6 +537,14 @@ def test_t20_observations_are_counted_once_in_a_run(run):
     np.testing.assert_allclose(moments.var.numpy(), every.var(0), rtol=1e-8)
 
 
+def test_a_row_is_the_mean_over_the_rollouts_since_the_last(run):
+    seen = run(log_every=192)
+    logs = [row for row in seen.logs if "losses/value_loss" in row]
+    assert [row["global_step"] for row in logs] == [192, 300]
+    for row, rows in zip(logs, (seen.rows[0] + seen.rows[1], seen.rows[2]), strict=True):
+        assert row["ppo/approx_kl"] == pytest.approx(torch.stack(rows)[:, 0].mean().item())
+
+
 def test_rows_without_a_rollout_are_logged(run):
     """Rows between two rollouts say nothing of learning, nor repeat what was said."""
     logs = [row for row in run(log_every=32).logs if "charts/SPS" in row]
@@ -566,7 +592,7 @@ def test_metrics_of_a_minibatch(S):
 
 def test_metrics_of_a_rollout(agent, rollout):
     """Explained variance is that of what an episode that ended still gave, discounted."""
-    obs, _, _, reward, _, done, _ = (column(rollout, i) for i in range(7))
+    obs, _, _, reward, terminated, done, next_obs = (column(rollout, i) for i in range(7))
     _, found = agent.compute_gae(rollout)
     advantage, value = reference(agent, rollout)
     scaled_reward = np.clip(reward / np.concatenate(seen_returns()).std(), -10, 10)
@@ -575,8 +601,11 @@ def test_metrics_of_a_rollout(agent, rollout):
         for t in range(T):
             ends = [k for k in range(t, T) if done[k, i]]
             if ends:
-                later = range(t, ends[0] + 1)
+                later, end = range(t, ends[0] + 1), ends[0]
                 seen.append(sum(0.9 ** (k - t) * scaled_reward[k, i] for k in later))
+                if not terminated[end, i]:  # cut: what the critic says of the rest
+                    rest = critic(agent, next_obs[end, i])
+                    seen[-1] += 0.9 ** (end + 1 - t) * rest
                 errors.append(seen[-1] - value[t, i])
     expected = {"ppo/explained_var_mc": 1 - np.var(errors) / np.var(seen)}
     for name, x in {"env/obs": obs, "env/reward": reward, "ppo/adv": advantage}.items():
@@ -587,6 +616,10 @@ def test_metrics_of_a_rollout(agent, rollout):
         assert found[name].item() == pytest.approx(number, rel=1e-4, abs=1e-5), name
     endless = [(*step[:4], 0 * step[4], 0 * step[5], step[6]) for step in rollout]
     assert "ppo/explained_var_mc" not in agent.compute_gae(endless)[1]
+    nothing = [
+        (*step[:3], 0 * step[3], True | step[4], True | step[5], step[6]) for step in rollout
+    ]
+    assert "ppo/explained_var_mc" not in agent.compute_gae(nothing)[1]  # no variance to explain
 
 
 # --- compiled and plain ---------------------------------------------------------------------------

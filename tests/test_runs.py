@@ -198,7 +198,7 @@ def test_untracked_run_is_the_same(hopper, launch, S, tmp_path):
     assert {path.name for path in (tmp_path / "b").iterdir()} == FILES
 
 
-def test_evaluate_as_a_user(hopper, launch, tmp_path):
+def test_evaluate_as_a_user(hopper, S, launch, tmp_path):
     for name in ("model.pt", "config.toml"):
         (tmp_path / "a" / "videos").mkdir(parents=True, exist_ok=True)
         (tmp_path / "a" / name).write_bytes((hopper / name).read_bytes())
@@ -207,6 +207,11 @@ def test_evaluate_as_a_user(hopper, launch, tmp_path):
     )
     assert code == 0, err
     found = dict(re.findall(r"'(eval/\w+)': ([-\d.]+)", out))
+    agent = S.Agent.load(hopper)  # another process, whose normalisers are those of the file
+    here = S.evaluate(agent, S.make_envs("Hopper-v4", 3, 5)[0], (S.EVALUATE, 5, 10**6))
+    assert float(found["eval/return_mean"]) == pytest.approx(
+        float(here["eval/return_mean"]), rel=1e-3
+    )
     assert {"eval/return_mean", "eval/return_sd", "eval/length_mean"} <= found.keys()
     assert 0 < float(found["eval/return_min"]) < float(found["eval/return_max"])
     assert len(imageio.imread(tmp_path / out.split()[-1])) > 2
@@ -366,7 +371,11 @@ def test_defaults_of_a_run(train, S, monkeypatch):
     if on_policy(S):
         few = "--num-envs 48 --rollout-steps 100800 --batch-size 50400 --update-epochs 1"
         total = 100_800
+    told, resolve = [], S.resolve
+    monkeypatch.setattr(S, "resolve", lambda *rest: (told.append(rest[1:4]), resolve(*rest))[1])
     agent = train(f"--total-timesteps {total} {few} --capture-video --run-dir run")
+    others = "cuda", 10_000, "buffer_size"  # device of auto, steps from which compiling pays
+    assert told == [("cpu", 100_000, "rollout_steps") if on_policy(S) else others]
     assert agent.args.compile == "on" and tried
     assert len(filmed) == total / 150 + 1  # TINY says --eval-every 150
     assert sum(map(bool, filmed)) == total / 1200 + 1

@@ -827,13 +827,13 @@ PPO = {
         f"{PROBES}values[box-ObsValue-0.5-2-1]",
     ),
     "values are always clipped": (
-        ".clamp(-clip, clip) if self.args.clip_vloss else new_value",
-        ".clamp(-clip, clip)",
+        "if self.args.clip_vloss:",
+        "if True:",
         f"{LOSS}[False]",
     ),
     "values are never clipped": (
-        ".clamp(-clip, clip) if self.args.clip_vloss else new_value",
-        ".clamp(-clip, clip) if False else new_value",
+        "if self.args.clip_vloss:",
+        "if False:",
         f"{LOSS}[True]",
     ),
     "the smaller error of the clipped value counts": (
@@ -926,8 +926,8 @@ PPO = {
         f"{PPO_MATH}t07_t20_observations_count_once_and_after_the_updates",
     ),
     "evaluation moves the statistics": (
-        "    def mean(self, obs):\n",
-        "    def mean(self, obs):\n        self.obs_moments.update(np.float64(obs))\n",
+        "    def policy_mean(self, obs):\n",
+        "    def policy_mean(self, obs):\n        self.obs_moments.update(np.float64(obs))\n",
         f"{PPO_MATH}t20_normalisers_are_saved_and_frozen_in_use",
     ),
     "the variance forgets that means differ": (
@@ -956,8 +956,8 @@ PPO = {
         f"{PPO_MATH}t21_rewards_are_scaled_by_the_running_return",
     ),
     "rewards are shifted": (
-        "reward = reward / self.unit()",
-        "reward = (reward - self.return_moments.mean.item()) / self.unit()",
+        "reward = reward / self.reward_scale()",
+        "reward = (reward - self.return_moments.mean.item()) / self.reward_scale()",
         f"{PPO_MATH}rewards_are_neither_shifted_nor_scaled_twice",
     ),
     "scaled rewards are not cut": (
@@ -970,8 +970,24 @@ PPO = {
         "np.sqrt(var + 1e-8))",
         f"{PPO_MATH}observations_are_normalised_and_cut",
     ),
+    "on a GPU the rate is no buffer": (
+        "        self.to(device)\n"
+        "        self.lr = nn.Buffer(torch.tensor(args.learning_rate, device=device))\n",
+        "        self.lr = nn.Buffer(torch.tensor(args.learning_rate))\n        self.to(device)\n",
+        f"{PPO_MATH}a_model_has_the_same_names_on_every_device",
+    ),
+    "moments are of the type that comes in": (
+        "torch.as_tensor(rows, dtype=torch.float64, device=self.mean.device)",
+        "torch.as_tensor(rows, device=self.mean.device)",
+        f"{PPO_MATH}moments_are_those_of_all_rows[float32]",
+    ),
+    "what a time limit cut off is missing in the outcome": (
+        "discounted_sum(reward + tail,",
+        "discounted_sum(reward,",
+        f"{PPO_MATH}metrics_of_a_rollout",
+    ),
     "the value stays scaled": (
-        "return value * self.unit()",
+        "return value * self.reward_scale()",
         "return value",
         f"{PPO_MATH}value_is_in_raw_units",
     ),
