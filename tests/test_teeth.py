@@ -911,7 +911,7 @@ PPO = {
     "the last minibatch decides over target_kl": (
         "torch.stack(pass_rows)[:, 0].mean()",
         "pass_rows[-1][0]",
-        f"{PPO_MATH}t23_target_kl_ends_after_a_pass_whose_mean_is_above[0.15]",
+        f"{PPO_MATH}t23_target_kl_ends_after_a_pass_whose_mean_is_above[0.15-1]",
     ),
     # normalisers
     "statistics move before the updates": (
