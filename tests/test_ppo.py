@@ -16,6 +16,8 @@ from tests.reference import A, O, arguments, assert_gradient, forward, recorded,
 
 LOW, HIGH = np.float32([-1, 0, -2]), np.float32([1, 4, -0.5])
 T, N = 12, 2  # steps, environments
+SEEN_OBS = np.random.default_rng(5).normal(2, 3, (50, O))  # by the normalisers
+SEEN_RETURNS = np.random.default_rng(6).normal(1, 4, (50, 1))
 
 
 @pytest.fixture
@@ -33,9 +35,8 @@ def build(S, **changes):
         for parameter in [*agent.actor.parameters(), *agent.critic.parameters()]:
             parameter += 0.3 * torch.randn(parameter.shape)
         agent.log_std += torch.linspace(-0.5, 0.5, A)
-    rng = np.random.default_rng(5)
-    agent.obs_moments.update(rng.normal(2, 3, (50, O)))
-    agent.return_moments.update(rng.normal(1, 4, (50, 1)))
+    agent.obs_moments.update(SEEN_OBS)
+    agent.return_moments.update(SEEN_RETURNS)
     return agent
 
 
@@ -67,30 +68,20 @@ def column(rollout, i):
     return np.stack([step[i] for step in rollout])
 
 
-def scaled(moments_input, obs):
+def scaled(obs):
     """Normalise by the mean and deviation of all rows that the moments have seen."""
-    rows = np.concatenate(moments_input)
-    return np.clip((obs - rows.mean(0)) / rows.std(0), -10, 10)
-
-
-SEEN_OBS = [np.random.default_rng(5).normal(2, 3, (50, O))]
-
-
-def seen_returns():
-    rng = np.random.default_rng(5)
-    rng.normal(2, 3, (50, O))
-    return [rng.normal(1, 4, (50, 1))]
+    return np.clip((obs - SEEN_OBS.mean(0)) / SEEN_OBS.std(0), -10, 10)
 
 
 def critic(agent, obs):
     """The critic in float64 on normalised observations."""
-    return forward(agent, "critic", weights(agent, "critic"), scaled(SEEN_OBS, obs))[..., 0]
+    return forward(agent, "critic", weights(agent, "critic"), scaled(obs))[..., 0]
 
 
 def reference(agent, rollout, gamma=0.9, lam=0.8, bootstrap_truncated=True):
     """Advantages [T, N] by the sum over all later steps of the episode, O(T^2); values [T, N]."""
     obs, _, _, reward, terminated, done, next_obs = (column(rollout, i) for i in range(7))
-    reward = np.clip(reward / np.concatenate(seen_returns()).std(), -10, 10)
+    reward = np.clip(reward / SEEN_RETURNS.std(), -10, 10)
     assert (abs(reward) == 10).any() and (abs(reward) < 10).any()
     value, advantage = critic(agent, obs), np.zeros((len(rollout), N))
     for i in range(N):
@@ -121,7 +112,7 @@ def test_t05_t07_advantages_equal_the_sum_over_the_episode(S, bootstrap):
     obs, action, logp, *rest = (x.double().numpy() for x in batch)
     for found, expected in zip(rest, (advantage, advantage + value, value), strict=True):
         np.testing.assert_allclose(found, expected.ravel(), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(obs, scaled(SEEN_OBS, column(rollout, 0)).reshape(-1, O), atol=1e-5)
+    np.testing.assert_allclose(obs, scaled(column(rollout, 0)).reshape(-1, O), atol=1e-5)
     np.testing.assert_allclose(action, column(rollout, 1).reshape(-1, A), rtol=1e-6)
     np.testing.assert_allclose(logp, column(rollout, 2).ravel(), rtol=1e-5, atol=1e-6)
     assert all(x.dtype == torch.float32 for x in batch)
@@ -199,7 +190,7 @@ def test_t18_the_density_is_that_of_the_action_before_it_is_cut(agent):
     np.random.seed(0)
     action, logp = agent.explore(obs)
     assert (abs(action) > 1).mean() > 0.1 and action.shape == (500, A) and logp.shape == (500,)
-    mean = forward(agent, "actor", weights(agent, "actor"), scaled(SEEN_OBS, obs))
+    mean = forward(agent, "actor", weights(agent, "actor"), scaled(obs))
     std = agent.log_std.detach().double().exp()
     normal = torch.distributions.Normal(torch.tensor(mean), std)
     expected = normal.log_prob(torch.tensor(action)).sum(1)
@@ -212,7 +203,7 @@ def test_explored_actions_follow_the_policy(agent):
     """Mean, deviation, and noise of every environment, dimension and step of its own."""
     obs = np.ones((20_000, O))
     action, _ = agent.explore(obs)
-    mean = forward(agent, "actor", weights(agent, "actor"), scaled(SEEN_OBS, obs[:1]))
+    mean = forward(agent, "actor", weights(agent, "actor"), scaled(obs[:1]))
     std = agent.log_std.detach().double().exp().numpy()
     np.testing.assert_allclose(action.mean(0), mean[0], atol=0.04)
     np.testing.assert_allclose(action.std(0), std, rtol=0.03)
@@ -222,7 +213,7 @@ def test_explored_actions_follow_the_policy(agent):
 
 def test_act_is_the_mean_within_bounds(agent):
     obs = np.random.default_rng(0).normal(size=(50, O)) * 30
-    mean = forward(agent, "actor", weights(agent, "actor"), scaled(SEEN_OBS, obs))
+    mean = forward(agent, "actor", weights(agent, "actor"), scaled(obs))
     expected = LOW + (np.clip(mean, -1, 1) + 1) / 2 * (HIGH - LOW)
     np.testing.assert_allclose(agent.act(obs), expected, rtol=1e-4, atol=1e-5)
     action = agent.act(obs, deterministic=False)
@@ -231,7 +222,7 @@ def test_act_is_the_mean_within_bounds(agent):
 
 def test_value_is_in_raw_units(agent):
     obs = np.random.default_rng(0).normal(2, 3, (7, O))
-    expected = critic(agent, obs) * np.concatenate(seen_returns()).std()
+    expected = critic(agent, obs) * SEEN_RETURNS.std()
     np.testing.assert_allclose(agent.value(obs), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -290,7 +281,7 @@ def test_moments_are_those_of_all_rows(S, kind):
 
 def test_observations_are_normalised_and_cut(S, agent):
     obs = np.random.default_rng(1).normal(2, 60, (40, O))
-    np.testing.assert_allclose(agent.normalize(obs), scaled(SEEN_OBS, obs), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(agent.normalize(obs), scaled(obs), rtol=1e-4, atol=1e-5)
     assert abs(agent.normalize(obs)).max() == 10 and agent.normalize(obs).dtype == np.float32
     assert (build(S, norm_obs=False).normalize(obs) == np.float32(obs)).all()
 
@@ -300,7 +291,7 @@ def test_t21_rewards_are_scaled_by_the_running_return(S):
     need(S, "Args.norm_reward", "Agent.update")
     for norm in (True, False):
         agent = build(S, norm_reward=norm, gamma=0.7)
-        past, every = np.zeros(N), seen_returns()
+        past, every = np.zeros(N), [SEEN_RETURNS]
         for seed in (0, 1):
             rollout = collect(agent, seed=seed)
             for _, _, _, reward, _, done, _ in rollout:
@@ -325,7 +316,7 @@ def test_rewards_are_neither_shifted_nor_scaled_twice(S, agent, rollout):
             nn.init.zeros_(parameter)
         advantage = agent.compute_gae(rollout)[0][3].numpy()
         reward = column(rollout, 3).ravel()
-        unit = np.concatenate(seen_returns()).std()
+        unit = SEEN_RETURNS.std()
         expected = np.clip(reward / unit, -10, 10) if norm else reward
         np.testing.assert_allclose(advantage, expected, rtol=1e-5)
 
@@ -342,7 +333,7 @@ def test_t07_t20_observations_count_once_and_after_the_updates(agent, rollout):
     old = torch.as_tensor(agent.normalize(column(rollout, 0).reshape(-1, O)))
     agent.update(rollout, learn)
     assert all(torch.equal(obs, old) for obs in seen)
-    every = np.concatenate([*SEEN_OBS, column(rollout, 0).reshape(-1, O)])
+    every = np.concatenate([SEEN_OBS, column(rollout, 0).reshape(-1, O)])
     np.testing.assert_allclose(agent.obs_moments.mean.numpy(), every.mean(0), rtol=1e-12)
     np.testing.assert_allclose(agent.obs_moments.var.numpy(), every.var(0), rtol=1e-10)
 
@@ -595,7 +586,7 @@ def test_metrics_of_a_rollout(agent, rollout):
     obs, _, _, reward, terminated, done, next_obs = (column(rollout, i) for i in range(7))
     _, found = agent.compute_gae(rollout)
     advantage, value = reference(agent, rollout)
-    scaled_reward = np.clip(reward / np.concatenate(seen_returns()).std(), -10, 10)
+    scaled_reward = np.clip(reward / SEEN_RETURNS.std(), -10, 10)
     seen, errors = [], []
     for i in range(N):
         for t in range(T):

@@ -17,7 +17,6 @@ from tests.conftest import ROOT, apply, finish, need, on_policy, read
 SLOW = pytest.mark.slow
 MORE = [(2, 2), (2, 3), (1, 1), (3, 1)]  # environments stepped together, seed
 VARIED = [(2, 1), *(pytest.param(*pair, marks=SLOW) for pair in MORE)]
-FEWER = [(2, 1), *(pytest.param(*pair, marks=SLOW) for pair in [(1, 2), (3, 3)])]  # take longer
 
 
 def probe(name):
@@ -259,7 +258,7 @@ def test_values_grow_with_rewards(S, learn, spaces, scale, seed):  # C7
 
 
 # --- policies: C1 to C4, D1 to D3, C7 -------------------------------------------------------------
-@pytest.mark.parametrize("envs, seed", FEWER)
+@pytest.mark.parametrize("envs, seed", VARIED)
 @pytest.mark.parametrize(
     "space, name, steps, tolerance",
     [
