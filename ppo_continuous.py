@@ -195,7 +195,8 @@ class Agent(nn.Module):
         self.running = 0.0  # discounted return [N] since each episode's reset
         self.to(device)
         self.lr = nn.Buffer(torch.tensor(args.learning_rate, device=device))
-        self.acting = [*self.actor.parameters()]  # listed once, since listing them takes time
+        self.acting = [*self.actor.parameters()]  # listed once, since looking them up takes time
+        self.moments = self.obs_moments.mean, self.obs_moments.var
         self.opt = Adam(self.parameters(), self.lr, eps=1e-5, max_norm=args.max_grad_norm)
 
     def tensor(self, array):
@@ -205,7 +206,7 @@ class Agent(nn.Module):
     def normalize(self, obs):
         """Map raw obs [..., O] to what the networks see."""
         if self.args.norm_obs:
-            mean, var = self.obs_moments.mean.cpu().numpy(), self.obs_moments.var.cpu().numpy()
+            mean, var = (x.numpy(force=True) for x in self.moments)
             obs = ((obs - mean) / np.sqrt(var + 1e-8)).clip(-10, 10)
         return np.float32(obs)
 
@@ -216,15 +217,13 @@ class Agent(nn.Module):
 
     def policy_mean(self, obs):
         """Return the actor's output [N, A] for obs [N, O], in NumPy, faster for a few rows."""
-        first, bias, *rest = (x.detach().cpu().numpy() for x in self.acting)
-        x = self.normalize(obs) @ first.T + bias
-        for i in (0, 2):
-            x = np.tanh(x) @ rest[i].T + rest[i + 1]
-        return x
+        w1, b1, w2, b2, w3, b3 = (x.numpy(force=True) for x in self.acting)
+        x = np.tanh(self.normalize(obs) @ w1.T + b1)
+        return np.tanh(x @ w2.T + b2) @ w3.T + b3
 
     def explore(self, obs):
         """Sample actions [N, A] for obs [N, O]; return them, not cut, and their logp [N]."""
-        mean, log_std = self.policy_mean(obs), self.log_std.detach().cpu().numpy()
+        mean, log_std = self.policy_mean(obs), self.log_std.numpy(force=True)
         noise = np.random.standard_normal(mean.shape)
         logp = -0.5 * noise**2 - log_std - 0.5 * math.log(2 * math.pi)
         return mean + np.exp(log_std) * noise, logp.sum(1)  # (1)
@@ -235,7 +234,7 @@ class Agent(nn.Module):
 
     def value(self, obs):
         """Estimate the return [N] from obs [N, O], in units of the raw reward."""
-        value = self.critic(self.tensor(self.normalize(obs))).squeeze(-1).detach().cpu().numpy()
+        value = self.critic(self.tensor(self.normalize(obs))).squeeze(-1).numpy(force=True)
         return value * self.reward_scale()
 
     def reward_scale(self):
@@ -259,7 +258,7 @@ class Agent(nn.Module):
         columns = action, logp, advantage, advantage + value, value
         batch = [column.flatten(0, 1) for column in (inputs[0], *map(self.tensor, columns))]
         metrics |= describe("ppo/adv", batch[3])
-        known = discounted_sum(done, 1 - done) > 0  # the end of the episode was seen
+        known = np.logical_or.accumulate(done[::-1])[::-1]  # the end of the episode was seen
         tail = args.gamma * done * (1 - ended) * next_value  # what a time limit cut off
         outcome = discounted_sum(reward + tail, args.gamma * (1 - done))[known]
         if known.any() and outcome.var() > 1e-8:
@@ -403,7 +402,9 @@ def make_envs(env_id, num_envs, seed, film=False):
     """Seed all generators; return environments that do not reset themselves, and low and high."""
 
     def make(**options):
-        env = gym.wrappers.FlattenObservation(gym.make(env_id, disable_env_checker=True, **options))
+        env = gym.make(env_id, disable_env_checker=True, **options)
+        flat = gym.spaces.flatten_space(env.observation_space) == env.observation_space
+        env = env if flat else gym.wrappers.FlattenObservation(env)
         return gym.wrappers.RecordEpisodeStatistics(env, stats_key="finished")
 
     random.seed(seed), np.random.seed(seed % 2**32), torch.manual_seed(seed)
@@ -419,8 +420,7 @@ def make_envs(env_id, num_envs, seed, film=False):
     require(bounded, "env_id", f"{env_id} needs a Box of actions with finite low and high")
     if film and "rgb_array" in envs.metadata.get("render_modes", []):
         envs.envs[0] = make(render_mode="rgb_array")
-        env = envs.envs[0].unwrapped
-        if renderer := getattr(env, "mujoco_renderer", None):
+        if renderer := getattr(env := envs.envs[0].unwrapped, "mujoco_renderer", None):
             renderer.width = renderer.height = 256
             env.model.vis.quality.shadowsize = env.model.vis.quality.offsamples = 0  # costly
             renderer.camera_id = min(env.model.ncam, 1) - 1  # the free one loses HalfCheetah
@@ -429,10 +429,9 @@ def make_envs(env_id, num_envs, seed, film=False):
 
 def reset(envs, done, *key):
     """Begin episodes where done [N], seeded by key, index and episode; return all obs [N, O]."""
-    keys = [[*key, i, env.episode_count] for i, env in enumerate(envs.envs)]
-    seeds = [int(np.random.SeedSequence(key).generate_state(1)[0]) for key in keys]
-    obs, _ = envs.reset(seed=seeds, options={"reset_mask": done})
-    return obs
+    keys = [done[i] and [*key, i, env.episode_count] for i, env in enumerate(envs.envs)]
+    seeds = [int(np.random.SeedSequence(key).generate_state(1)[0]) if key else None for key in keys]
+    return envs.reset(seed=seeds, options={"reset_mask": done})[0]
 
 
 def describe(name, values):
@@ -532,9 +531,8 @@ class Run(AbstractContextManager):
 
     def clock(self, activity):
         """Count the time since the last call as spent on an activity."""
-        now = time.perf_counter()
-        self.spent[activity] += now - self.last
-        self.last = now
+        since, self.last = self.last, time.perf_counter()
+        self.spent[activity] += self.last - since
 
     def episodes(self, infos, truncated):
         """Log the episodes that ended in the latest step."""
@@ -611,6 +609,8 @@ def main(args):
         return agent
     eval_envs, *_ = make_envs(args.env_id, args.eval_episodes, args.seed, args.capture_video)
     envs, low, high = make_envs(args.env_id, args.num_envs, args.seed)  # last: what follows draws
+    merge, ends = envs._add_info, {"finished", "r"}  # it is slow, and nothing reads other infos
+    envs._add_info = lambda infos, info, i: merge(infos, info, i) if ends & info.keys() else infos
     obs_dim, dim = envs.single_observation_space.shape[0], low.size
     args = resolve(args, "cpu", 100_000, "rollout_steps", 24 * (2 * obs_dim + dim + 6))
     agent = Agent(args, obs_dim, low, high, args.device)

@@ -406,7 +406,9 @@ def make_envs(env_id, num_envs, seed, film=False):
     """Seed all generators; return environments that do not reset themselves, and low and high."""
 
     def make(**options):
-        env = gym.wrappers.FlattenObservation(gym.make(env_id, disable_env_checker=True, **options))
+        env = gym.make(env_id, disable_env_checker=True, **options)
+        flat = gym.spaces.flatten_space(env.observation_space) == env.observation_space
+        env = env if flat else gym.wrappers.FlattenObservation(env)
         return gym.wrappers.RecordEpisodeStatistics(env, stats_key="finished")
 
     random.seed(seed), np.random.seed(seed % 2**32), torch.manual_seed(seed)
@@ -422,8 +424,7 @@ def make_envs(env_id, num_envs, seed, film=False):
     require(bounded, "env_id", f"{env_id} needs a Box of actions with finite low and high")
     if film and "rgb_array" in envs.metadata.get("render_modes", []):
         envs.envs[0] = make(render_mode="rgb_array")
-        env = envs.envs[0].unwrapped
-        if renderer := getattr(env, "mujoco_renderer", None):
+        if renderer := getattr(env := envs.envs[0].unwrapped, "mujoco_renderer", None):
             renderer.width = renderer.height = 256
             env.model.vis.quality.shadowsize = env.model.vis.quality.offsamples = 0  # costly
             renderer.camera_id = min(env.model.ncam, 1) - 1  # the free one loses HalfCheetah
@@ -432,10 +433,9 @@ def make_envs(env_id, num_envs, seed, film=False):
 
 def reset(envs, done, *key):
     """Begin episodes where done [N], seeded by key, index and episode; return all obs [N, O]."""
-    keys = [[*key, i, env.episode_count] for i, env in enumerate(envs.envs)]
-    seeds = [int(np.random.SeedSequence(key).generate_state(1)[0]) for key in keys]
-    obs, _ = envs.reset(seed=seeds, options={"reset_mask": done})
-    return obs
+    keys = [done[i] and [*key, i, env.episode_count] for i, env in enumerate(envs.envs)]
+    seeds = [int(np.random.SeedSequence(key).generate_state(1)[0]) if key else None for key in keys]
+    return envs.reset(seed=seeds, options={"reset_mask": done})[0]
 
 
 def describe(name, values):
@@ -535,9 +535,8 @@ class Run(AbstractContextManager):
 
     def clock(self, activity):
         """Count the time since the last call as spent on an activity."""
-        now = time.perf_counter()
-        self.spent[activity] += now - self.last
-        self.last = now
+        since, self.last = self.last, time.perf_counter()
+        self.spent[activity] += self.last - since
 
     def episodes(self, infos, truncated):
         """Log the episodes that ended in the latest step."""

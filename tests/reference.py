@@ -85,7 +85,7 @@ def learners(S, batch, noise):
 def arguments(S, **changes):
     quick = {"total_timesteps": 300, "learning_starts": 100, "batch_size": 32, "hidden_size": 16}
     quick |= {"buffer_size": 1000, "eval_every": 0, "capture_video": False, "threads": 1}
-    quick |= {"rollout_steps": 96}
+    quick |= {"num_envs": 1, "rollout_steps": 96, "log_std_init": 0.0}
     need(S, *(f"Args.{name}" for name in changes))
     return S.Args(**known(S, quick | {"compile": "off", "device": "cpu"}) | changes)
 
@@ -105,7 +105,9 @@ def watch_buffer(S, seen, patch):
 
     def columns():
         filled = min(seen.buffer.added, len(seen.buffer.rows))
-        return [column.numpy() for column in seen.buffer.unpack(seen.buffer.rows[:filled])]
+        return [
+            column.numpy(force=True) for column in seen.buffer.unpack(seen.buffer.rows[:filled])
+        ]
 
     patch.setattr(S, "ReplayBuffer", Buffer)
     return columns

@@ -47,7 +47,7 @@ def scripts():
 def test_glossary_has_every_metric_and_no_other(scripts, tmp_path):
     handler, lines = signal.getsignal(signal.SIGTERM), []
     for script in scripts:
-        sizes = {"learning_starts": 100, "batch_size": 32, "rollout_steps": 96}
+        sizes = {"learning_starts": 100, "batch_size": 32, "rollout_steps": 96, "num_envs": 1}
         args = script.Args("InvertedPendulum-v4", 300, **known(script, sizes))
         args.threads, args.compile, args.capture_video, args.eval_episodes = 1, "off", False, 1
         args.log_every, args.eval_every = 100, 150

@@ -408,8 +408,8 @@ SAC = {
         f"{MATH}t28_seeds_change_the_initial_networks",
     ),
     "all environments have one seed": (
-        "keys = [[*key, i, env.episode_count]",
-        "keys = [[*key, env.episode_count]",
+        "and [*key, i, env.episode_count]",
+        "and [*key, env.episode_count]",
         f"{MATH}t28_every_environment_and_episode_has_its_own_seed",
     ),
     "evaluation draws from the generators of training": (
@@ -1013,13 +1013,13 @@ PPO = {
         f"{PPO_MATH}act_is_the_mean_within_bounds",
     ),
     "acting skips the second tanh": (
-        "x = np.tanh(x) @ rest[i].T + rest[i + 1]",
-        "x = (x if i else np.tanh(x)) @ rest[i].T + rest[i + 1]",
+        "return np.tanh(x @ w2.T + b2) @ w3.T + b3",
+        "return (x @ w2.T + b2) @ w3.T + b3",
         f"{PPO_MATH}t19_t30_steps_updates_and_ratios[1-10]",
     ),
     "the ends that were not seen count in the explained variance": (
-        "known = discounted_sum(done, 1 - done) > 0",
-        "known = discounted_sum(done, 1 - done) > -1",
+        "known = np.logical_or.accumulate(done[::-1])[::-1]",
+        "known = np.ones(done.shape, bool)",
         f"{PPO_MATH}metrics_of_a_rollout",
     ),
 }
