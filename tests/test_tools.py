@@ -21,7 +21,7 @@ def tool(name, *arguments, cwd=ROOT):
     return done.returncode, done.stdout, done.stderr
 
 
-def make_run(folder, seed, scores, env_id="HalfCheetah-v4", steps=60_000):
+def make_run(folder, seed, scores, env_id="HalfCheetah-v4", steps=60_000, more=""):
     """Write what the report reads of a run."""
     folder.mkdir(parents=True)
     summary = {
@@ -31,11 +31,12 @@ def make_run(folder, seed, scores, env_id="HalfCheetah-v4", steps=60_000):
     }
     summary["status"] = "finished"
     (folder / "summary.json").write_text(json.dumps(summary))
-    (folder / "config.toml").write_text(f'env_id = "{env_id}"\nseed = {seed}\n')
+    config = f'env_id = "{env_id}"\nseed = {seed}\ntotal_timesteps = {steps}\n{more}'
+    (folder / "config.toml").write_text(config)
     rows = [{"global_step": i, "eval/return_mean": x} for i, x in enumerate(scores)]
     times = [{"seconds": 10, "time/update": 0.7, "time/env": 0.3}]
     times += [{"seconds": 40, "time/update": 0.9, "time/env": 0.1}]
-    rows += [{"charts/SPS": 1.0} | time for time in times]
+    rows += [{"charts/SPS": 1.0, "charts/average_return": seed} | time for time in times]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
@@ -51,9 +52,26 @@ def test_report(tmp_path):
     assert (code, err) == (0, "")
     lines = [line.split(" | ") for line in out.splitlines()]
     cheetah = ["sac_continuous", "HalfCheetah-v4", "60,000", "3: 27, 20: 180", "104"]
-    assert lines[2] == [*cheetah, "3: 30, 20: 200", "4507 (3761 to 5152, 10 seeds)"]
-    assert lines[3][3:] == ["1: 5", "5", "1: 5", ""]
+    assert lines[2] == [*cheetah, "3: 30, 20: 200", "12", "4507 (3761 to 5152, 10 seeds)"]
+    assert lines[3][3:] == ["1: 5", "5", "1: 5", "1", ""]
     assert lines[-2][2:5] == ["3: 100, 20: 100", "85.0 %", "15.0 %"]
+
+
+@pytest.mark.quick
+def test_report_keeps_settings_apart(tmp_path):
+    """But not what changes no result, and not settings in which tasks differ, but no task's runs."""
+    runs = [make_run(tmp_path / f"1.{s}", s, [s], more='lr = 1\nnotes = "a"\n') for s in (2, 1)]
+    runs += [make_run(tmp_path / f"2.{s}", s, [10 * s], more="lr = 2\n") for s in (1, 2)]
+    runs += [make_run(tmp_path / "none", 1, [7])]
+    runs += [make_run(tmp_path / "pole", 1, [5], "InvertedPendulum-v4", more="lr = 3\n")]
+    code, out, _ = tool("report.py", *runs)
+    lines = [line.split(" | ")[:5] for line in out.splitlines()]
+    assert code == 0 and {line[0]: line[1:] for line in lines[2:6]} == {
+        "sac_continuous lr=1": ["HalfCheetah-v4", "60,000", "1: 1, 2: 2", "2"],
+        "sac_continuous lr=2": ["HalfCheetah-v4", "60,000", "1: 10, 2: 20", "15"],
+        "sac_continuous lr=None": ["HalfCheetah-v4", "60,000", "1: 7", "7"],
+        "sac_continuous": ["InvertedPendulum-v4", "60,000", "1: 5", "5"],
+    }
 
 
 @pytest.mark.quick

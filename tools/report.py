@@ -1,8 +1,9 @@
 """Describe finished runs in Markdown: scores beside published ones, and where the time went.
 
-The score of a run is its last evaluation, `best` its highest; a line is a script, environment and
-number of steps, over all seeds. metrics.jsonl may be compressed with gzip. Published results come
-from targets.csv, which names their sources.
+The score of a run is its last evaluation, `best` its highest, `training` the mean return of its
+last 100 episodes of training. A line is a script, with the settings in which runs differ, an
+environment and a number of steps, over all seeds. metrics.jsonl may be compressed with gzip.
+Published results come from targets.csv, which names their sources.
 
 python tools/report.py runs/*
 """
@@ -19,6 +20,7 @@ from statistics import fmean
 
 TARGETS = Path(__file__).with_name("targets.csv")
 TIMES = "update", "env", "act", "eval", "log"
+ASIDE = {"seed", "notes", "track", "capture_video", "log_every", "config"}  # change no algorithm
 
 
 def read(folder):
@@ -39,8 +41,9 @@ def read(folder):
         parts = (n * row.get(f"time/{name}", 0) for n, row in zip(lengths, timed, strict=True))
         spent[name] = sum(parts) / sum(lengths)
     script = Path(summary["command"][0]).stem
-    key = script, config["env_id"], summary["global_step"]
-    return key, config["seed"], scores, summary, spent
+    key = script, config["env_id"], config["total_timesteps"]
+    summary["training"] = timed[-1].get("charts/average_return", float("nan"))
+    return key, config, scores, summary, spent
 
 
 def targets():
@@ -48,6 +51,19 @@ def targets():
     with open(TARGETS, newline="", encoding="utf-8") as file:
         rows = [*csv.DictReader(file)]
     return {(row["algorithm"], row["env_id"], int(row["steps"])): row for row in rows}
+
+
+def split(groups):
+    """Return the groups apart by settings, with a label of what differs, and runs by seed."""
+    found = {}
+    for (script, env_id, steps), runs in sorted(groups.items()):
+        names = {name for config, *_ in runs for name in config} - ASIDE
+        varied = [n for n in sorted(names) if len({str(config.get(n)) for config, *_ in runs}) > 1]
+        for config, *run in sorted(runs, key=lambda run: run[0]["seed"]):
+            label = ", ".join(f"{name}={config.get(name)}" for name in varied)
+            key = f"{script} {label}".strip(), env_id, steps
+            found.setdefault(key, []).append((config["seed"], *run))
+    return found
 
 
 def main():
@@ -63,21 +79,24 @@ def main():
                 2, f"error: {folder} is no finished run with evaluations ({error!r}): name others\n"
             )
         groups[key].append(run)
-    print("script | environment | steps | score by seed | mean | best by seed | published (range)")
-    print("---|---|---|---|---|---|---")
-    for (script, env_id, steps), runs in sorted(groups.items()):
-        runs.sort(key=lambda run: run[0])
+    groups = split(groups)
+    titles = (
+        "script, environment, steps, score by seed, mean, best by seed, training, published (range)"
+    )
+    print(titles.replace(", ", " | "), "---" + "|---" * 7, sep="\n")
+    for (script, env_id, steps), runs in groups.items():
         last, best = [run[1][-1] for run in runs], [max(run[1]) for run in runs]
         one = known.get((script.split("_")[0], env_id, steps))
         found = (
             f"{one['mean']} ({one['low']} to {one['high']}, {one['seeds']} seeds)" if one else ""
         )
         by_seed = [", ".join(f"{run[0]}: {x:.0f}" for run, x in zip(runs, v)) for v in (last, best)]  # noqa: B905
-        cells = [script, env_id, f"{steps:,}", by_seed[0], f"{fmean(last):.0f}", by_seed[1], found]
+        cells = [script, env_id, f"{steps:,}", by_seed[0], f"{fmean(last):.0f}", by_seed[1]]
+        cells += [f"{fmean(run[2]['training'] for run in runs):.0f}", found]
         print(" | ".join(cells))
     print("\nscript | environment | steps/s by seed | " + " | ".join(TIMES))
     print("---|---|---" + "|---" * len(TIMES))
-    for (script, env_id, _), runs in sorted(groups.items()):
+    for (script, env_id, _), runs in groups.items():
         speeds = ", ".join(f"{run[0]}: {run[2]['SPS']:.0f}" for run in runs)
         shares = [f"{100 * fmean(run[3][name] for run in runs):.1f} %" for name in TIMES]
         print(" | ".join([script, env_id, speeds, *shares]))
