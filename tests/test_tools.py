@@ -59,7 +59,7 @@ def test_report(tmp_path):
 
 @pytest.mark.quick
 def test_report_keeps_settings_apart(tmp_path):
-    """But not what changes no result, and not settings in which tasks differ, but no task's runs."""
+    """A label names the settings in which runs of one task differ; notes are none."""
     runs = [make_run(tmp_path / f"1.{s}", s, [s], more='lr = 1\nnotes = "a"\n') for s in (2, 1)]
     runs += [make_run(tmp_path / f"2.{s}", s, [10 * s], more="lr = 2\n") for s in (1, 2)]
     runs += [make_run(tmp_path / "none", 1, [7])]
