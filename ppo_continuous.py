@@ -60,7 +60,7 @@ class Args:
     # task
     env_id: str = "Hopper-v4"  # Gymnasium id; my_module:MyEnv-v0 imports my_module first
     total_timesteps: int = 1_000_000  # environment transitions, over all environments
-    num_envs: int = 1  # environments stepped together
+    num_envs: int = 64  # environments stepped together
     seed: int = 1  # drives networks, environments, exploration and batches
     # algorithm
     rollout_steps: int = 2_048  # transitions per rollout, over all environments
@@ -69,7 +69,7 @@ class Args:
     hidden_size: int = 64  # units in each of the two hidden layers
     norm_obs: bool = True  # normalise observations, cut at 10
     norm_reward: bool = True  # divide rewards by the deviation of returns, cut at 10
-    log_std_init: float = 0.0  # (1) initial log_std
+    log_std_init: float = -0.5  # (1) initial log_std
     gamma: float = 0.99  # (2) discount per step
     bootstrap_truncated: bool = True  # (2) with --no-..., truncation counts as termination
     gae_lambda: float = 0.95  # (3) weight of later deltas
