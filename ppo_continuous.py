@@ -14,7 +14,7 @@ rollouts before, rewards divided by that of running discounted returns; both are
 (5) policy_loss = -mean(min(ratio * advantage, clip(ratio, 1 - c, 1 + c) * advantage)) c = clip_coef
 (6) value_loss = mean((critic(obs) - returns)^2) / 2
 (7) loss = policy_loss + vf_coef * value_loss - ent_coef * entropy, its gradient cut in norm
-Differs from the paper: normalised observations, rewards, advantages; cut gradients; falling rate.
+Differs from the paper: normalised observations, rewards, advantages; cut gradients; time limits.
 
 python ppo_continuous.py --env-id Hopper-v4
 python ppo_continuous.py --env-id InvertedPendulum-v4 --total-timesteps 50000
@@ -110,8 +110,8 @@ class Args:
             require(0 <= (getattr(self, name) or 0) < 2**63, name, "must not be negative or huge")
         require(math.isfinite(self.log_std_init), "log_std_init", "must be finite")
         rows = self.rollout_steps
-        for name in ["num_envs", "batch_size"]:
-            require(rows % getattr(self, name) == 0, name, "must divide --rollout-steps")
+        for name, value in {"num_envs": self.num_envs, "batch_size": self.batch_size}.items():
+            require(rows % value == 0, name, f"{value} must divide --rollout-steps {rows}")
         require(self.batch_size > 1, "batch_size", "must be above 1, to normalise advantages")
         require(self.total_timesteps >= rows, "total_timesteps", "must reach --rollout-steps")
 
@@ -195,7 +195,9 @@ class Agent(nn.Module):
         self.running = 0.0  # discounted return [N] since each episode's reset
         self.to(device)
         self.lr = nn.Buffer(torch.tensor(args.learning_rate, device=device))
-        self.acting = [*self.actor.parameters()]  # listed once, since looking them up takes time
+        self.acting = [
+            *self.actor.parameters()
+        ]  # looked up once: choose the device here, not later
         self.moments = self.obs_moments.mean, self.obs_moments.var
         self.opt = Adam(self.parameters(), self.lr, eps=1e-5, max_norm=args.max_grad_norm)
 
@@ -609,7 +611,10 @@ def main(args):
         return agent
     eval_envs, *_ = make_envs(args.env_id, args.eval_episodes, args.seed, args.capture_video)
     envs, low, high = make_envs(args.env_id, args.num_envs, args.seed)  # last: what follows draws
-    merge, ends = envs._add_info, {"finished", "r"}  # it is slow, and nothing reads other infos
+    merge, ends = (
+        envs._add_info,
+        {"finished", "r"},
+    )  # slow: no infos but of ended episodes, {"r"...}
     envs._add_info = lambda infos, info, i: merge(infos, info, i) if ends & info.keys() else infos
     obs_dim, dim = envs.single_observation_space.shape[0], low.size
     args = resolve(args, "cpu", 100_000, "rollout_steps", 24 * (2 * obs_dim + dim + 6))
@@ -623,7 +628,7 @@ def main(args):
         run.clock("update")
         if args.eval_every:
             run.evaluate(eval_envs)
-        obs, rollout = reset(envs, np.ones(args.num_envs, bool), TRAIN, args.seed), []  # T steps
+        obs, rollout = reset(envs, np.ones(n, bool), TRAIN, args.seed), []  # of T steps
         rows, latest = [], ([], [])
         while run.global_step < args.total_timesteps:
             action, logp = agent.explore(obs)

@@ -353,6 +353,8 @@ def test_a_model_has_the_same_names_on_every_device(S, agent):
     """So that what a GPU trained can be loaded on a CPU; meta is a device that is always there."""
     other = S.Agent(agent.args, O, LOW, HIGH, "meta")
     assert [*other.state_dict()] == [*agent.state_dict()]
+    assert other.moments[0] is other.obs_moments.mean and other.moments[1] is other.obs_moments.var
+    assert other.opt.lr is other.lr and other.acting[0] is other.actor[0].weight
 
 
 def test_a_probe_with_normalisers(learn, S, spaces):
@@ -476,7 +478,7 @@ def run(S, spaces, tmp_path, monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("envs", [1, 3])
+@pytest.mark.parametrize("envs", [1, 3, 32])
 def test_t01_t02_t03_t08_t18_rollouts_are_true(run, envs):
     """Every row is a real step of t to t + 1, none is missing, and logp is that of acting."""
     seen = run(num_envs=envs)

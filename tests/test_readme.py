@@ -44,6 +44,13 @@ def scripts():
         del sys.modules[module.__name__]
 
 
+@pytest.mark.quick
+def test_defaults_of_ppo_are_those_that_were_measured(scripts):
+    args = next(script.Args() for script in scripts if script.__name__.startswith("ppo"))
+    sentence = f"**{args.num_envs} environments and an initial log_std of {args.log_std_init}**"
+    assert sentence in README and args.rollout_steps // args.num_envs == 32
+
+
 def test_glossary_has_every_metric_and_no_other(scripts, tmp_path):
     handler, lines = signal.getsignal(signal.SIGTERM), []
     for script in scripts:

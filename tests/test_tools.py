@@ -26,7 +26,7 @@ def make_run(folder, seed, scores, env_id="HalfCheetah-v4", steps=60_000, more="
     folder.mkdir(parents=True)
     summary = {
         "command": ["here/sac_continuous.py", "--seed", "1"],
-        "global_step": steps,
+        "global_step": steps + 63,
         "SPS": 100.0,
     }
     summary["status"] = "finished"
@@ -36,7 +36,8 @@ def make_run(folder, seed, scores, env_id="HalfCheetah-v4", steps=60_000, more="
     rows = [{"global_step": i, "eval/return_mean": x} for i, x in enumerate(scores)]
     times = [{"seconds": 10, "time/update": 0.7, "time/env": 0.3}]
     times += [{"seconds": 40, "time/update": 0.9, "time/env": 0.1}]
-    rows += [{"charts/SPS": 1.0, "charts/average_return": seed} | time for time in times]
+    times[1] |= {"charts/average_return": seed}
+    rows += [{"charts/SPS": 1.0} | time for time in times]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
@@ -60,7 +61,9 @@ def test_report(tmp_path):
 @pytest.mark.quick
 def test_report_keeps_settings_apart(tmp_path):
     """A label names the settings in which runs of one task differ; notes are none."""
-    runs = [make_run(tmp_path / f"1.{s}", s, [s], more='lr = 1\nnotes = "a"\n') for s in (2, 1)]
+    aside = 'notes = "a"\ntrack = true\ncapture_video = false\nlog_every = 7\nconfig = "c.toml"\n'
+    runs = [make_run(tmp_path / "1.2", 2, [2], more=f"lr = 1\n{aside}")]
+    runs += [make_run(tmp_path / "1.1", 1, [1], more="lr = 1\n")]
     runs += [make_run(tmp_path / f"2.{s}", s, [10 * s], more="lr = 2\n") for s in (1, 2)]
     runs += [make_run(tmp_path / "none", 1, [7])]
     runs += [make_run(tmp_path / "pole", 1, [5], "InvertedPendulum-v4", more="lr = 3\n")]

@@ -1,9 +1,10 @@
 """Describe finished runs in Markdown: scores beside published ones, and where the time went.
 
 The score of a run is its last evaluation, `best` its highest, `training` the mean return of its
-last 100 episodes of training. A line is a script, with the settings in which runs differ, an
-environment and a number of steps, over all seeds. metrics.jsonl may be compressed with gzip.
-Published results come from targets.csv, which names their sources.
+last 100 episodes of training, which lie far back where many environments end theirs together. A
+line is a script, with the settings in which runs differ, an environment and a number of steps,
+over all seeds. metrics.jsonl may be compressed with gzip. Published results come from targets.csv,
+which names their sources.
 
 python tools/report.py runs/*
 """
@@ -20,7 +21,14 @@ from statistics import fmean
 
 TARGETS = Path(__file__).with_name("targets.csv")
 TIMES = "update", "env", "act", "eval", "log"
-ASIDE = {"seed", "notes", "track", "capture_video", "log_every", "config"}  # change no algorithm
+ASIDE = {
+    "seed",
+    "notes",
+    "track",
+    "capture_video",
+    "log_every",
+    "config",
+}  # no score depends on these
 
 
 def read(folder):
@@ -63,7 +71,7 @@ def split(groups):
             label = ", ".join(f"{name}={config.get(name)}" for name in varied)
             key = f"{script} {label}".strip(), env_id, steps
             found.setdefault(key, []).append((config["seed"], *run))
-    return found
+    return dict(sorted(found.items()))
 
 
 def main():
