@@ -61,6 +61,7 @@ class Args:
     env_id: str = "Hopper-v4"  # Gymnasium id; my_module:MyEnv-v0 imports my_module first
     total_timesteps: int = 1_000_000  # environment transitions, over all environments
     num_envs: int = 64  # environments stepped together
+    async_envs: bool = False  # step each in a process of its own; gains if slow, on many cores
     seed: int = 1  # drives networks, environments, exploration and batches
     # algorithm
     rollout_steps: int = 2_048  # transitions per rollout, over all environments
@@ -193,12 +194,9 @@ class Agent(nn.Module):
         self.log_std = nn.Parameter(torch.full((dim,), args.log_std_init))
         self.obs_moments, self.return_moments = Moments(obs_dim), Moments(1)
         self.running = 0.0  # discounted return [N] since each episode's reset
-        self.to(device)
+        self.to(device)  # not later, since what follows is looked up once
         self.lr = nn.Buffer(torch.tensor(args.learning_rate, device=device))
-        self.acting = [
-            *self.actor.parameters()
-        ]  # looked up once: choose the device here, not later
-        self.moments = self.obs_moments.mean, self.obs_moments.var
+        self.acting, self.moments = [*self.actor.parameters()], [*self.obs_moments.buffers()][:2]
         self.opt = Adam(self.parameters(), self.lr, eps=1e-5, max_norm=args.max_grad_norm)
 
     def tensor(self, array):
@@ -250,8 +248,7 @@ class Agent(nn.Module):
         obs, action, logp, reward, terminated, done, next_obs = columns  # [T, N, ...]
         args, inputs = self.args, [self.tensor(self.normalize(x)) for x in (obs, next_obs)]
         value, next_value = (self.critic(x).squeeze(-1).cpu().numpy() for x in inputs)
-        metrics = describe("env/obs", self.tensor(obs))
-        metrics |= describe("env/reward", self.tensor(reward))
+        found = describe("env/obs", self.tensor(obs)) | describe("env/reward", self.tensor(reward))
         reward = reward / self.reward_scale()
         reward = reward.clip(-10, 10) if args.norm_reward else reward
         ended = terminated if args.bootstrap_truncated else done
@@ -259,14 +256,13 @@ class Agent(nn.Module):
         advantage = discounted_sum(delta, args.gamma * args.gae_lambda * (1 - done))  # (3)
         columns = action, logp, advantage, advantage + value, value
         batch = [column.flatten(0, 1) for column in (inputs[0], *map(self.tensor, columns))]
-        metrics |= describe("ppo/adv", batch[3])
+        found |= describe("ppo/adv", batch[3])
         known = np.logical_or.accumulate(done[::-1])[::-1]  # the end of the episode was seen
         tail = args.gamma * done * (1 - ended) * next_value  # what a time limit cut off
-        outcome = discounted_sum(reward + tail, args.gamma * (1 - done))[known]
-        if known.any() and outcome.var() > 1e-8:
-            unexplained = (outcome - value[known]).var() / outcome.var()
-            metrics["ppo/explained_var_mc"] = self.tensor(1 - unexplained)
-        return batch, metrics
+        mc = discounted_sum(reward + tail, args.gamma * (1 - done))[known]  # Monte-Carlo returns
+        if known.any() and mc.var() > 1e-8:
+            found["ppo/explained_var_mc"] = self.tensor(1 - (mc - value[known]).var() / mc.var())
+        return batch, found
 
     def update_minibatch(self, index, *batch):
         """Descend the loss of the rows index [B] of a batch; return metrics, approx_kl first."""
@@ -400,7 +396,7 @@ def require_finite(**arrays):
             raise FloatingPointError(f"{name} {array} is not finite")
 
 
-def make_envs(env_id, num_envs, seed, film=False):
+def make_envs(env_id, num_envs, seed, film=False, vector=gym.vector.SyncVectorEnv):
     """Seed all generators; return environments that do not reset themselves, and low and high."""
 
     def make(**options):
@@ -414,10 +410,10 @@ def make_envs(env_id, num_envs, seed, film=False):
         os.environ.setdefault("MUJOCO_GL", "egl")
     gym.logger.min_level = gym.logger.ERROR  # no word on Hopper-v4 being out of date
     try:
-        envs = gym.vector.SyncVectorEnv([make] * num_envs, autoreset_mode="Disabled")
+        envs = vector([make] * num_envs, autoreset_mode="Disabled")
     except (gym.error.Error, ImportError, ValueError) as error:
         require(False, "env_id", f"{env_id} fails: {' '.join(str(error).split())}")
-    space = envs.single_action_space
+    envs.episodes, space = np.zeros(num_envs, int), envs.single_action_space
     bounded = isinstance(space, gym.spaces.Box) and space.is_bounded()
     require(bounded, "env_id", f"{env_id} needs a Box of actions with finite low and high")
     if film and "rgb_array" in envs.metadata.get("render_modes", []):
@@ -431,8 +427,9 @@ def make_envs(env_id, num_envs, seed, film=False):
 
 def reset(envs, done, *key):
     """Begin episodes where done [N], seeded by key, index and episode; return all obs [N, O]."""
-    keys = [done[i] and [*key, i, env.episode_count] for i, env in enumerate(envs.envs)]
+    keys = [done[i] and [*key, i, episode] for i, episode in enumerate(envs.episodes)]
     seeds = [int(np.random.SeedSequence(key).generate_state(1)[0]) if key else None for key in keys]
+    envs.episodes += done
     return envs.reset(seed=seeds, options={"reset_mask": done})[0]
 
 
@@ -446,7 +443,7 @@ def evaluate(agent, envs, key, video=None):
     """Return metrics of a deterministic episode in each environment; film the first into video."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     ends, frames, fps = {}, [], envs.envs[0].metadata.get("render_fps", 30)
-    envs.set_attr("episode_count", 0)
+    envs.episodes[:] = 0
     obs = reset(envs, np.ones(envs.num_envs, bool), *key)
     while len(ends) < envs.num_envs:
         if video and 0 not in ends and len(frames) < 500:
@@ -610,11 +607,9 @@ def main(args):
         print({k: round(float(v), 4) for k, v in found.items()}, video if video.exists() else "")
         return agent
     eval_envs, *_ = make_envs(args.env_id, args.eval_episodes, args.seed, args.capture_video)
-    envs, low, high = make_envs(args.env_id, args.num_envs, args.seed)  # last: what follows draws
-    merge, ends = (
-        envs._add_info,
-        {"finished", "r"},
-    )  # slow: no infos but of ended episodes, {"r"...}
+    vector = gym.vector.AsyncVectorEnv if args.async_envs else gym.vector.SyncVectorEnv
+    envs, low, high = make_envs(args.env_id, args.num_envs, args.seed, vector=vector)  # last: seeds
+    merge, ends = envs._add_info, {"finished", "r"}  # slow: keep only infos of ended episodes
     envs._add_info = lambda infos, info, i: merge(infos, info, i) if ends & info.keys() else infos
     obs_dim, dim = envs.single_observation_space.shape[0], low.size
     args = resolve(args, "cpu", 100_000, "rollout_steps", 24 * (2 * obs_dim + dim + 6))

@@ -380,7 +380,7 @@ def require_finite(**arrays):
             raise FloatingPointError(f"{name} {array} is not finite")
 
 
-def make_envs(env_id, num_envs, seed, film=False):
+def make_envs(env_id, num_envs, seed, film=False, vector=gym.vector.SyncVectorEnv):
     """Seed all generators; return environments that do not reset themselves, and low and high."""
 
     def make(**options):
@@ -394,10 +394,10 @@ def make_envs(env_id, num_envs, seed, film=False):
         os.environ.setdefault("MUJOCO_GL", "egl")
     gym.logger.min_level = gym.logger.ERROR  # no word on Hopper-v4 being out of date
     try:
-        envs = gym.vector.SyncVectorEnv([make] * num_envs, autoreset_mode="Disabled")
+        envs = vector([make] * num_envs, autoreset_mode="Disabled")
     except (gym.error.Error, ImportError, ValueError) as error:
         require(False, "env_id", f"{env_id} fails: {' '.join(str(error).split())}")
-    space = envs.single_action_space
+    envs.episodes, space = np.zeros(num_envs, int), envs.single_action_space
     bounded = isinstance(space, gym.spaces.Box) and space.is_bounded()
     require(bounded, "env_id", f"{env_id} needs a Box of actions with finite low and high")
     if film and "rgb_array" in envs.metadata.get("render_modes", []):
@@ -411,8 +411,9 @@ def make_envs(env_id, num_envs, seed, film=False):
 
 def reset(envs, done, *key):
     """Begin episodes where done [N], seeded by key, index and episode; return all obs [N, O]."""
-    keys = [done[i] and [*key, i, env.episode_count] for i, env in enumerate(envs.envs)]
+    keys = [done[i] and [*key, i, episode] for i, episode in enumerate(envs.episodes)]
     seeds = [int(np.random.SeedSequence(key).generate_state(1)[0]) if key else None for key in keys]
+    envs.episodes += done
     return envs.reset(seed=seeds, options={"reset_mask": done})[0]
 
 
@@ -426,7 +427,7 @@ def evaluate(agent, envs, key, video=None):
     """Return metrics of a deterministic episode in each environment; film the first into video."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     ends, frames, fps = {}, [], envs.envs[0].metadata.get("render_fps", 30)
-    envs.set_attr("episode_count", 0)
+    envs.episodes[:] = 0
     obs = reset(envs, np.ones(envs.num_envs, bool), *key)
     while len(ends) < envs.num_envs:
         if video and 0 not in ends and len(frames) < 500:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import imageio.v3 as imageio
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -264,6 +265,17 @@ def test_switches_change_no_weight(train, switch, monkeypatch, capfd):
     assert not warnings(capfd.readouterr().out)
 
 
+def test_environments_in_processes_of_their_own_give_the_same_bits(train, S, monkeypatch):
+    need(S, "Args.async_envs")
+    made, vector = [], S.gym.vector.AsyncVectorEnv
+    spy = lambda makers, **options: (made.append(len(makers)), vector(makers, **options))[1]  # noqa: E731
+    monkeypatch.setattr(S.gym.vector, "AsyncVectorEnv", spy)
+    for name, flags in {"a": "", "b": "--async-envs"}.items():
+        train(f"--num-envs 3 {flags} --run-dir {name}")
+    assert made == [3]
+    assert steady("a") == steady("b") and same(weights("a"), weights("b"))
+
+
 @pytest.mark.quick
 def test_seeds_differ(train):
     lengths, actors = [], []
@@ -431,17 +443,23 @@ def test_module_of_the_users_own(train, tmp_path, script, monkeypatch):
 
 
 # --- bad luck -------------------------------------------------------------------------------------
+@pytest.mark.parametrize("more", ["", "--async-envs --num-envs 2"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_interrupt(launch, S, tmp_path, number):
-    flags = "--total-timesteps 1e7 --eval-every 0 --compile off --run-dir run"
+def test_interrupt(launch, S, tmp_path, number, more):
+    """A terminal sends Ctrl-C, which is SIGINT, to the processes of environments, too."""
+    need(S, *["Args.async_envs"] * bool(more))
+    flags = f"--total-timesteps 1e7 --eval-every 0 --compile off --run-dir run {more}"
     process = launch(tmp_path, flags, PYTHONPATH=str(ROOT), PYTHONUNBUFFERED="1")
     for line in process.stdout:
         if line.startswith("step 100/"):
             break
-    os.kill(process.pid, number)
+    children = psutil.Process(process.pid).children() if more else []
+    assert len(children) == 2 * bool(more)
+    for pid in [process.pid, *(child.pid for child in children if number == signal.SIGINT)]:
+        os.kill(pid, number)
     code, _, err = finish(process)
     found = summary(tmp_path / "run")
-    assert code == 130 and "Traceback" not in err
+    assert code == 130 and "Traceback" not in err and not psutil.wait_procs(children, 10)[1]
     assert found["status"] == "interrupted" and found["reason"] and found["global_step"] >= 100
     loaded = S.Agent.load(tmp_path / "run")
     uncounted = 30 if on_policy(S) else 1  # a rollout's updates count when all are done

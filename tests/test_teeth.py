@@ -408,8 +408,8 @@ SAC = {
         f"{MATH}t28_seeds_change_the_initial_networks",
     ),
     "all environments have one seed": (
-        "and [*key, i, env.episode_count]",
-        "and [*key, env.episode_count]",
+        "and [*key, i, episode]",
+        "and [*key, episode]",
         f"{MATH}t28_every_environment_and_episode_has_its_own_seed",
     ),
     "evaluation draws from the generators of training": (
@@ -1011,6 +1011,11 @@ PPO = {
         "self.low + (self.high - self.low) / 2 * (1 + action)",
         "self.high * action",
         f"{PPO_MATH}act_is_the_mean_within_bounds",
+    ),
+    "no environment has a process of its own": (
+        "if args.async_envs else",
+        "if False else",
+        f"{RUNS}environments_in_processes_of_their_own_give_the_same_bits",
     ),
     "acting skips the second tanh": (
         "return np.tanh(x @ w2.T + b2) @ w3.T + b3",

@@ -89,17 +89,22 @@ def test_report_refuses_what_is_no_run(tmp_path):
         assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", ["sac_continuous", "td3_continuous"])
-def test_committed_tables_are_those_of_the_committed_runs(name):
-    runs = sorted((ROOT / "results" / name).glob("*/*"))
+TABLES = "sac_continuous/*/* sac_cuda/HalfCheetah-v4/* td3_continuous/*/*"
+TABLES += " ppo_continuous/*/* ppo_choices/*/*/*"
+
+
+@pytest.mark.parametrize("pattern", TABLES.split())
+def test_committed_tables_are_those_of_the_committed_runs(pattern):
+    runs = sorted((ROOT / "results").glob(pattern))
     code, out, _ = tool("report.py", *[run.relative_to(ROOT) for run in runs])
-    assert code == 0 and out in (ROOT / "results" / f"{name}.md").read_text()
+    text = (ROOT / "results" / f"{pattern[:3]}_continuous.md").read_text()
+    assert code == 0 and out in text and f"python tools/report.py results/{pattern}\n" in text
 
 
-@pytest.mark.parametrize("name", ["speed", "td3_speed"])
+@pytest.mark.parametrize("name", ["speed", "td3_speed", "ppo_speed", "ppo_speed_64"])
 def test_committed_speed_is_that_of_the_committed_figures(name):
     code, out, _ = tool("speed.py", "--file", f"results/{name}.json")
-    assert code == 0 and out in (ROOT / "results" / f"{name}.md").read_text()
+    assert code == 0 and out in (ROOT / "results" / f"{name.removesuffix('_64')}.md").read_text()
 
 
 def test_committed_mutants_are_those_of_the_committed_file():
