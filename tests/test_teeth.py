@@ -25,6 +25,7 @@ TARGET = """        with torch.no_grad():
             for target, parameter in pairs:
                 target.lerp_(parameter, self.args.tau)  # (6)
 """
+MOVE = "        self.to(device)  # not later, since what follows is looked up once\n"
 ACTOR = "        metrics |= self.update_actor(batch[0], alpha, noise[1])\n"
 
 # bug: (text of the script, what replaces it, the test that must fail)
@@ -971,9 +972,13 @@ PPO = {
         f"{PPO_MATH}observations_are_normalised_and_cut",
     ),
     "on a GPU the rate is no buffer": (
-        "        self.to(device)\n"
-        "        self.lr = nn.Buffer(torch.tensor(args.learning_rate, device=device))\n",
-        "        self.lr = nn.Buffer(torch.tensor(args.learning_rate))\n        self.to(device)\n",
+        f"{MOVE}        self.lr = nn.Buffer(torch.tensor(args.learning_rate, device=device))\n",
+        f"        self.lr = nn.Buffer(torch.tensor(args.learning_rate))\n{MOVE}",
+        f"{PPO_MATH}a_model_has_the_same_names_on_every_device",
+    ),
+    "on a GPU observations are normalised by statistics that never move": (
+        "[*self.obs_moments.buffers()][:2]",
+        "[x.clone() for x in self.obs_moments.buffers()][:2]",
         f"{PPO_MATH}a_model_has_the_same_names_on_every_device",
     ),
     "moments are of the type that comes in": (
