@@ -101,7 +101,7 @@ def test_committed_tables_are_those_of_the_committed_runs(pattern):
     assert code == 0 and out in text and f"python tools/report.py results/{pattern}\n" in text
 
 
-@pytest.mark.parametrize("name", ["speed", "td3_speed"])
+@pytest.mark.parametrize("name", ["speed", "td3_speed", "ppo_speed", "ppo_speed_64"])
 def test_committed_speed_is_that_of_the_committed_figures(name):
     code, out, _ = tool("speed.py", "--file", f"results/{name}.json")
     assert code == 0 and out in (ROOT / "results" / f"{name.removesuffix('_64')}.md").read_text()
