@@ -14,7 +14,7 @@ rollouts before, rewards divided by that of running discounted returns; both are
 (5) policy_loss = -mean(min(ratio * advantage, clip(ratio, 1 - c, 1 + c) * advantage)) c = clip_coef
 (6) value_loss = mean((critic(obs) - returns)^2) / 2
 (7) loss = policy_loss + vf_coef * value_loss - ent_coef * entropy, its gradient cut in norm
-Differs from the paper: normalised observations, rewards, advantages; cut gradients; time limits.
+Differs from the paper: normalised obs, rewards, advantages; cut gradients, falling lr; time limits
 
 python ppo_continuous.py --env-id Hopper-v4
 python ppo_continuous.py --env-id InvertedPendulum-v4 --total-timesteps 50000

@@ -18,9 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 ENVIRON = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
 TINY = "--env-id tests.toy_envs:Counter-v0 --total-timesteps 300 --learning-starts 100"
-TINY += (
-    " --num-envs 1 --rollout-steps 96 --batch-size 32 --hidden-size 16 --threads 1 --log-every 100"
-)
+TINY += " --num-envs 1 --rollout-steps 96 --batch-size 32 --hidden-size 16 --threads 1"
+TINY += " --log-every 100"
 TINY += " --eval-every 150 --eval-episodes 2 --no-capture-video --device cpu"
 LAB = {"hidden_size": 64, "batch_size": 64, "learning_starts": 100, "tau": 0.05, "gamma": 0.5}
 LAB |= {"critic_lr": 1e-3, "actor_lr": 1e-3, "alpha_lr": 1e-3, "alpha": 1e-3, "autotune": False}

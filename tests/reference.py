@@ -105,9 +105,8 @@ def watch_buffer(S, seen, patch):
 
     def columns():
         filled = min(seen.buffer.added, len(seen.buffer.rows))
-        return [
-            column.numpy(force=True) for column in seen.buffer.unpack(seen.buffer.rows[:filled])
-        ]
+        rows = seen.buffer.rows[:filled]
+        return [column.numpy(force=True) for column in seen.buffer.unpack(rows)]
 
     patch.setattr(S, "ReplayBuffer", Buffer)
     return columns
