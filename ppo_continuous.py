@@ -192,22 +192,25 @@ class Agent(nn.Module):
         self.actor = tanh_mlp(obs_dim, args.hidden_size, dim, 0.01)
         self.critic = tanh_mlp(obs_dim, args.hidden_size, 1, 1.0)
         self.log_std = nn.Parameter(torch.full((dim,), args.log_std_init))
-        self.obs_moments, self.return_moments = Moments(obs_dim), Moments(1)
-        self.running = 0.0  # discounted return [N] since each episode's reset
-        self.to(device)  # not later, since what follows is looked up once
+        self.obs_moments, self.return_moments, self.running = Moments(obs_dim), Moments(1), 0.0
+        self.to(device)  # not later, since the optimizer keeps what it is given
         self.lr = nn.Buffer(torch.tensor(args.learning_rate, device=device))
-        self.acting, self.moments = [*self.actor.parameters()], [*self.obs_moments.buffers()][:2]
         self.opt = Adam(self.parameters(), self.lr, eps=1e-5, max_norm=args.max_grad_norm)
 
     def tensor(self, array):
         """Put an array on the agent's device as float32."""
         return torch.as_tensor(np.float32(array), device=self.lr.device)
 
-    def normalize(self, obs):
+    def frozen(self):
+        """Return the arrays that acting needs until the next update; looking them up is slow."""
+        mean, var = self.obs_moments.mean.numpy(force=True), self.obs_moments.var.numpy(force=True)
+        return mean, np.sqrt(var + 1e-8), *(x.numpy(force=True) for x in self.actor.parameters())
+
+    def normalize(self, obs, frozen=None):
         """Map raw obs [..., O] to what the networks see."""
         if self.args.norm_obs:
-            mean, var = (x.numpy(force=True) for x in self.moments)
-            obs = ((obs - mean) / np.sqrt(var + 1e-8)).clip(-10, 10)
+            mean, sd, *_ = frozen or self.frozen()
+            obs = ((obs - mean) / sd).clip(-10, 10)
         return np.float32(obs)
 
     def scale(self, action):
@@ -215,15 +218,15 @@ class Agent(nn.Module):
         action = np.float32(action).reshape(-1, *self.low.shape).clip(-1, 1)
         return np.minimum(self.low + (self.high - self.low) / 2 * (1 + action), self.high)
 
-    def policy_mean(self, obs):
+    def policy_mean(self, obs, frozen=None):
         """Return the actor's output [N, A] for obs [N, O], in NumPy, faster for a few rows."""
-        w1, b1, w2, b2, w3, b3 = (x.numpy(force=True) for x in self.acting)
-        x = np.tanh(self.normalize(obs) @ w1.T + b1)
+        _, _, w1, b1, w2, b2, w3, b3 = frozen = frozen or self.frozen()
+        x = np.tanh(self.normalize(obs, frozen) @ w1.T + b1)
         return np.tanh(x @ w2.T + b2) @ w3.T + b3
 
-    def explore(self, obs):
+    def explore(self, obs, frozen=None):
         """Sample actions [N, A] for obs [N, O]; return them, not cut, and their logp [N]."""
-        mean, log_std = self.policy_mean(obs), self.log_std.numpy(force=True)
+        mean, log_std = self.policy_mean(obs, frozen), self.log_std.numpy(force=True)
         noise = np.random.standard_normal(mean.shape)
         logp = -0.5 * noise**2 - log_std - 0.5 * math.log(2 * math.pi)
         return mean + np.exp(log_std) * noise, logp.sum(1)  # (1)
@@ -235,11 +238,7 @@ class Agent(nn.Module):
     def value(self, obs):
         """Estimate the return [N] from obs [N, O], in units of the raw reward."""
         value = self.critic(self.tensor(self.normalize(obs))).squeeze(-1).numpy(force=True)
-        return value * self.reward_scale()
-
-    def reward_scale(self):
-        """Return what rewards are divided by."""
-        return self.return_moments.var.add(1e-8).sqrt().item() if self.args.norm_reward else 1.0
+        return value * math.sqrt(self.return_moments.var + 1e-8)
 
     @torch.no_grad()
     def compute_gae(self, rollout):
@@ -249,7 +248,7 @@ class Agent(nn.Module):
         args, inputs = self.args, [self.tensor(self.normalize(x)) for x in (obs, next_obs)]
         value, next_value = (self.critic(x).squeeze(-1).cpu().numpy() for x in inputs)
         found = describe("env/obs", self.tensor(obs)) | describe("env/reward", self.tensor(reward))
-        reward = reward / self.reward_scale()
+        reward = reward / math.sqrt(self.return_moments.var + 1e-8)
         reward = reward.clip(-10, 10) if args.norm_reward else reward
         ended = terminated if args.bootstrap_truncated else done
         delta = reward + args.gamma * (1 - ended) * next_value - value  # (2)
@@ -294,9 +293,10 @@ class Agent(nn.Module):
         """Learn from a rollout; return metrics [M] of each call of learn, and (names, [others])."""
         seen, rows = [], []
         for _, _, _, reward, _, done, _ in rollout:
-            seen.append(reward + self.args.gamma * self.running)
+            seen.append(reward + self.args.gamma * self.running)  # discounted, from the reset on
             self.running = seen[-1] * (1 - done)
-        self.return_moments.update(np.concatenate(seen)[:, None])
+        if self.args.norm_reward:
+            self.return_moments.update(np.concatenate(seen)[:, None])
         for epoch in range(self.args.update_epochs):
             if epoch == 0 or self.args.recompute_advantages:
                 batch, metrics = self.compute_gae(rollout)
@@ -624,9 +624,9 @@ def main(args):
         if args.eval_every:
             run.evaluate(eval_envs)
         obs, rollout = reset(envs, np.ones(n, bool), TRAIN, args.seed), []  # of T steps
-        rows, latest = [], ([], [])
+        rows, latest, frozen = [], ([], []), agent.frozen()
         while run.global_step < args.total_timesteps:
-            action, logp = agent.explore(obs)
+            action, logp = agent.explore(obs, frozen)
             run.clock("act")
 
             next_obs, reward, terminated, truncated, infos = envs.step(agent.scale(action))
@@ -641,6 +641,7 @@ def main(args):
                 before = (run.global_step - args.rollout_steps) / args.total_timesteps
                 agent.lr.fill_(args.learning_rate * (1 - args.anneal * before))
                 found, latest = agent.update(rollout, learn)
+                frozen = agent.frozen()
                 rollout.clear()
                 rows += found if args.log_every else []
                 run.updates += len(found)

@@ -414,7 +414,7 @@ def test_actions_are_uniform_at_first_and_explored_later(S, spied, monkeypatch):
     """Before learning_starts uniform over [-1, 1]; afterwards what `explore` samples is stored."""
     need(S, "Agent.explore", "Args.learning_starts")
     explored, explore = [], S.Agent.explore
-    spy = lambda agent, obs: (explored.append(explore(agent, obs)), explored[-1])[1]  # noqa: E731
+    spy = lambda *inputs: (explored.append(explore(*inputs)), explored[-1])[1]  # noqa: E731
     monkeypatch.setattr(S.Agent, "explore", spy)
     action = spied(env_id="Target-v0").rows["action"]
     assert len(explored) == 200
@@ -456,8 +456,8 @@ def test_an_action_that_is_not_finite_stops_the_run(S, spied, monkeypatch):
     need(S, "Agent.explore")
     explore = S.Agent.explore
 
-    def spoil(agent, obs):
-        found = explore(agent, obs)
+    def spoil(*inputs):
+        found = explore(*inputs)
         return (np.nan * found[0], found[1]) if on_policy(S) else np.nan * found
 
     monkeypatch.setattr(S.Agent, "explore", spoil)

@@ -25,7 +25,7 @@ TARGET = """        with torch.no_grad():
             for target, parameter in pairs:
                 target.lerp_(parameter, self.args.tau)  # (6)
 """
-MOVE = "        self.to(device)  # not later, since what follows is looked up once\n"
+MOVE = "        self.to(device)  # not later, since the optimizer keeps what it is given\n"
 ACTOR = "        metrics |= self.update_actor(batch[0], alpha, noise[1])\n"
 
 # bug: (text of the script, what replaces it, the test that must fail)
@@ -927,8 +927,8 @@ PPO = {
         f"{PPO_MATH}t07_t20_observations_count_once_and_after_the_updates",
     ),
     "evaluation moves the statistics": (
-        "    def policy_mean(self, obs):\n",
-        "    def policy_mean(self, obs):\n        self.obs_moments.update(np.float64(obs))\n",
+        "    def policy_mean(self, obs, frozen=None):\n",
+        "    def policy_mean(self, obs, frozen=None):\n        self.obs_moments.update(np.float64(obs))\n",
         f"{PPO_MATH}t20_normalisers_are_saved_and_frozen_in_use",
     ),
     "the variance forgets that means differ": (
@@ -957,8 +957,8 @@ PPO = {
         f"{PPO_MATH}t21_rewards_are_scaled_by_the_running_return",
     ),
     "rewards are shifted": (
-        "reward = reward / self.reward_scale()",
-        "reward = (reward - self.return_moments.mean.item()) / self.reward_scale()",
+        "reward = reward / math",
+        "reward = (reward - self.return_moments.mean.item()) / math",
         f"{PPO_MATH}rewards_are_neither_shifted_nor_scaled_twice",
     ),
     "scaled rewards are not cut": (
@@ -967,8 +967,8 @@ PPO = {
         f"{PPO_MATH}rewards_are_neither_shifted_nor_scaled_twice",
     ),
     "observations are not cut": (
-        "np.sqrt(var + 1e-8)).clip(-10, 10)",
-        "np.sqrt(var + 1e-8))",
+        "obs = ((obs - mean) / sd).clip(-10, 10)",
+        "obs = (obs - mean) / sd",
         f"{PPO_MATH}observations_are_normalised_and_cut",
     ),
     "on a GPU the rate is no buffer": (
@@ -976,10 +976,10 @@ PPO = {
         f"        self.lr = nn.Buffer(torch.tensor(args.learning_rate))\n{MOVE}",
         f"{PPO_MATH}a_model_has_the_same_names_on_every_device",
     ),
-    "on a GPU observations are normalised by statistics that never move": (
-        "[*self.obs_moments.buffers()][:2]",
-        "[x.clone() for x in self.obs_moments.buffers()][:2]",
-        f"{PPO_MATH}a_model_has_the_same_names_on_every_device",
+    "on a GPU the first networks act for ever": (
+        "                frozen = agent.frozen()\n",
+        "",
+        f"{PPO_MATH}t19_t30_steps_updates_and_ratios[1-10]",
     ),
     "moments are of the type that comes in": (
         "torch.as_tensor(rows, dtype=torch.float64, device=self.mean.device)",
@@ -992,7 +992,7 @@ PPO = {
         f"{PPO_MATH}metrics_of_a_rollout",
     ),
     "the value stays scaled": (
-        "return value * self.reward_scale()",
+        "return value * math.sqrt(self.return_moments.var + 1e-8)",
         "return value",
         f"{PPO_MATH}value_is_in_raw_units",
     ),
