@@ -58,7 +58,7 @@ class Args:
     """Train PPO; --evaluate scores and films a trained agent instead."""
 
     # task
-    env_id: str = "Hopper-v4"  # Gymnasium id; my_module:MyEnv-v0 imports my_module first
+    env_id: str = "Hopper-v4"  # Gymnasium id; my_module:MyEnv-v0 imports my_module
     total_timesteps: int = 1_000_000  # environment transitions, over all environments
     num_envs: int = 64  # environments stepped together
     async_envs: bool = False  # step each in a process of its own; gains if slow, on many cores
@@ -67,7 +67,7 @@ class Args:
     rollout_steps: int = 2_048  # transitions per rollout, over all environments
     update_epochs: int = 10  # passes over a rollout
     batch_size: int = 64  # transitions per update
-    hidden_size: int = 64  # units in each of the two hidden layers
+    hidden_size: int = 64  # units in each fully connected hidden layer
     norm_obs: bool = True  # normalise observations, cut at 10
     norm_reward: bool = True  # divide rewards by the deviation of returns, cut at 10
     log_std_init: float = -0.5  # (1) initial log_std

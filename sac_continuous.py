@@ -58,7 +58,7 @@ class Args:
     """Train Soft Actor-Critic; --evaluate scores and films a trained agent instead."""
 
     # task
-    env_id: str = "Hopper-v4"  # Gymnasium id; my_module:MyEnv-v0 imports my_module first
+    env_id: str = "Hopper-v4"  # Gymnasium id; my_module:MyEnv-v0 imports my_module
     total_timesteps: int = 1_000_000  # environment transitions, over all environments
     num_envs: int = 1  # environments stepped together
     seed: int = 1  # drives networks, environments, exploration and batches
@@ -67,7 +67,7 @@ class Args:
     learning_starts: int = 5_000  # transitions with uniformly random actions before the updates
     batch_size: int = 256  # transitions per update
     utd: float = 1.0  # updates per environment transition
-    hidden_size: int = 256  # units in each of the two hidden layers
+    hidden_size: int = 256  # units in each fully connected hidden layer
     log_std_min: float = -20.0  # (1) log_std is clamped to this minimum
     log_std_max: float = 2.0  # (1) and to this maximum
     gamma: float = 0.99  # (2) discount per step

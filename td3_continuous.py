@@ -59,7 +59,7 @@ class Args:
     """Train TD3; --evaluate scores and films a trained agent instead."""
 
     # task
-    env_id: str = "Hopper-v4"  # Gymnasium id; my_module:MyEnv-v0 imports my_module first
+    env_id: str = "Hopper-v4"  # Gymnasium id; my_module:MyEnv-v0 imports my_module
     total_timesteps: int = 1_000_000  # environment transitions, over all environments
     num_envs: int = 1  # environments stepped together
     seed: int = 1  # drives networks, environments, exploration and batches
@@ -68,7 +68,7 @@ class Args:
     learning_starts: int = 25_000  # transitions with uniformly random actions before the updates
     batch_size: int = 256  # transitions per update
     utd: float = 1.0  # updates per environment transition
-    hidden_size: int = 256  # units in each of the two hidden layers
+    hidden_size: int = 256  # units in each fully connected hidden layer
     exploration_noise: float = 0.1  # (1) deviation, of actions in [-1, 1]
     policy_noise: float = 0.2  # (2) deviation, of actions in [-1, 1]
     noise_clip: float = 0.5  # (2) largest noise

@@ -19,12 +19,14 @@ sys.path.insert(0, str(ROOT))
 ENVIRON = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
 TINY = "--env-id tests.toy_envs:Counter-v0 --total-timesteps 300 --learning-starts 100"
 TINY += " --num-envs 1 --rollout-steps 96 --batch-size 32 --hidden-size 16 --threads 1"
-TINY += " --log-every 100"
+TINY += " --log-every 100 --buffer-size 20000"
 TINY += " --eval-every 150 --eval-episodes 2 --no-capture-video --device cpu"
 LAB = {"hidden_size": 64, "batch_size": 64, "learning_starts": 100, "tau": 0.05, "gamma": 0.5}
 LAB |= {"critic_lr": 1e-3, "actor_lr": 1e-3, "alpha_lr": 1e-3, "alpha": 1e-3, "autotune": False}
 LAB |= {"num_envs": 1, "rollout_steps": 192, "norm_obs": False, "norm_reward": False}
 LAB |= {"learning_rate": 1e-3, "anneal": False, "log_std_init": 0.0}
+LAB |= {"buffer_size": 10_000, "train_every": 2, "target_every": 40, "eval_e": 0.0}
+LAB |= {"exploration_fraction": 1.0, "end_e": 0.1}
 LAB |= {"eval_every": 0, "capture_video": False, "threads": 1, "compile": "off", "device": "cpu"}
 LAB |= {"log_every": 100, "run_dir": "run"}
 SPACES = {"box": "Const-v0", "discrete": "Const-discrete-v0", "pixels": "ConstPixels-v0"}
@@ -102,6 +104,14 @@ def apply(spaces, space):
         pytest.skip(f"the script refuses tests.probe_envs:{SPACES[space]}")
 
 
+def shown(spaces, words):
+    """Name the toys that show frames, if the script learns from nothing else."""
+    if not spaces & {"box", "pixels"}:
+        pytest.skip("the script refuses all toys")
+    frames = [re.sub(r"(tests\.toy_envs:\w+)-v0", r"\1-shown-v0", word) for word in words]
+    return words if "box" in spaces else frames
+
+
 def known(S, flags):
     """Return those of the flags that the script has."""
     return {name: value for name, value in flags.items() if name in S.Args.__annotations__}
@@ -158,12 +168,13 @@ def learn(S, request, tmp_path):
 @pytest.fixture
 def train(S, spaces, tmp_path, monkeypatch):
     """Call main in this process, in an empty folder, with flags after those of TINY."""
-    apply(spaces, "box")
     need(S, "parse_args")
+    shown(spaces, [])
     for key in [key for key in os.environ if key.startswith("WANDB_")]:
         monkeypatch.delenv(key)
     with inside(tmp_path):
-        yield lambda flags="": S.main(S.parse_args(S.Args, [*tiny(S), *flags.split()]))
+        words = lambda flags: shown(spaces, [*tiny(S), *flags.split()])  # noqa: E731
+        yield lambda flags="": S.main(S.parse_args(S.Args, words(flags)))
     if wandb := sys.modules.get("wandb"):  # None where a test forbids it
         wandb.teardown()  # it would keep to this folder
 
@@ -171,13 +182,14 @@ def train(S, spaces, tmp_path, monkeypatch):
 @pytest.fixture(scope="session")
 def launch(S, script, spaces):
     """Start the script as a user does: alone in a folder, in a process of its own."""
-    apply(spaces, "box")
     need(S, "parse_args")
+    shown(spaces, [])
 
     def launch(folder, flags, python="", **environ):
         shutil.copy(script, folder)
         environ = {key: value for key, value in (ENVIRON | environ).items() if value is not None}
-        command = [sys.executable, *python.split(), script.name, *tiny(S), *flags.split()]
+        words = shown(spaces, [*tiny(S), *flags.split()])
+        command = [sys.executable, *python.split(), script.name, *words]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731, ignored behind a &
         return subprocess.Popen(command, cwd=folder, env=environ, preexec_fn=heed, **pipes)

@@ -224,8 +224,9 @@ def vary(S, envs, seed):
     need(S, *["Args.num_envs"] * (envs != 1), *["Args.seed"] * (seed != 1))
 
 
-def test_from_the_command_line(launch, tmp_path):
-    flags = "--env-id tests.probe_envs:Chain3-v0 --gamma 0.5 --run-dir run"
+def test_from_the_command_line(launch, spaces, tmp_path):
+    name = "Chain3-v0" if "box" in spaces else "Chain3Pixels-v0"
+    flags = f"--env-id tests.probe_envs:{name} --gamma 0.5 --run-dir run"
     code, _, err = finish(launch(tmp_path, flags, PYTHONPATH=str(ROOT)))
     assert code == 0 and (tmp_path / "run").is_dir(), err
 
@@ -288,6 +289,74 @@ def test_policies(S, learn, spaces, space, name, steps, tolerance, envs, seed):
     assert (abs(agent.act(obs) - best)[:shown] <= tolerance).all()
     found = agent.value(obs)[:shown]
     np.testing.assert_allclose(found / scale, values[:shown] / scale, atol=0.06)
+
+
+# --- pixels: X1 to X5, V3 and V4 seen -------------------------------------------------------------
+def play(agent, name, games):
+    """Let an agent play; return stacks of four frames, states and actions, each a list of games."""
+    env = gym.wrappers.FrameStackObservation(probe(name), 4)
+    seen = []
+    for seed in range(games):
+        obs, _ = env.reset(seed=seed)
+        over, game = False, []
+        while not over:
+            state, action = env.unwrapped.state, int(agent.act(obs[None])[0])
+            game.append((obs, state, action))
+            obs, reward, terminated, truncated, _ = env.step(action)
+            over = terminated or truncated
+            game[-1] += (reward,)
+        seen.append([*zip(*game, strict=True)])
+    return seen
+
+
+@pytest.mark.parametrize("envs, seed", VARIED)
+@pytest.mark.parametrize(
+    "name, gamma, steps",
+    [
+        ("ConstPixels", 0.5, 400),
+        ("ObsValuePixels", 0.5, 400),
+        ("Chain3Pixels", 0.5, 900),
+        pytest.param("ObsValuePixels-grey", 0.5, 600, marks=SLOW),
+        pytest.param("CycleTruncPixels", 0.8, 2400, marks=SLOW),
+    ],
+)
+def test_values_of_what_is_seen(S, learn, spaces, name, gamma, steps, envs, seed):
+    apply(spaces, "pixels")
+    vary(S, envs, seed)
+    agent = learn(name, steps, gamma=gamma, num_envs=envs, seed=seed)
+    values, _ = probe_envs.solve(probe(name), gamma)
+    for obs, states, *_ in play(agent, name, 12):
+        expected = [values[state] for state in states]
+        np.testing.assert_allclose(agent.value(np.stack(obs)), expected, atol=0.05)
+
+
+@pytest.mark.parametrize("envs, seed", VARIED)
+@pytest.mark.parametrize(
+    "name, steps, shown",  # the last: frames that must be seen before the best action is known
+    [
+        ("MatchPixels", 1200, 1),
+        pytest.param("Motion", 3000, 2, marks=SLOW),
+        pytest.param("Recall", 2400, 4, marks=SLOW),
+        pytest.param("MatchPixels-84", 900, 1, marks=SLOW),
+    ],
+)
+def test_actions_on_what_is_seen(S, learn, spaces, name, steps, shown, envs, seed):
+    apply(spaces, "pixels")
+    vary(S, envs, seed)
+    agent = learn(name, steps, num_envs=envs, seed=seed)
+    env = probe(name)
+    _, best = probe_envs.solve(env, 0.5)
+    games = play(agent, name, 20)
+    right = [a == best[s] for _, *game, _ in games for s, a in list(zip(*game))[shown - 1 :]]  # noqa: B905
+    assert np.mean(right) >= 0.95
+
+
+@SLOW
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_what_four_frames_do_not_show_stays_unknown(S, learn, spaces, seed):  # X5
+    apply(spaces, "pixels")
+    agent = learn("Recall-k4", 2400, seed=seed)
+    assert abs(np.mean([rewards[-1] for *_, rewards in play(agent, "Recall-k4", 200)])) < 0.3
 
 
 # --- entropy: C5, C6 ------------------------------------------------------------------------------

@@ -928,7 +928,8 @@ PPO = {
     ),
     "evaluation moves the statistics": (
         "    def policy_mean(self, obs, frozen=None):\n",
-        "    def policy_mean(self, obs, frozen=None):\n        self.obs_moments.update(np.float64(obs))\n",
+        "    def policy_mean(self, obs, frozen=None):\n"
+        "        self.obs_moments.update(np.float64(obs))\n",
         f"{PPO_MATH}t20_normalisers_are_saved_and_frozen_in_use",
     ),
     "the variance forgets that means differ": (

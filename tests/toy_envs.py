@@ -108,8 +108,30 @@ class DictToy(Toy):
         return {"step": super().obs(), "square": super().obs() ** 2}
 
 
+class Shown(gym.Wrapper):
+    """A toy in grey frames [36, 36], the t-th with t bright rows, and three discrete actions."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.observation_space = Box(0, 255, (36, 36), np.uint8)
+        self.action_space = Discrete(3)
+
+    def frame(self):
+        frame = np.zeros((36, 36), np.uint8)
+        frame[: 5 * self.unwrapped.t] = 255
+        return frame
+
+    def reset(self, **options):
+        return self.frame(), self.env.reset(**options)[1]
+
+    def step(self, action):
+        units = np.full(2, 2.0 * action - 2, np.float32)  # -2, 0 or 2
+        return self.frame(), *self.env.step(units)[1:]
+
+
 def register(name, cls, **kwargs):
     gym.register(f"{name}-v0", lambda **given: cls(**given), **kwargs)
+    gym.register(f"{name}-shown-v0", lambda **given: Shown(cls(**given)), **kwargs)
 
 
 register("Counter", Toy)

@@ -1,0 +1,478 @@
+"""DQN and its games, against references that share no code with them.
+
+Names test_t06_... refer to known bugs of published implementations.
+"""
+
+import copy
+import types
+
+import cv2
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.conftest import apply, inside, need
+from tests.probe_envs import FakeALE
+from tests.reference import arguments, assert_gradient, forward, moved, recorded, weights
+
+SHAPE, ACTIONS, ROWS = (4, 36, 36), 3, 8
+
+
+class Cartridge(FakeALE):
+    """X7 that keeps the raw actions of every game that was begun."""
+
+    games_of: list = []  # one list of games for every environment that was ever reset
+
+    def reset(self, seed=None, options=None):
+        if not self.games:
+            self.played = []
+            Cartridge.games_of.append(self.played)
+        self.played.append([])
+        return super().reset(seed=seed)
+
+    def step(self, action):
+        self.played[-1].append(int(action))
+        return super().step(action)
+
+
+gym.register("Cartridge-v0", Cartridge)
+gym.register("Cartridge-skips-v0", Cartridge, kwargs={"frameskip": 4})
+gym.register("Cartridge-sticky-v0", Cartridge, kwargs={"repeat_action_probability": 0.25})
+
+
+def build(S, **changes):
+    need(S, "NatureCNN", "Agent.copy_target")
+    torch.manual_seed(3)
+    changes = {"gamma": 0.8, "learning_rate": 1e-3} | changes
+    agent = S.Agent(arguments(S, **changes), SHAPE, np.float32(0), np.float32(ACTIONS - 1))
+    with torch.no_grad():  # targets are not the networks that learn
+        for parameter in agent.q_target.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape)
+        for net in (agent.q, agent.q_target):
+            net[-1].weight *= 20
+    return agent
+
+
+@pytest.fixture
+def agent(S):
+    return build(S)
+
+
+@pytest.fixture
+def batch():
+    """Frames [B, 5, H, W], and columns [3, B] of action, reward, terminated."""
+    rng = np.random.default_rng(0)
+    frames = torch.from_numpy(rng.integers(0, 256, (ROWS, 5, 36, 36), np.uint8))
+    columns = [rng.integers(0, ACTIONS, ROWS), rng.integers(-1, 2, ROWS), np.arange(ROWS) % 3 == 0]
+    return frames, torch.from_numpy(np.float32(columns))
+
+
+def reference(agent, batch, double=False, huber=False):
+    """Return the target [B], and the loss as a function of the parameters of q."""
+    frames, (action, reward, terminated) = batch[0].double().numpy(), batch[1].numpy()
+    obs, next_obs = frames[:, :4], frames[:, 1:]
+    next_q = forward(agent, "q_target", weights(agent, "q_target"), next_obs)
+    online = forward(agent, "q", weights(agent, "q"), next_obs)
+    assert (next_q.argmax(1) != online.argmax(1)).any(), "the test needs both to disagree"
+    target = np.zeros(ROWS)
+    for i in range(ROWS):
+        value = next_q[i, online[i].argmax()] if double else max(next_q[i])
+        target[i] = reward[i] + (0 if terminated[i] else 0.8 * value)
+
+    def loss(w):
+        q = forward(agent, "q", w, obs)
+        errors = [abs(q[i, int(action[i])] - target[i]) for i in range(ROWS)]
+        if huber:
+            assert min(errors) < 1 < max(errors)
+            return np.mean([e**2 / 2 if e < 1 else e - 0.5 for e in errors])
+        return np.mean(np.square(errors))
+
+    return target, loss
+
+
+# --- the update -----------------------------------------------------------------------------------
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("huber", [False, True])
+def test_loss_and_gradient(S, batch, double, huber):
+    """Target by hand, termination included; loss; gradient by central differences."""
+    agent = build(S, double=double, huber=huber)
+    target, loss = reference(agent, batch, double, huber)
+    w = weights(agent, "q")
+    recorded(agent.opt)
+    metrics = agent.update(*batch)
+    assert metrics["q/target_mean"].item() == pytest.approx(target.mean(), rel=1e-4)
+    assert metrics["q/target_sd"].item() == pytest.approx(target.std(), rel=1e-4)
+    assert agent.opt.loss == pytest.approx(loss(w), rel=1e-4)
+    assert_gradient(loss, w, agent.opt.gradient)
+
+
+def test_metrics_of_an_update(agent, batch):
+    target, loss = reference(agent, batch)
+    w, (action, reward, _) = weights(agent, "q"), batch[1].numpy()
+    q = forward(agent, "q", w, batch[0][:, :4].double().numpy())
+    q = q[np.arange(ROWS), action.astype(int)]
+    recorded(agent.opt)
+    found = {name: value.item() for name, value in agent.update(*batch).items()}
+    norm = np.sqrt(sum(np.square(g).sum() for g in agent.opt.gradient))
+    expected = {"losses/td_loss": loss(w), "losses/q_values": q.mean(), "q/value_sd": q.std()}
+    expected |= {"q/value_min": q.min(), "q/target_max": target.max(), "grad/norm": norm}
+    expected |= {"q/td_rel": np.sqrt(np.square(q - target).mean()) / target.std()}
+    expected |= {"env/reward_mean": reward.mean(), "env/reward_sd": reward.std()}
+    assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_permuted_batch_gives_the_same_metrics(agent, batch):
+    state = copy.deepcopy(agent.state_dict())
+    first = agent.update(*batch)
+    agent.load_state_dict(state)
+    order = torch.randperm(ROWS)
+    for name, value in agent.update(batch[0][order], batch[1][:, order]).items():
+        assert value.shape == () and not value.requires_grad
+        assert value.item() == pytest.approx(first[name].item(), rel=1e-3, abs=1e-6), name
+
+
+def test_the_update_moves_q_and_copying_the_target(agent, batch):
+    assert moved(agent, ["q", "q_target"], lambda: agent.update(*batch)) == ["q"]
+    assert moved(agent, ["q", "q_target"], agent.copy_target) == ["q_target"]
+    pairs = zip(agent.q.parameters(), agent.q_target.parameters(), strict=True)
+    assert all(torch.equal(*pair) and pair[0].data_ptr() != pair[1].data_ptr() for pair in pairs)
+    assert not any(parameter.requires_grad for parameter in agent.q_target.parameters())
+
+
+def test_the_target_starts_as_q(S):
+    need(S, "NatureCNN")
+    agent = S.Agent(arguments(S), SHAPE, np.float32(0), np.float32(1))
+    pairs = zip(agent.q.parameters(), agent.q_target.parameters(), strict=True)
+    assert all(torch.equal(*pair) and pair[0].data_ptr() != pair[1].data_ptr() for pair in pairs)
+
+
+@pytest.mark.parametrize("size, features", [(84, 3136), (36, 64)])
+def test_t27_the_network_is_natures_and_divides_bytes_once(S, size, features):
+    """Kernels, strides and widths of Mnih et al. (2015), by functions of torch in float64."""
+    need(S, "NatureCNN")
+    torch.manual_seed(0)
+    net = S.NatureCNN((4, size, size), 512, 6)
+    frames = torch.randint(256, (2, 4, size, size), dtype=torch.uint8)
+    w = [p.detach().double() for p in net.parameters()]
+    shapes = [(32, 4, 8, 8), (64, 32, 4, 4), (64, 64, 3, 3), (512, features), (6, 512)]
+    assert [tuple(x.shape) for x in w[::2]] == shapes
+    x = frames.double() / 255
+    for i, stride in enumerate([4, 2, 1]):
+        x = nn.functional.conv2d(x, w[2 * i], w[2 * i + 1], stride).relu()
+    x = (x.flatten(1) @ w[6].T + w[7]).relu() @ w[8].T + w[9]
+    torch.testing.assert_close(net(frames).double(), x, rtol=1e-4, atol=1e-5)
+
+
+def test_t36_compiled_and_plain_updates_agree(S, agent, batch):
+    need(S, "prepare")
+    rows, states = [], []
+    for mode in ("off", "on"):
+        fresh = build(S, compile=mode)
+        start = copy.deepcopy(fresh.state_dict())
+        _, update = S.prepare(fresh, "update", *batch)
+        assert fresh.args.compile == mode, "compilation failed"
+        assert all(torch.equal(value, start[name]) for name, value in fresh.state_dict().items())
+        rows.append(torch.stack([update(*batch) for _ in range(5)]))
+        states.append(torch.cat([p.detach().flatten() for p in fresh.q.parameters()]))
+    torch.testing.assert_close(*rows, rtol=1e-2, atol=1e-3)
+    gap = (states[0] - states[1]).abs()  # Adam makes steps of gradients that are next to nothing
+    assert (gap > 1e-5).float().mean() < 1e-3 and rows[0][0, 1] > 1.2 * rows[0][-1, 1]
+
+
+# --- acting ---------------------------------------------------------------------------------------
+def test_t27_every_environment_draws_for_itself(agent):
+    obs = np.random.default_rng(0).integers(0, 256, (6000, *SHAPE), np.uint8)[:1].repeat(6000, 0)
+    best = forward(agent, "q", weights(agent, "q"), obs[:1].astype(float)).argmax()
+    for epsilon in (0.0, 0.3, 1.0):
+        action = agent.explore(obs, epsilon)
+        for a in range(ACTIONS):
+            share = epsilon / ACTIONS + (1 - epsilon) * (a == best)
+            assert (action == a).mean() == pytest.approx(share, abs=0.02)
+        assert (epsilon == 0) or (action != agent.explore(obs, epsilon)).any()
+
+
+def test_act_and_value(S):
+    agent = build(S, eval_e=0.5, end_e=0.2)
+    rng = np.random.default_rng(0)
+    obs = rng.integers(0, 256, (4000, *SHAPE)) * rng.integers(0, 2, (4000, 4, 1, 1))
+    obs = np.uint8(obs)  # of stacks that are black in part
+    with torch.no_grad():
+        agent.q[-1].bias -= agent.q(torch.from_numpy(obs[:9])).mean(0)  # none is the best always
+    q = forward(agent, "q", weights(agent, "q"), obs[:50].astype(float))
+    np.testing.assert_allclose(agent.value(obs[:50]), q.max(1), rtol=1e-3)
+    greedy = agent.explore(obs, 0.0)
+    assert (greedy[:50] == q.argmax(1)).all() and len({*greedy}) > 1
+    for deterministic, epsilon in ((True, 0.5), (False, 0.2)):
+        others = (agent.act(obs, deterministic) != greedy).mean()
+        assert others == pytest.approx(epsilon * (1 - 1 / ACTIONS), abs=0.03)
+
+
+def test_t27_epsilon_falls_linearly_and_stays(S):
+    agent = build(S, total_timesteps=1000, exploration_fraction=0.2, start_e=0.9, end_e=0.1)
+    found = [agent.epsilon(step) for step in (0, 50, 100, 200, 201, 1000)]
+    assert found == pytest.approx([0.9, 0.7, 0.5, 0.1, 0.1, 0.1])
+
+
+# --- the replay buffer ----------------------------------------------------------------------------
+@pytest.mark.parametrize("envs, capacity", [(1, 40), (3, 120), (2, 17)])
+def test_t06_stacks_equal_those_of_a_list_of_transitions(S, envs, capacity):
+    """Every transition whose frames are all there is drawn, equally often, and no other one.
+
+    Before the ring is full, at every place of its head, and after several turns.
+    """
+    need(S, "FrameBuffer.push")
+    rng, length = np.random.default_rng(envs), capacity // envs
+    buffer = S.FrameBuffer(capacity, envs, (2, 2), "cpu")
+    known = [[] for _ in range(envs)]  # row of the oldest frame, and the transition
+    rows, frame = np.zeros(envs, int), np.zeros(envs, np.uint8)
+    stacks, fresh, ages = np.zeros((envs, 4, 2, 2), np.uint8), np.ones(envs, bool), [0] * envs
+    np.random.seed(0)
+    for step in range(1, 5 * length):
+        for i in np.flatnonzero(fresh):
+            stacks[i], ages[i] = rng.integers(256, size=(1, 2, 2)), 0
+            rows[i] += 1
+        action, reward = rng.integers(4, size=envs), rng.integers(-1, 2, envs)
+        done = rng.random(envs) < 0.15
+        terminated = done & (rng.random(envs) < 0.5) | (rng.random(envs) < 0.1)  # lost lives
+        frame = rng.integers(256, size=(envs, 1, 2, 2), dtype=np.uint8)
+        following = np.concatenate([stacks[:, 1:], frame], 1)
+        buffer.add(stacks, action, np.float64(reward), terminated, following, done)
+        for i in range(envs):
+            oldest = rows[i] - 1 - min(ages[i], 3)
+            both = np.concatenate([stacks[i], frame[i]]).tobytes()
+            known[i].append((oldest, both, action[i], reward[i], terminated[i]))
+            ages[i], rows[i] = ages[i] + 1, rows[i] + 1
+        stacks, fresh = following.copy(), done
+        following[:], frame[:] = 0, 0  # the buffer has copies
+        if step % 7 and step < 4 * length:
+            continue
+        expected = {
+            (i, *row[1:]) for i in range(envs) for row in known[i] if row[0] >= rows[i] - length
+        }
+        frames, columns = buffer.sample(60 * len(expected))
+        assert frames.dtype == torch.uint8 and frames.shape[1:] == (5, 2, 2)
+        assert columns.dtype == torch.float32
+        found = {}
+        for stack, row in zip(frames.numpy(), columns.T.tolist(), strict=True):
+            found[stack.tobytes(), *row] = found.get((stack.tobytes(), *row), 0) + 1
+        assert found.keys() == {row[1:] for row in expected}
+        assert len(found) == len(expected) and min(found.values()) > 20
+        counts = np.array([*found.values()])
+        assert np.square(counts - 60).sum() / 60 < len(counts) + 5 * np.sqrt(2 * len(counts))
+
+
+def test_t06_the_buffer_holds_one_byte_a_pixel(S):
+    need(S, "FrameBuffer.push")
+    buffer = S.FrameBuffer(1000, 3, (84, 84), "cpu")
+    assert buffer.frames.dtype == torch.uint8 and buffer.frames.nbytes == 999 * 84 * 84
+    others = [buffer.columns, buffer.acted, buffer.age]
+    assert sum(array.nbytes for array in others) == 999 * 14
+
+
+# --- whole runs -----------------------------------------------------------------------------------
+@pytest.fixture
+def run(S, spaces, tmp_path, monkeypatch):
+    """Run main; return the agent, what was stored, the batches, copies of the target, and logs."""
+    apply(spaces, "pixels")
+    need(S, "FrameBuffer.push", "Agent.copy_target")
+
+    def run(**changes):
+        seen = types.SimpleNamespace(stored=[], batches=[], copies=[], logs=[], updates=[])
+        add, sample, log = S.FrameBuffer.add, S.FrameBuffer.sample, S.Run.log
+        copies, run_init = S.Agent.copy_target, S.Run.__init__
+
+        def spy_run(run, *inputs):
+            run_init(run, *inputs)
+            seen.run = run
+
+        def spy_add(buffer, *columns):
+            seen.stored.append([np.array(column) for column in columns])
+            return add(buffer, *columns)
+
+        def spy_sample(buffer, size):
+            seen.batches.append(sample(buffer, size))
+            return seen.batches[-1]
+
+        def spy_copy(agent):
+            seen.copies.append((seen.run.global_step, seen.run.updates))
+            return copies(agent)
+
+        def spy_log(run, metrics, *rest):
+            row = {"global_step": run.global_step, "updates": run.updates}
+            seen.logs.append(row | {k: float(v) for k, v in metrics.items()})
+            return log(run, metrics, *rest)
+
+        with monkeypatch.context() as patch, inside(tmp_path):
+            patch.setattr(S.FrameBuffer, "add", spy_add)
+            patch.setattr(S.FrameBuffer, "sample", spy_sample)
+            patch.setattr(S.Agent, "copy_target", spy_copy)
+            patch.setattr(S.Run, "log", spy_log)
+            patch.setattr(S.Run, "__init__", spy_run)
+            seen.agent = S.main(arguments(S, **changes))
+        return seen
+
+    return run
+
+
+@pytest.mark.parametrize("envs", [1, 3])
+def test_t01_t02_t03_t06_stacks_of_a_run(run, envs):
+    """X6. Frame t shows 10 + t: four in a row, oldest first, then the next, in one episode."""
+    seen = run(env_id="tests.probe_envs:Frames-v0", num_envs=envs, clip_rewards=False)
+    assert len(seen.batches) == -(-(-(-300 // envs) * envs - 100) // 4)
+    ends = set()
+    for frames, (_, reward, terminated) in seen.batches:
+        assert (frames == frames[..., :1, :1]).all()
+        shown = frames[..., 0, 0].int() - 10  # [B, 5]
+        now = shown[:, 3]
+        for j in range(4):
+            assert (shown[:, j] == (now - 3 + j).clamp(min=0)).all()
+        assert (shown[:, 4] == now + 1).all() and (reward == now).all()
+        ends |= {(int(t), bool(end)) for t, end in zip(now, terminated, strict=True)}
+    assert ends == {(t, False) for t in range(8)} | {(t, True) for t in (4, 6, 8)}
+    assert ("charts/episodic_return" in row for row in seen.logs)
+
+
+@pytest.mark.parametrize("copies, envs", [(501, 1), (10, 1), (10, 4), (30, 3)])
+def test_t24_the_target_is_copied_at_its_own_period(run, copies, envs):
+    seen = run(
+        env_id="tests.probe_envs:ConstPixels-v0", target_every=copies, num_envs=envs, train_every=3
+    )
+    total = -(-300 // envs) * envs
+    due = [
+        step for step in range(envs, total + 1, envs) if step // copies > (step - envs) // copies
+    ]
+    assert [step for step, _ in seen.copies] == due
+    for step, updates in seen.copies:
+        assert updates == max(-(-(step - 100) // 3), 0)
+
+
+def test_t27_epsilon_of_a_run(run):
+    seen = run(env_id="tests.probe_envs:MatchPixels-v0", exploration_fraction=0.5, log_every=50)
+    found = {
+        row["global_step"]: row["charts/epsilon"] for row in seen.logs if "charts/epsilon" in row
+    }
+    expected = {s: max(1 - 0.99 * (s - 1) / 150, 0.01) for s in range(50, 301, 50)}
+    assert found == pytest.approx(expected)
+    assert seen.logs[-1]["charts/learning_rate"] == pytest.approx(1e-4)
+
+
+def grey(n):
+    """What the emulator shows of frame n, in grey."""
+    env, frame = FakeALE(), np.zeros((210, 160), np.uint8)
+    env.n = n
+    env.getScreenGrayscale(frame)
+    return frame
+
+
+@pytest.mark.parametrize(
+    "name, life_loss", [("Cartridge", True), ("Cartridge-skips", True), ("Cartridge-sticky", False)]
+)
+@pytest.mark.parametrize("envs", [1, 2])
+def test_t25_t26_a_scripted_game_through_the_whole_pipeline(run, name, life_loss, envs, capfd):
+    """X7. Frames, rewards, lives and returns, known from the raw actions that the game was given.
+
+    A game is 1 to 30 no-ops, FIRE for four frames, then every action for four frames; it is reset
+    where it is over and nowhere else. What is seen is the larger of a step's last two frames.
+    """
+    Cartridge.games_of.clear()
+    seen = run(env_id=f"{name}-v0", num_envs=envs, total_timesteps=240, buffer_size=960)
+    assert f"life loss {'on' if life_loss else 'off'}" in capfd.readouterr().out
+    assert seen.agent.args.life_loss == ("on" if life_loss else "off")
+    assert len(Cartridge.games_of) == envs
+    starts, returns, lost = [], [], 0
+    for i, games in enumerate(Cartridge.games_of):
+        steps = iter(seen.stored)
+        for game in games:
+            noops = game.index(1)
+            assert 1 <= noops <= 30 and game[:noops] == [0] * noops and game[noops:][:4] == [1] * 4
+            starts.append(noops)
+            n, score, stack = noops + 4, 0, None
+            while n < len(game):
+                obs, action, reward, terminated, next_obs, done = (x[i] for x in next(steps))
+                raw = game[n : n + 4]
+                assert raw == [action] * len(raw)
+                first = grey_step(n - 4, n)
+                stack = np.stack([first] * 4) if stack is None else stack
+                np.testing.assert_array_equal(obs, stack)
+                gained = sum(5 if m % 4 == 1 else -1 for m in range(n + 1, n + 1 + len(raw)))
+                lives = [3 - m // 40 for m in (n, n + len(raw))]
+                score, n = score + gained, n + len(raw)
+                assert reward == np.sign(gained) and done == (n == 120)
+                assert terminated == (done or (life_loss and lives[1] < lives[0]))
+                lost += lives[1] < lives[0] and not done
+                if not done:
+                    stack = np.concatenate([stack[1:], [grey_step(n - 4, n)]])
+                    np.testing.assert_array_equal(next_obs, stack)
+            assert len(game) == 120 or game is games[-1]
+            returns += [score] * (len(game) == 120)
+        assert next(steps, None) is None
+    logged = [row["charts/episodic_return"] for row in seen.logs if "charts/episodic_return" in row]
+    assert sorted(logged) == sorted(returns) and len(returns) > 5 and len({*starts}) > 4
+    assert lost > 10
+
+
+def grey_step(before, n):
+    """What is seen after the frames before + 1 to n of a step."""
+    return cv2.resize(np.maximum(grey(n - 1), grey(n)), (84, 84), interpolation=cv2.INTER_AREA)
+
+
+def test_rewards_of_any_size_are_learned_from_if_asked(run):
+    """The return is of raw rewards in both cases."""
+    for clip, values in ((True, {-1, 0, 1}), (False, {0.0, *range(1, 9)})):
+        seen = run(env_id="tests.probe_envs:Frames-v0", clip_rewards=clip, run_dir=f"run{clip}")
+        assert {*np.concatenate([step[2] for step in seen.stored])} <= values
+        scores = [
+            row["charts/episodic_return"] for row in seen.logs if "charts/episodic_return" in row
+        ]
+        assert {*scores} == {n * (n - 1) / 2 for n in range(5, 10)}
+
+
+# --- Atari ----------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "name, sticky, life_loss",
+    [("BreakoutNoFrameskip-v4", 0.0, "on"), ("ALE/Breakout-v5", 0.25, "off")],
+)
+def test_protocols(run, name, sticky, life_loss, capfd):
+    """The id of the environment decides; both are told at the start, and skip frames once."""
+    seen = run(env_id=name, total_timesteps=150, buffer_size=200, run_dir="run")
+    assert seen.agent.args.life_loss == life_loss and seen.agent.obs_dim == (4, 84, 84)
+    said = capfd.readouterr().out
+    assert f"sticky actions {sticky}, life loss {life_loss}" in said and "GB" in said
+
+
+def test_t28_games_repeat_and_differ_and_load_their_rom_once(S, monkeypatch):
+    need(S, "make_games")
+    loads, load = [], S.ale_py.env.AtariEnv.load_game
+    monkeypatch.setattr(
+        S.ale_py.env.AtariEnv, "load_game", lambda env: (loads.append(1), load(env))[1]
+    )
+
+    def play(seed):
+        envs, *_ = S.make_games("ALE/Pong-v5", 2, seed)
+        seen, made = [], len(loads)
+        for _ in range(3):
+            envs.episodes[:] = len(seen)
+            seen.append(S.reset(envs, np.ones(2, bool), S.TRAIN, seed))
+            seen += [envs.step(np.array([2, 3]))[0] for _ in range(6)]
+        assert len(loads) == made + 2
+        envs.close()
+        return np.stack(seen)
+
+    one, two, three = play(1), play(1), play(2)
+    assert (one == two).all() and (one != three).any()
+    assert (one[:, 0] != one[:, 1]).any() and (one[:7] != one[7:14]).any()
+
+
+def test_evaluations_end_with_an_episode_limit(S):
+    """18,000 frames, 4,500 steps, where the game would go on: nobody serves in Breakout."""
+    need(S, "make_games")
+    envs, *_ = S.make_games("BreakoutNoFrameskip-v4", 1, 1)
+    S.reset(envs, np.ones(1, bool), S.EVALUATE, 1)
+    steps, over = 0, False
+    while not over:
+        _, _, terminated, truncated, _ = envs.step(np.array([0]))
+        steps, over = steps + 1, (terminated | truncated).any()
+    assert truncated.all() and not terminated.any() and 4490 < steps < 4500
+    envs.close()
