@@ -66,7 +66,7 @@ class Args:
     life_loss: Literal["auto", "on", "off"] = "auto"  # see above; auto: unless actions are sticky
     clip_rewards: bool = True  # learn from the sign of rewards
     # algorithm
-    buffer_size: int = 1_000_000  # frames kept for replay, over all environments
+    buffer_size: int = 1_000_000  # transitions kept for replay
     learning_starts: int = 80_000  # transitions before the updates
     batch_size: int = 32  # transitions per update
     train_every: int = 4  # transitions per update step
@@ -128,6 +128,13 @@ class NatureCNN(nn.Sequential):
     def forward(self, frames):
         """Scale bytes to [0, 1], here and nowhere else."""
         return super().forward((frames / 255).contiguous(memory_format=torch.channels_last))
+
+
+def pick(values, action):
+    """Return those of values [B, A] that belong to actions [B], without indices: see README."""
+    return (values * (torch.arange(values.shape[1], device=values.device) == action[:, None])).sum(
+        1
+    )
 
 
 # --- experience -----------------------------------------------------------------------------------
@@ -270,10 +277,10 @@ class Agent(nn.Module):
         action, reward, terminated = columns
         with torch.no_grad():
             next_q = self.q_target(next_obs)  # [B, A]
-            best = (self.q(next_obs) if self.args.double else next_q).argmax(1, keepdim=True)
-            next_value = next_q.gather(1, best).squeeze(1)
+            best = (self.q(next_obs) if self.args.double else next_q).argmax(1)
+            next_value = pick(next_q, best)
             td_target = reward + self.args.gamma * (1 - terminated) * next_value  # (2)
-        q = self.q(obs).gather(1, action.long()[:, None]).squeeze(1)
+        q = pick(self.q(obs), action)
         assert q.shape == td_target.shape == reward.shape
         loss_of = nn.functional.smooth_l1_loss if self.args.huber else nn.functional.mse_loss
         loss = loss_of(q, td_target)  # (3)

@@ -560,7 +560,7 @@ def test_t28_every_environment_and_episode_has_its_own_seed(S, spied, monkeypatc
 
 @pytest.mark.parametrize("seeds", [(0, 1), (1, 2)])
 def test_t28_seeds_change_the_initial_networks(S, seeds):
-    need(S, "load_agent")
+    need(S, "load_agent", "make_envs")
     found = []
     for seed in seeds:
         S.make_envs("Target-v0", 1, seed)
@@ -580,7 +580,7 @@ def test_t30_steps_and_updates_are_counted_right(spied, envs, utd):
     delay = getattr(seen.agent.args, "policy_delay", 1)
     for name, count in counts.items():
         steps = 200 * utd / (delay if name.startswith("actor") else 1)
-        assert count == pytest.approx(1 - 0.999**steps, rel=1e-5), name
+        assert count.item() == pytest.approx(1 - 0.999**steps, rel=1e-5), name
 
 
 def test_t14_every_update_draws_a_new_batch(spied):
