@@ -67,7 +67,7 @@ class Args:
     clip_rewards: bool = True  # learn from the sign of rewards
     # algorithm
     buffer_size: int = 1_000_000  # transitions kept for replay
-    learning_starts: int = 80_000  # transitions before the updates
+    learning_starts: int = 80_000  # transitions of random exploration before the updates
     batch_size: int = 32  # transitions per update
     train_every: int = 4  # transitions per update step
     hidden_size: int = 512  # units in each fully connected hidden layer
@@ -284,9 +284,8 @@ class Agent(nn.Module):
         assert q.shape == td_target.shape == reward.shape
         loss_of = nn.functional.smooth_l1_loss if self.args.huber else nn.functional.mse_loss
         loss = loss_of(q, td_target)  # (3)
-        metrics = {"grad/norm": self.opt.step(loss)}
-        q, loss = q.detach(), loss.detach()
-        metrics |= {"losses/td_loss": loss, "losses/q_values": q.mean()}
+        grad_norm, q, loss = self.opt.step(loss), q.detach(), loss.detach()
+        metrics = {"losses/td_loss": loss, "losses/q_values": q.mean(), "grad/norm": grad_norm}
         metrics |= describe("q/value", q) | describe("q/target", td_target)
         error = (q - td_target).square().mean().sqrt()
         metrics["q/td_rel"] = error / (metrics["q/target_sd"] + 1e-8)
@@ -600,7 +599,7 @@ def main(args):
     sticky = eval_envs.envs[0].spec.kwargs.get("repeat_action_probability", 0)
     auto = "off" if sticky else "on"
     args = replace(args, life_loss=auto if args.life_loss == "auto" else args.life_loss)
-    args = resolve(args, "cuda", 50_000, "buffer_size", math.prod(shape[1:]) + 14)
+    args = resolve(args, "cuda", 20_000, "buffer_size", math.prod(shape[1:]) + 14)
     size = args.buffer_size * math.prod(shape[1:]) / 1e9
     start = "1 to 30 no-ops and FIRE at the start, returns of full games from raw scores"
     print(f"sticky actions {sticky}, life loss {args.life_loss}, frame skip 4, {start}", flush=True)

@@ -98,6 +98,17 @@ def on_policy(S):
     return "rollout_steps" in S.Args.__annotations__
 
 
+def framed(S):
+    """Tell whether the script learns from frames."""
+    return hasattr(S, "make_games")
+
+
+def environments(S, *inputs):
+    """Return what the script makes of the id of an environment, their number and a seed."""
+    need(S, "make_games" if framed(S) else "make_envs")
+    return (S.make_games if framed(S) else S.make_envs)(*inputs)
+
+
 def apply(spaces, space):
     """Skip a test of a space that the script refuses."""
     if space not in spaces:

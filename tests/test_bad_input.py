@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import SCRIPTS, finish, need, summary
+from tests.conftest import SCRIPTS, apply, finish, need, summary
 
 REFUSED = {  # the remedy: flags
     "Did you mean: `Hopper`": "--env-id Hoper-v4",
@@ -17,6 +17,8 @@ REFUSED = {  # the remedy: flags
     "no_module": "--env-id no_module:Counter-v0",
     "Counter": "--env-id tests.toy_envs:Countre-v0",
     "Box|continuous": "--env-id tests.toy_envs:Discrete-v0",
+    "grey frames": "--env-id CartPole-v1; --env-id tests.probe_envs:Match-v0",
+    "8 an environment": "--buffer-size 7 --train-every 4",
     "finite low": "--env-id tests.toy_envs:Unbounded-v0; --env-id tests.toy_envs:Clipped-v0",
     "--learning-starts": "--batch-size 101; --total-timesteps 100; --total-timesteps 50",
     "--rollout-steps": "--num-envs 5; --batch-size 33; --total-timesteps 95; --total-timesteps 50",
@@ -27,12 +29,13 @@ REFUSED = {  # the remedy: flags
     "negative": "--seed -1; --threads -1; --log-every -1; --eval-every -1;"
     "--policy-noise -1; --noise-clip nan; --exploration-noise inf;"
     "--ent-coef -1; --vf-coef nan",
-    "between 0 and 1": "--gamma 1.5; --gamma nan; --tau -1; --gae-lambda 1.5",
+    "between 0 and 1": "--gamma 1.5; --gamma nan; --tau -1; --gae-lambda 1.5;"
+    "--start-e 1.1; --end-e -1; --eval-e nan",
     "positive": "--total-timesteps 0; --num-envs 0; --buffer-size 0; --batch-size 0; --utd 0;"
     "--hidden-size 0; --alpha 0; --critic-lr 0; --actor-lr inf; --alpha-lr -1;"
     "--eval-episodes 0; --policy-delay 0; --rollout-steps 0; --update-epochs 0;"
     "--learning-rate 0; --learning-rate inf; --clip-coef 0; --max-grad-norm 0;"
-    "--target-kl 0; --target-kl nan",
+    "--target-kl 0; --target-kl nan; --train-every 0; --target-every 0; --exploration-fraction 0",
     "--log-std-max": "--log-std-min 3; --log-std-min nan",
     "finite": "--log-std-min -inf; --target-entropy nan; --log-std-init nan",
     "new folder": "--run-dir used",
@@ -72,9 +75,11 @@ def refuse(train, tmp_path, capfd):
 
 @pytest.mark.quick
 @pytest.mark.parametrize("flags, remedy", REFUSED)
-def test_refused(S, refuse, flags, remedy):
+def test_refused(S, spaces, refuse, flags, remedy):
     named = re.findall("--([a-z-]+)", f"{flags} {remedy}")
     need(S, *(f"Args.{name.replace('-', '_')}" for name in named))
+    if remedy in ("Box|continuous", "finite low", "grey frames"):
+        apply(spaces, "pixels" if remedy == "grey frames" else "box")
     if "cuda" in flags and torch.cuda.is_available():
         pytest.skip("CUDA is present")
     said = refuse(flags)
@@ -96,8 +101,9 @@ def test_refused_by_tyro(refuse, flags, name):
 
 
 @pytest.mark.quick
-def test_accepted(S, train, refuse, monkeypatch):
+def test_accepted(S, spaces, train, refuse, monkeypatch):
     need(S, "psutil", "Args.buffer_size")
+    apply(spaces, "box")
     memory = types.SimpleNamespace(available=2**33)  # the true one changes all the time
     monkeypatch.setattr(S.psutil, "virtual_memory", lambda: memory)
     wide = "--env-id tests.toy_envs:DictObs-v0 --buffer-size 1e12"  # obs 2, action 2

@@ -429,6 +429,40 @@ def test_rewards_of_any_size_are_learned_from_if_asked(run):
         assert {*scores} == {n * (n - 1) / 2 for n in range(5, 10)}
 
 
+def test_frames_that_fit_are_accepted(S, spaces, monkeypatch, tmp_path, capfd):
+    need(S, "psutil", "make_games")
+    memory = types.SimpleNamespace(available=1000 * (36 * 36 + 14) / 0.8)
+    monkeypatch.setattr(S.psutil, "virtual_memory", lambda: memory)
+    flags = {"env_id": "tests.probe_envs:ConstPixels-v0", "run_dir": "run"}
+    with inside(tmp_path), pytest.raises(SystemExit) as stop:
+        S.main(arguments(S, **flags, buffer_size=1001))
+    assert stop.value.code == 2 and "--buffer-size 1000 fits" in capfd.readouterr().err
+    with inside(tmp_path):
+        S.main(arguments(S, **flags, buffer_size=1000))
+    assert "replay: 0.0013 GB on cpu" in capfd.readouterr().out
+
+
+def test_load_and_evaluate(run, S, tmp_path, capfd):
+    """A loaded agent is the same; --evaluate plays games of its own and films them."""
+    name = "tests.toy_envs:Counter-shown-v0"
+    agent = run(env_id=name, eval_e=0.0, run_dir="run", capture_video=True).agent
+    obs = np.random.default_rng(0).integers(0, 256, (50, 4, 36, 36), np.uint8)
+    capfd.readouterr()
+    with inside(tmp_path):
+        loaded = S.Agent.load("run")
+        S.main(S.parse_args(S.Args, ["--evaluate", "run", "--eval-episodes", "2"]))
+        said = capfd.readouterr().out
+        assert np.array_equal(loaded.act(obs), agent.act(obs)) and loaded.act(obs).shape == (50,)
+        assert np.array_equal(loaded.value(obs), agent.value(obs))
+        frames = [np.zeros((36, 36), np.uint8) for _ in range(8)]
+        for t, frame in enumerate(frames):
+            frame[: 5 * t] = 255
+        stacks = [np.stack([frames[max(t - k, 0)] for k in (3, 2, 1, 0)]) for t in range(7)]
+        score = 28 + sum((2 * agent.act(np.stack(stacks)) - 2) * 2) / 100
+        assert float(said.split("'eval/return_mean': ")[1].split(",")[0]) == pytest.approx(score)
+        assert len(S.imageio.mimread(said.split()[-1])) == 7
+
+
 # --- Atari ----------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "name, sticky, life_loss",

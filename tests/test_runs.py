@@ -26,11 +26,15 @@ import torch
 from tests.conftest import (
     ENVIRON,
     ROOT,
+    apply,
+    environments,
     finish,
+    framed,
     need,
     on_policy,
     read,
     same,
+    shown,
     steady,
     summary,
     tiny,
@@ -38,13 +42,16 @@ from tests.conftest import (
     weights,
 )
 
-HOPPER = "--env-id Hopper-v4 --total-timesteps 1500 --learning-starts 300 --batch-size 64"
-HOPPER += " --rollout-steps 320 --hidden-size 32 --log-every 500 --eval-every 500"
-HOPPER += " --eval-episodes 1 --capture-video"
+REAL = "--total-timesteps 1500 --learning-starts 300 --batch-size 64 --train-every 40"
+REAL += " --rollout-steps 320 --hidden-size 32 --log-every 500 --eval-every 500"
+REAL += " --eval-episodes 1 --capture-video"
 EVERY = "charts/average_return charts/SPS charts/updates train/length_mean train/length_min"
 EVERY += " train/return_mean train/return_sd train/return_min train/return_max"
-EVERY += " env/time_limit_frac env/obs_mean env/obs_sd env/obs_max env/reward_mean env/reward_sd"
+EVERY += " env/time_limit_frac env/reward_mean env/reward_sd"
 EVERY += " time/act time/env time/update time/log time/eval"
+VECTORS = " env/obs_mean env/obs_sd env/obs_max"
+DISCRETE = " losses/td_loss losses/q_values charts/learning_rate charts/epsilon grad/norm"
+DISCRETE += " q/value_mean q/value_max q/target_mean q/target_sd q/td_rel"
 CRITICS = " losses/actor_loss losses/qf_loss charts/actor_lr charts/critic_lr policy/saturation"
 CRITICS += " losses/qf1_loss losses/qf2_loss losses/qf1_values losses/qf2_values"
 CRITICS += " q/value_mean q/value_max q/target_mean q/target_sd q/td_rel q/twin_gap"
@@ -60,14 +67,17 @@ FILES = {"config.toml", "script.py", "metrics.jsonl", "summary.json", "model.pt"
 def keys(S):
     """Return metrics that the script must log."""
     if on_policy(S):
-        return {*(EVERY + ROLLOUTS).split()}
+        return {*(EVERY + VECTORS + ROLLOUTS).split()}
+    if framed(S):
+        return {*(EVERY + DISCRETE).split()}
     policy = ENTROPY if hasattr(S.Args, "alpha") else " policy/action_sd"
-    return {*(EVERY + CRITICS + policy).split()}
+    return {*(EVERY + VECTORS + CRITICS + policy).split()}
 
 
 def due(S):
-    """Return how many updates HOPPER asks for."""
-    return 4 * 10 * 5 if on_policy(S) else 1500 - 300  # rollouts, passes, batches
+    """Return how many updates REAL asks for."""
+    off_policy = (1500 - 300) // (40 if hasattr(S.Args, "train_every") else 1)
+    return 4 * 10 * 5 if on_policy(S) else off_policy  # rollouts, passes, batches
 
 
 def updates(agent):
@@ -80,30 +90,37 @@ def updates(agent):
 
 # --- a real environment, the script alone in an empty folder, in its own process ------------------
 @pytest.fixture(scope="module")
-def hopper(launch, S, tmp_path_factory):
-    """A run on Hopper-v4 with offline tracking."""
+def task(S):
+    """The id of a real environment."""
+    return "MsPacmanNoFrameskip-v4" if framed(S) else "Hopper-v4"
+
+
+@pytest.fixture(scope="module")
+def real(launch, S, task, tmp_path_factory):
+    """A run on a real environment with offline tracking."""
     folder = tmp_path_factory.mktemp("alone")
-    flags = " ".join(tiny(S, f"{HOPPER} --track --run-dir runs/a"))
+    flags = " ".join(tiny(S, f"--env-id {task} {REAL} --track --run-dir runs/a"))
     code, out, err = finish(launch(folder, flags, WANDB_MODE="offline"))
     assert code == 0 and not warnings(out), out + err
     assert out.splitlines()[-1].endswith("runs/a") and "videos/step-1500.mp4" in out
     return folder / "runs" / "a"
 
 
-def test_folder(hopper, script):
-    assert {path.name for path in hopper.iterdir()} == FILES
-    assert {path.name for path in hopper.parents[1].iterdir()} == {script.name, "runs", "wandb"}
-    assert (hopper / "script.py").read_bytes() == script.read_bytes()
-    found = {path.name for path in (hopper / "videos").iterdir()}
+def test_folder(real, script):
+    assert {path.name for path in real.iterdir()} == FILES
+    assert {path.name for path in real.parents[1].iterdir()} == {script.name, "runs", "wandb"}
+    assert (real / "script.py").read_bytes() == script.read_bytes()
+    found = {path.name for path in (real / "videos").iterdir()}
     assert found == {f"step-{step}.mp4" for step in (0, 1500)}
 
 
-def test_learning(hopper, S):
-    found, saved = summary(hopper), torch.load(hopper / "model.pt", weights_only=True)
+def test_learning(real, S, task):
+    found, saved = summary(real), torch.load(real / "model.pt", weights_only=True)
     assert found["updates"] == due(S)
     args = S.Args(**saved["args"])
-    S.make_envs("Hopper-v4", 1, args.seed)
-    fresh = S.Agent(args, 11, np.float32([-1] * 3), np.float32([1] * 3)).state_dict()
+    made, *bounds = environments(S, task, 1, args.seed)
+    shape = made.single_observation_space.shape
+    fresh = S.Agent(args, shape if framed(S) else shape[0], *bounds).state_dict()
     assert fresh.keys() == saved["state"].keys()
     assert not [name for name in fresh if torch.equal(fresh[name], saved["state"][name])]
     delay = getattr(S.Args, "policy_delay", 1)
@@ -112,8 +129,8 @@ def test_learning(hopper, S):
         assert saved["state"][name] == pytest.approx(1 - 0.999**steps, rel=1e-5)
 
 
-def test_metrics(hopper, S):
-    rows = read(hopper)
+def test_metrics(real, S):
+    rows = read(real)
     for name in ("global_step", "seconds"):
         values = [row[name] for row in rows]
         assert values == sorted(values)
@@ -129,35 +146,36 @@ def test_metrics(hopper, S):
     assert last.get("ppo/ratio_first_mb", 0) < 1e-5
 
 
-def test_summary(hopper, S):
-    found, score = summary(hopper), read(hopper)[-1]["eval/return_mean"]
+def test_summary(real, S, task):
+    found, score = summary(real), read(real)[-1]["eval/return_mean"]
     expected = {"status": "finished", "reason": "", "global_step": 1500, "updates": due(S)}
     expected |= {"eval_last": score, "eval_last_tenth": score}
     assert {k: found[k] for k in expected} == expected
     assert found["versions"]["torch"] == torch.__version__
     assert found["versions"]["python"] == sys.version
-    assert "--env-id" in found["command"] and "Hopper-v4" in found["command"]
+    assert "--env-id" in found["command"] and task in found["command"]
     assert min(found[k] for k in ("seconds", "SPS")) > 0
     assert "CPUs" in found["hardware"]
 
 
-def test_videos(hopper, S):
+def test_videos(real, S):
     total, least = 0, 0.001 if on_policy(S) else 0.01  # PPO's actor begins with actions near 0
-    for row in read(hopper):
+    least = -1 if framed(S) else least  # a game may wait
+    for row in read(real):
         if "eval/length_mean" in row and row["global_step"] in (0, 1500):
-            frames = imageio.imread(hopper / "videos" / f"step-{row['global_step']}.mp4")
+            frames = imageio.imread(real / "videos" / f"step-{row['global_step']}.mp4")
             moved = (np.diff(frames.astype(int), axis=0) != 0).mean(axis=(1, 2, 3))
-            assert len(frames) == row["eval/length_mean"]
+            assert len(frames) == min(row["eval/length_mean"], 500)
             assert min(moved) > least and frames.std() > 10
             total += len(frames)
     assert total > 10
 
 
-def test_tensorboard(hopper):
+def test_tensorboard(real):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(hopper / "tb"), size_guidance={"scalars": 0}).Reload()
-    rows = read(hopper)
+    events = EventAccumulator(str(real / "tb"), size_guidance={"scalars": 0}).Reload()
+    rows = read(real)
     tags = {tag for row in rows for tag in row} - {"global_step", "seconds"}
     assert {*events.Tags()["scalars"]} == tags
     for tag in tags:
@@ -166,17 +184,17 @@ def test_tensorboard(hopper):
         assert np.float32(found) == pytest.approx(np.float32(expected))
 
 
-def test_tracking(hopper, script):
-    (folder,) = hopper.parents[1].glob("wandb/offline-run-*")
+def test_tracking(real, script):
+    (folder,) = real.parents[1].glob("wandb/offline-run-*")
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRON, check=True)
     records = [json.loads(line) for line in done.stdout.splitlines()]
     history = [record["history"]["item"] for record in records if "history" in record]
-    rows = read(hopper)
+    rows = read(real)
     own = re.compile(r"_.*|videos\..*")  # added by W&B
     assert [{k: row[k] for k in row if not own.fullmatch(k)} for row in history] == rows
     config = next(record["run"]["config"]["update"] for record in records if "run" in record)
-    saved = tomllib.loads((hopper / "config.toml").read_text())
+    saved = tomllib.loads((real / "config.toml").read_text())
     assert {k: v for k, v in config.items() if k != "_wandb"} == saved
     code = next(record["artifact"] for record in records if "artifact" in record)
     digest = base64.b64encode(hashlib.md5(script.read_bytes()).digest()).decode()
@@ -185,36 +203,37 @@ def test_tracking(hopper, script):
     filmed = {row["global_step"]: row["videos.path"] for row in history if "videos.path" in row}
     assert len(filmed) == 2
     for step, path in filmed.items():
-        video = hopper / "videos" / f"step-{step}.mp4"
+        video = real / "videos" / f"step-{step}.mp4"
         assert (folder / "files" / path).read_bytes() == video.read_bytes()
     assert any("exit" in record for record in records)
 
 
-def test_untracked_run_is_the_same(hopper, launch, S, tmp_path):
-    flags = " ".join(tiny(S, f"{HOPPER} --run-dir b"))
+def test_untracked_run_is_the_same(real, launch, S, task, tmp_path):
+    flags = " ".join(tiny(S, f"--env-id {task} {REAL} --run-dir b"))
     code, _, imported = finish(launch(tmp_path, flags, python="-X importtime"))
     assert code == 0 and "torch" in imported and "wandb" not in imported
-    assert steady(tmp_path / "b") == steady(hopper)
-    assert same(weights(tmp_path / "b"), weights(hopper))
+    assert steady(tmp_path / "b") == steady(real)
+    assert same(weights(tmp_path / "b"), weights(real))
     assert {path.name for path in (tmp_path / "b").iterdir()} == FILES
 
 
-def test_evaluate_as_a_user(hopper, S, launch, tmp_path):
+def test_evaluate_as_a_user(real, S, task, launch, tmp_path):
     for name in ("model.pt", "config.toml"):
         (tmp_path / "a" / "videos").mkdir(parents=True, exist_ok=True)
-        (tmp_path / "a" / name).write_bytes((hopper / name).read_bytes())
+        (tmp_path / "a" / name).write_bytes((real / name).read_bytes())
     code, out, err = finish(
         launch(tmp_path, "--evaluate a --eval-episodes 3 --seed 5 --capture-video")
     )
     assert code == 0, err
     found = dict(re.findall(r"'(eval/\w+)': ([-\d.]+)", out))
-    agent = S.Agent.load(hopper)  # another process, whose normalisers are those of the file
-    here = S.evaluate(agent, S.make_envs("Hopper-v4", 3, 5)[0], (S.EVALUATE, 5, 10**6))
+    agent = S.Agent.load(real)  # another process, whose normalisers are those of the file
+    here = S.evaluate(agent, environments(S, task, 3, 5)[0], (S.EVALUATE, 5, 10**6))
     assert float(found["eval/return_mean"]) == pytest.approx(
         float(here["eval/return_mean"]), rel=1e-3
     )
     assert {"eval/return_mean", "eval/return_sd", "eval/length_mean"} <= found.keys()
-    assert 0 < float(found["eval/return_min"]) < float(found["eval/return_max"])
+    least, most = float(found["eval/return_min"]), float(found["eval/return_max"])
+    assert 0 < least < most or (framed(S) and 0 < least == most)
     assert len(imageio.imread(tmp_path / out.split()[-1])) > 2
 
 
@@ -283,18 +302,19 @@ def test_seeds_differ(train):
         train(f"--env-id tests.toy_envs:Ragged-v0 --seed {seed} --run-dir ragged{seed}")
         lengths += [[row.get("charts/episodic_length") for row in read(f"ragged{seed}")]]
         train(f"--seed {seed} --run-dir {seed}")  # no seed matters to this environment
-        actors += [next(w for name, w in weights(seed).items() if name.startswith("actor."))]
+        actors += [next(w for name, w in weights(seed).items() if re.match(r"(actor|q)\.", name))]
     assert all(one != other for one, other in itertools.combinations(lengths, 2))
     assert not any(torch.equal(*pair) for pair in itertools.combinations(actors, 2))
 
 
 @pytest.mark.quick
-def test_config_repeats_a_run(train, S):
+def test_config_repeats_a_run(train, S, spaces):
     odd = 'a "b" \\ é # = 1e6'
     off = "--no-autotune" if hasattr(S.Args, "autotune") else ""
-    rate = "learning_rate" if on_policy(S) else "actor_lr"
+    rate = "learning_rate" if hasattr(S.Args, "learning_rate") else "actor_lr"
     flags = f"{off} --{rate} 0.2 --gamma 0.9 {RUDE} --run-dir a"
-    agent = S.main(replace(S.parse_args(S.Args, [*tiny(S), *flags.split()]), notes=odd))
+    words = shown(spaces, [*tiny(S), *flags.split()])
+    agent = S.main(replace(S.parse_args(S.Args, words), notes=odd))
     S.main(S.parse_args(S.Args, "--config a/config.toml --run-dir b".split()))
     S.main(S.parse_args(S.Args, f"--{rate} 0.3 --config a/config.toml --run-dir c".split()))
     a, b, c = (tomllib.loads(Path(run, "config.toml").read_text("utf-8")) for run in "abc")
@@ -318,6 +338,7 @@ def test_counts(train, S, n, utd):
     agent = train(f"--env-id tests.toy_envs:Ragged-v0 {' '.join(tiny(S, flags))} --run-dir run")
     found, steps, rows = summary("run"), math.ceil(301 / n) * n, read("run")
     assert found["global_step"] == rows[-1]["global_step"] == steps
+    utd /= getattr(S.Args, "train_every", 1)
     expected = 3 * 10 * 3 if on_policy(S) else math.ceil(utd * (steps - 100))
     assert found["updates"] == updates(agent) == expected
     ends = [row for row in rows if "charts/episodic_return" in row]
@@ -338,13 +359,14 @@ def test_scores_of_the_last_tenth(train):
 
 
 @pytest.mark.quick
-def test_evaluation_counts_first_episodes(S):
+def test_evaluation_counts_first_episodes(S, spaces):
     """Environments that end early begin again, which does not count; every seed is its own."""
     from tests import toy_envs
 
-    need(S, "make_envs", "evaluate", "EVALUATE")
-    envs, low, high = S.make_envs("tests.toy_envs:Ragged-v0", 5, 1)
-    agent = S.Agent(S.Args(hidden_size=16), 1, low, high)
+    need(S, "evaluate", "EVALUATE")
+    (name,) = shown(spaces, ["tests.toy_envs:Ragged-v0"])
+    envs, low, high = environments(S, name, 5, 1)
+    agent = S.Agent(S.Args(hidden_size=16), (4, 36, 36) if framed(S) else 1, low, high)
     lengths = []
     for number in (3, 3, 4):
         toy_envs.born.clear()
@@ -380,20 +402,23 @@ def test_defaults_of_a_run(train, S, monkeypatch):
     found = {name: torch.zeros(()) for name in ("eval/return_mean", "eval/length_mean")}
     monkeypatch.setattr(S, "evaluate", film)
     total, few = 48_000, "--learning-starts 47990"
+    if framed(S):
+        total, few = 24_000, "--learning-starts 23990 --end-e 1"
     if on_policy(S):
         few = "--num-envs 48 --rollout-steps 100800 --batch-size 50400 --update-epochs 1"
         total = 100_800
     told, resolve = [], S.resolve
     monkeypatch.setattr(S, "resolve", lambda *rest: (told.append(rest[1:4]), resolve(*rest))[1])
     agent = train(f"--total-timesteps {total} {few} --capture-video --run-dir run")
-    others = "cuda", 10_000, "buffer_size"  # device of auto, steps from which compiling pays
+    others = "cuda", 20_000 if framed(S) else 10_000, "buffer_size"  # device, compiling pays
     assert told == [("cpu", 100_000, "rollout_steps") if on_policy(S) else others]
     assert agent.args.compile == "on" and tried
     assert len(filmed) == total / 150 + 1  # TINY says --eval-every 150
     assert sum(map(bool, filmed)) == total / 1200 + 1
     rest = "cpu", 10_000, "rollout_steps" if on_policy(S) else "buffer_size", 4
     resolved = S.resolve(S.Args(), *rest)
-    assert resolved.eval_every == math.ceil(1e6 / 24) and resolved.compile == "on"
+    assert resolved.eval_every == math.ceil(S.Args().total_timesteps / 24)
+    assert resolved.compile == "on"
     assert S.resolve(S.Args(total_timesteps=6000), *rest).eval_every == 2000
     assert S.resolve(S.Args(total_timesteps=6000), *rest).compile == "off"
     last = [row for row in read("run") if "charts/average_return" in row][-1]
@@ -403,7 +428,8 @@ def test_defaults_of_a_run(train, S, monkeypatch):
 
 # --- using an agent, environments of the user's own -----------------------------------------------
 @pytest.mark.quick
-def test_load_and_evaluate(train, S, capfd):
+def test_load_and_evaluate(train, S, spaces, capfd):
+    apply(spaces, "box")
     agent, obs = train("--run-dir run --eval-every 0"), np.arange(5.0)[:, None]
     loaded = S.Agent.load("run")
     assert np.array_equal(loaded.act(obs), agent.act(obs)) and loaded.act(obs).shape == (5, 2)
@@ -422,7 +448,8 @@ def test_load_and_evaluate(train, S, capfd):
 
 @pytest.mark.quick
 @pytest.mark.parametrize("name, width", [("DictObs", 2), ("Limited", 1)])
-def test_environments(train, name, width):
+def test_environments(train, spaces, name, width):
+    apply(spaces, "box")
     agent = train(f"--env-id tests.toy_envs:{name}-v0 --run-dir run")
     assert summary("run")["status"] == "finished" and agent.high.tolist() == [2, 2]
     obs = np.random.default_rng(0).normal(0, 9, (100, width))
@@ -431,9 +458,10 @@ def test_environments(train, name, width):
 
 
 @pytest.mark.quick
-def test_module_of_the_users_own(train, tmp_path, script, monkeypatch):
+def test_module_of_the_users_own(train, spaces, tmp_path, script, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
-    text = "import gymnasium, tests.toy_envs\ngymnasium.register('MyEnv-v0', tests.toy_envs.Toy)\n"
+    toy = "toy_envs.Toy" if "box" in spaces else "lambda: toy_envs.Shown(toy_envs.Toy())"
+    text = f"import gymnasium\nfrom tests import toy_envs\ngymnasium.register('MyEnv-v0', {toy})\n"
     (tmp_path / "my_module.py").write_text(text)
     for _ in "ab":
         train("--env-id my_module:MyEnv-v0")
@@ -479,7 +507,10 @@ def test_interrupt(launch, S, tmp_path, number, more):
     ],
 )
 def test_not_finite(train, S, env, name, steps, capfd):
+    if framed(S) and name in ("obs", "next_obs"):
+        pytest.skip("frames are whole numbers")
     flags = f"--env-id tests.toy_envs:{env}-v0 --log-every 1 --no-norm-reward --run-dir run"
+    flags += " --no-clip-rewards"
     steps = {96} if on_policy(S) and env == "Huge" else steps  # when the rollout is complete
     with pytest.raises(SystemExit) as stop:
         train(" ".join(tiny(S, flags)))
@@ -501,7 +532,8 @@ ctypes.CDLL.__init__ = refuse
 """
 
 
-def test_no_opengl(launch, tmp_path):
+def test_no_opengl(launch, spaces, tmp_path):
+    apply(spaces, "box")  # games draw themselves
     (tmp_path / "sitecustomize.py").write_text(NO_OPENGL)
     environ = {"PYTHONPATH": str(tmp_path), "MUJOCO_GL": None, "DISPLAY": None}
     code, out, err = finish(

@@ -122,11 +122,13 @@ class Shown(gym.Wrapper):
         return frame
 
     def reset(self, **options):
-        return self.frame(), self.env.reset(**options)[1]
+        _, info = self.env.reset(**options)
+        return self.frame(), info
 
     def step(self, action):
         units = np.full(2, 2.0 * action - 2, np.float32)  # -2, 0 or 2
-        return self.frame(), *self.env.step(units)[1:]
+        _, *others = self.env.step(units)
+        return self.frame(), *others
 
 
 def register(name, cls, **kwargs):
