@@ -499,6 +499,19 @@ def test_t28_games_repeat_and_differ_and_load_their_rom_once(S, monkeypatch):
     assert (one[:, 0] != one[:, 1]).any() and (one[:7] != one[7:14]).any()
 
 
+def test_t26_the_number_of_no_ops_follows_from_the_seed(S):
+    """Of every later game too; nothing else differs without sticky actions."""
+    need(S, "make_games")
+    envs, *_ = S.make_games("PongNoFrameskip-v4", 1, 1)
+    begun = []
+    for episode in (0, 1, 2, 3, 4, 1):
+        envs.episodes[:] = episode
+        S.reset(envs, np.ones(1, bool), S.TRAIN, 1)
+        begun.append([envs.step(np.array([0]))[0].tobytes() for _ in range(25)][-1])
+    envs.close()
+    assert begun[1] == begun[5] and len({*begun[1:]}) > 2
+
+
 def test_evaluations_end_with_an_episode_limit(S):
     """18,000 frames, 4,500 steps, where the game would go on: nobody serves in Breakout."""
     need(S, "make_games")

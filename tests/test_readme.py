@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.conftest import known
+from tests.conftest import framed, known
 from tests.reference import learners
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.quick
 def scripts():
     """Import all scripts of ours, whatever --script names."""
     found = []
-    for path in sorted(ROOT.glob("*_continuous.py")):
+    for path in sorted([*ROOT.glob("*_continuous.py"), ROOT / "dqn_atari.py"]):
         spec = importlib.util.spec_from_file_location(f"{path.stem}_of_readme", path)
         sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
@@ -55,7 +55,9 @@ def test_glossary_has_every_metric_and_no_other(scripts, tmp_path):
     handler, lines = signal.getsignal(signal.SIGTERM), []
     for script in scripts:
         sizes = {"learning_starts": 100, "batch_size": 32, "rollout_steps": 96, "num_envs": 1}
-        args = script.Args("InvertedPendulum-v4", 300, **known(script, sizes))
+        sizes["buffer_size"] = 1000
+        name = "tests.probe_envs:MatchPixels-v0" if framed(script) else "InvertedPendulum-v4"
+        args = script.Args(name, 300, **known(script, sizes))
         args.threads, args.compile, args.capture_video, args.eval_episodes = 1, "off", False, 1
         args.log_every, args.eval_every = 100, 150
         args.run_dir = str(tmp_path / script.__name__)

@@ -1034,7 +1034,169 @@ PPO = {
         f"{PPO_MATH}metrics_of_a_rollout",
     ),
 }
-MUTANTS = {"sac_continuous": SAC, "td3_continuous": TD3, "ppo_continuous": PPO}
+DQN_MATH = "test_dqn.py::test_"
+DQN = {
+    # the update
+    "terminated is ignored": (
+        "(1 - terminated) * next_value",
+        "next_value",
+        f"{DQN_MATH}loss_and_gradient[False-False]",
+    ),
+    "the discount is missing": (
+        "self.args.gamma * (1 - terminated)",
+        "(1 - terminated)",
+        f"{DQN_MATH}loss_and_gradient[False-False]",
+    ),
+    "with --double the target chooses its own action": (
+        "(self.q(next_obs) if self.args.double else next_q)",
+        "next_q",
+        f"{DQN_MATH}loss_and_gradient[False-True]",
+    ),
+    "double is always on": (
+        "(self.q(next_obs) if self.args.double else next_q)",
+        "self.q(next_obs)",
+        f"{DQN_MATH}loss_and_gradient[False-False]",
+    ),
+    "the next value is that of the network that learns": (
+        "next_q = self.q_target(next_obs)",
+        "next_q = self.q(next_obs)",
+        f"{DQN_MATH}loss_and_gradient[False-False]",
+    ),
+    "the Huber loss is squared": (
+        "nn.functional.smooth_l1_loss if",
+        "nn.functional.mse_loss if",
+        f"{DQN_MATH}loss_and_gradient[True-False]",
+    ),
+    "the smallest next value counts": (
+        "if self.args.double else next_q).argmax(1)",
+        "if self.args.double else next_q).argmin(1)",
+        f"{DQN_MATH}loss_and_gradient[False-False]",
+    ),
+    "the target is never copied": (
+        "                agent.copy_target()\n",
+        "                pass\n",
+        f"{PROBES}values_of_what_is_seen[Chain3Pixels-0.5-900-2-1]",
+    ),
+    "the target is copied at a multiple of both periods": (
+        "if run.global_step % args.target_every <",
+        "if run.global_step % (args.target_every * args.train_every) <",
+        f"{DQN_MATH}t24_the_target_is_copied_at_its_own_period[10-1]",
+    ),
+    "the target is the network that learns": (
+        "self.q_target.load_state_dict(self.q.state_dict())",
+        "self.q_target = self.q",
+        f"{DQN_MATH}the_update_moves_q_and_copying_the_target",
+    ),
+    "updates are not spaced": (
+        "while run.updates * args.train_every <",
+        "while run.updates <",
+        f"{RUNS}counts[1-1.0]",
+    ),
+    "truncation is stored as termination": (
+        "buffer.add(obs, action, kept, ended,",
+        "buffer.add(obs, action, kept, ended | truncated,",
+        f"{DQN_MATH}t01_t02_t03_t06_stacks_of_a_run[1]",
+    ),
+    # network and actions
+    "bytes are not divided": (
+        "(frames / 255)",
+        "(frames / 1)",
+        f"{DQN_MATH}t27_the_network_is_natures_and_divides_bytes_once[84-3136]",
+    ),
+    "bytes are divided twice": (
+        "(frames / 255)",
+        "(frames / 255 / 255)",
+        f"{DQN_MATH}t27_the_network_is_natures_and_divides_bytes_once[84-3136]",
+    ),
+    "a stride is wrong": (
+        "nn.Conv2d(32, 64, 4, 2)",
+        "nn.Conv2d(32, 64, 4, 1)",
+        f"{DQN_MATH}t27_the_network_is_natures_and_divides_bytes_once[84-3136]",
+    ),
+    "all environments explore together": (
+        "random = np.random.random(len(obs)) < epsilon",
+        "random = np.full(len(obs), np.random.random() < epsilon)",
+        f"{DQN_MATH}t27_every_environment_draws_for_itself",
+    ),
+    "the last action is never explored": (
+        "np.random.randint(int(self.high) + 1,",
+        "np.random.randint(int(self.high),",
+        f"{DQN_MATH}t27_every_environment_draws_for_itself",
+    ),
+    "epsilon falls for ever": (
+        "share = min(step / (self.args.exploration_fraction * self.args.total_timesteps), 1)",
+        "share = step / (self.args.exploration_fraction * self.args.total_timesteps)",
+        f"{DQN_MATH}t27_epsilon_falls_linearly_and_stays",
+    ),
+    "evaluations explore as training does": (
+        "self.args.eval_e if deterministic else self.args.end_e",
+        "self.args.end_e",
+        f"{DQN_MATH}act_and_value",
+    ),
+    # the replay buffer
+    "stacks begin before their episode": (
+        "np.minimum(np.array([3, 2, 1, 0])[:, None], self.age[env, row])",
+        "np.minimum(np.array([3, 2, 1, 0])[:, None], 3 + 0 * row)",
+        f"{DQN_MATH}t06_stacks_equal_those_of_a_list_of_transitions[1-40]",
+    ),
+    "stacks hold frames that were overwritten": (
+        "whole = since + self.age[*more] < self.length",
+        "whole = since < self.length",
+        f"{DQN_MATH}t06_stacks_equal_those_of_a_list_of_transitions[1-40]",
+    ),
+    "last frames are taken for acted upon in the second turn": (
+        "self.acted[envs, rows], self.age[envs, rows] = False, age",
+        "self.age[envs, rows] = age",
+        f"{DQN_MATH}t06_stacks_equal_those_of_a_list_of_transitions[1-40]",
+    ),
+    "an episode begins with the last frame of the one before": (
+        "first, every = np.flatnonzero(self.over), np.arange(len(done))",
+        "first, every = np.flatnonzero(self.over & (self.head < 0)), np.arange(len(done))",
+        f"{DQN_MATH}t01_t02_t03_t06_stacks_of_a_run[1]",
+    ),
+    # games
+    "a lost life does not end an episode": (
+        'ended = terminated | ((lives < left) & (args.life_loss == "on"))',
+        "ended = terminated",
+        f"{DQN_MATH}t25_t26_a_scripted_game_through_the_whole_pipeline[1-Cartridge-True]",
+    ),
+    "a lost life restarts the game": (
+        "done = terminated | truncated\n            buffer",
+        "done = ended | truncated\n            buffer",
+        f"{DQN_MATH}t25_t26_a_scripted_game_through_the_whole_pipeline[1-Cartridge-True]",
+    ),
+    "lives count with sticky actions as well": (
+        'auto = "off" if sticky else "on"',
+        'auto = "on"',
+        f"{DQN_MATH}t25_t26_a_scripted_game_through_the_whole_pipeline[1-Cartridge-sticky-False]",
+    ),
+    "rewards are not clipped": (
+        "kept = np.sign(reward) if args.clip_rewards else reward",
+        "kept = reward",
+        f"{DQN_MATH}rewards_of_any_size_are_learned_from_if_asked",
+    ),
+    "nobody presses FIRE": (
+        "return self.env.step(1)[::4] if fire else (obs, info)",
+        "return obs, info",
+        f"{DQN_MATH}t25_t26_a_scripted_game_through_the_whole_pipeline[1-Cartridge-True]",
+    ),
+    "the emulator is loaded for every game": (
+        "if self.seeded and seed is not None:",
+        "if False:",
+        f"{DQN_MATH}t28_games_repeat_and_differ_and_load_their_rom_once",
+    ),
+    "later games do not depend on their seeds": (
+        "gym.utils.seeding.np_random(seed)[0], None",
+        "gym.utils.seeding.np_random(0)[0], None",
+        f"{DQN_MATH}t26_the_number_of_no_ops_follows_from_the_seed",
+    ),
+    "evaluations may last half an hour": (
+        "limit=18_000",
+        "limit=108_000",
+        f"{DQN_MATH}evaluations_end_with_an_episode_limit",
+    ),
+}
+MUTANTS = {"sac_continuous": SAC, "td3_continuous": TD3, "ppo_continuous": PPO, "dqn_atari": DQN}
 MUTANTS["tests/tabular_q"] = TABULAR
 EQUIVALENT = {"sac_continuous": SAC_EQUIVALENT}
 ROWS = [(script, bug) for script, bugs in MUTANTS.items() for bug in bugs]
