@@ -2,18 +2,18 @@
 """Deep Q-Network (DQN, Mnih et al. 2015, doi 10.1038/nature14236) for Atari games.
 
 The agent sees four grey frames of 84 x 84 pixels and learns from transitions that are drawn from a
-replay buffer. Rewards are cut to their sign for learning, never for the returns that are reported.
+replay buffer. For learning, rewards are cut to their sign, and a lost life may end an episode; the
+game goes on, and the return that is reported is that of the full game, of raw rewards.
 
 (1) action = argmax q(obs), with probability epsilon a random one; epsilon falls linearly
 (2) td_target = reward + gamma * (1 - terminated) * max q_target(next_obs)
     with --double (arXiv 1509.06461): ... * q_target(next_obs)[argmax q(next_obs)]
-(3) q_loss = mean((q(obs)[action] - td_target)^2), with --huber linear where the error is above 1
+(3) q_loss = mean(error^2), error = q(obs)[action] - td_target
+    with --huber: mean(error^2 / 2 where |error| < 1, |error| - 1/2 elsewhere)
 (4) q_target <- q, every target_every transitions
 
-Games end where they end, or with --life-loss on at every lost life as well, for learning only:
-the game goes on, and the return that is reported is that of the full game.
-
-Differs from the paper: Adam, no cut of gradients or errors, epsilon falls to 0.01 instead of 0.1
+Differs from the paper: Adam; no cut of errors; epsilon falls to 0.01, in evaluations 0.001, not 0.1
+and 0.05; the target is copied every 250 updates, not 10,000; as CleanRL, so that results compare
 
 python dqn_atari.py --env-id BreakoutNoFrameskip-v4
 python dqn_atari.py --env-id PongNoFrameskip-v4 --total-timesteps 4000 --learning-starts 2000 \
@@ -63,11 +63,11 @@ class Args:
     num_envs: int = 1  # environments stepped together
     async_envs: bool = False  # step each in a process of its own; gains if slow, on many cores
     seed: int = 1  # drives networks, environments, exploration and batches
-    life_loss: Literal["auto", "on", "off"] = "auto"  # see above; auto: unless actions are sticky
+    life_loss: Literal["auto", "on", "off"] = "auto"  # lost lives end episodes; auto: if not sticky
     clip_rewards: bool = True  # learn from the sign of rewards
     # algorithm
     buffer_size: int = 1_000_000  # transitions kept for replay
-    learning_starts: int = 80_000  # transitions of random exploration before the updates
+    learning_starts: int = 80_000  # transitions of exploration before the updates
     batch_size: int = 32  # transitions per update
     train_every: int = 4  # transitions per update step
     hidden_size: int = 512  # units in each fully connected hidden layer
@@ -118,6 +118,7 @@ class NatureCNN(nn.Sequential):
     """Three convolutions and two linear layers: frames [B, 4, H, W] uint8 to values [B, A]."""
 
     def __init__(self, shape, hidden_size, actions):
+        require(min(shape[1:]) >= 36, "env_id", "has frames below 36 x 36")
         layers = [nn.Conv2d(shape[0], 32, 8, 4), nn.ReLU(), nn.Conv2d(32, 64, 4, 2), nn.ReLU()]
         layers += [nn.Conv2d(64, 64, 3, 1), nn.ReLU(), nn.Flatten()]
         features = nn.Sequential(*layers)(torch.zeros(1, *shape)).shape[1]  # 3136 for 84 x 84
@@ -141,7 +142,7 @@ def pick(values, action):
 class Game(gym.Wrapper):
     """An Atari game in 84 x 84 grey pixels, each the larger of the last two of four frames."""
 
-    seeded = False
+    seeded, metadata = False, {"render_modes": ["rgb_array"], "render_fps": 15}  # 60 frames / 4
 
     def reset(self, seed=None, options=None):
         """Begin with 1 to 30 no-ops, then FIRE where there is one: some games wait for it."""
@@ -201,7 +202,8 @@ class FrameBuffer:
         index = env * self.length + (row + np.vstack([-back, np.ones_like(row)])) % self.length
         index = torch.from_numpy(index.T.ravel()).to(self.frames.device)
         frames = self.frames.index_select(0, index).view(batch_size, 5, *self.frames.shape[1:])
-        return frames, torch.from_numpy(self.columns[:, env, row]).to(self.frames.device)
+        columns = np.ascontiguousarray(self.columns[:, env, row])  # or it is compiled twice
+        return frames, torch.from_numpy(columns).to(self.frames.device)
 
 
 # --- agent ----------------------------------------------------------------------------------------
@@ -386,24 +388,24 @@ def make_games(env_id, num_envs, seed, film=False, vector=gym.vector.SyncVectorE
     """Seed all generators; return games that do not reset themselves, first and last action."""
 
     def make(**options):
+        options |= {"frameskip": 1, "max_episode_steps": limit} if atari else {}
         env = gym.make(env_id, disable_env_checker=True, **options)
-        if hasattr(env.unwrapped, "ale"):
-            options |= {"disable_env_checker": True, "frameskip": 1, "max_episode_steps": limit}
-            env = Game(gym.wrappers.AtariPreprocessing(gym.make(env_id, **options)))
+        env = Game(gym.wrappers.AtariPreprocessing(env)) if atari else env
         space, actions = env.observation_space, env.action_space
-        fits = space.dtype == np.uint8 and len(space.shape) == 2 and min(space.shape) >= 36
-        fits = fits and isinstance(actions, gym.spaces.Discrete)
-        require(fits, "env_id", f"{env_id} is no Atari game: it needs grey frames and few actions")
+        fits = space.dtype == np.uint8 and len(space.shape) == 2
+        fits = fits and isinstance(actions, gym.spaces.Discrete) and actions.start == 0
+        require(fits, "env_id", f"{env_id} needs frames [H, W] uint8, Discrete actions from 0")
+        env = gym.wrappers.TransformObservation(env, np.copy, None)  # it may write into one array
         env = gym.wrappers.FrameStackObservation(env, 4)
         return gym.wrappers.RecordEpisodeStatistics(env, stats_key="finished")
 
     random.seed(seed), np.random.seed(seed % 2**32), torch.manual_seed(seed)
     gym.logger.min_level = gym.logger.ERROR
-    gym.register_envs(ale_py)
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     try:
+        atari = hasattr(gym.make(env_id, disable_env_checker=True).unwrapped, "ale")
         envs = vector([make] * num_envs, autoreset_mode="Disabled")
-    except (gym.error.Error, ImportError, ValueError) as error:
+    except (gym.error.Error, ImportError, TypeError, ValueError) as error:
         require(False, "env_id", f"{env_id} fails: {' '.join(str(error).split())}")
     envs.episodes = np.zeros(num_envs, int)
     if film and "rgb_array" in envs.metadata.get("render_modes", []):
@@ -596,14 +598,17 @@ def main(args):
     vector = gym.vector.AsyncVectorEnv if args.async_envs else gym.vector.SyncVectorEnv
     envs, low, high = make_games(args.env_id, args.num_envs, args.seed, False, vector, 108_000)
     shape = envs.single_observation_space.shape  # 4, H, W
-    sticky = eval_envs.envs[0].spec.kwargs.get("repeat_action_probability", 0)
+    emulator = getattr(eval_envs.envs[0].unwrapped, "ale", None)
+    sticky = emulator.getFloat("repeat_action_probability") if emulator else 0
     auto = "off" if sticky else "on"
     args = replace(args, life_loss=auto if args.life_loss == "auto" else args.life_loss)
     args = resolve(args, "cuda", 20_000, "buffer_size", math.prod(shape[1:]) + 14)
     size = args.buffer_size * math.prod(shape[1:]) / 1e9
-    start = "1 to 30 no-ops and FIRE at the start, returns of full games from raw scores"
-    print(f"sticky actions {sticky}, life loss {args.life_loss}, frame skip 4, {start}", flush=True)
-    print(f"replay: {size:.2g} GB on {args.device}", flush=True)
+    start = "frame skip 4, 1 to 30 no-ops and FIRE at the start, returns of full games, raw scores"
+    start = (
+        f"sticky actions {sticky}, life loss {args.life_loss}, {start}" if emulator else "no Atari"
+    )
+    print(f"{start}\nreplay: {size:.2g} GB on {args.device}", flush=True)
     agent = Agent(args, shape, low, high, args.device)
     buffer = FrameBuffer(args.buffer_size, args.num_envs, shape[1:], args.device)
     blank = torch.zeros(args.batch_size, 5, *shape[1:], dtype=torch.uint8, device=args.device)
@@ -627,6 +632,7 @@ def main(args):
             ended = terminated | ((lives < left) & (args.life_loss == "on"))
             kept = np.sign(reward) if args.clip_rewards else reward
             done = terminated | truncated
+            lives = lives * ~done  # those of a game say nothing of the next
             buffer.add(obs, action, kept, ended, next_obs, done)
             obs = reset(envs, done, TRAIN, args.seed) if done.any() else next_obs
             run.clock("env")

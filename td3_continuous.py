@@ -65,7 +65,7 @@ class Args:
     seed: int = 1  # drives networks, environments, exploration and batches
     # algorithm
     buffer_size: int = 1_000_000  # transitions kept for replay
-    learning_starts: int = 25_000  # transitions of random exploration before the updates
+    learning_starts: int = 25_000  # transitions of exploration before the updates
     batch_size: int = 256  # transitions per update
     utd: float = 1.0  # updates per environment transition
     hidden_size: int = 256  # units in each fully connected hidden layer

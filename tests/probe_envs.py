@@ -350,10 +350,14 @@ class FakeALE(gym.Env):
 
     def __init__(self, render_mode=None, frameskip=1, repeat_action_probability=0.0):
         self.render_mode, self.ale, self._frameskip = render_mode, self, frameskip
+        self.sticky = repeat_action_probability
         self.games = self.n = 0  # games begun, and frames of the latest
 
     def get_action_meanings(self):
         return ["NOOP", "FIRE", "RIGHT", "LEFT"]
+
+    def getFloat(self, key):  # noqa: N802
+        return {"repeat_action_probability": self.sticky}[key]
 
     def lives(self):
         return 3 - self.n // 40

@@ -17,7 +17,10 @@ REFUSED = {  # the remedy: flags
     "no_module": "--env-id no_module:Counter-v0",
     "Counter": "--env-id tests.toy_envs:Countre-v0",
     "Box|continuous": "--env-id tests.toy_envs:Discrete-v0",
-    "grey frames": "--env-id CartPole-v1; --env-id tests.probe_envs:Match-v0",
+    "frames": "--env-id CartPole-v1; --env-id tests.probe_envs:Match-v0;"
+    "--env-id tests.toy_envs:Coloured-shown-v0; --env-id tests.toy_envs:Multi-shown-v0;"
+    "--env-id tests.toy_envs:FromOne-shown-v0; --env-id tests.toy_envs:Dictionary-shown-v0;"
+    "--env-id tests.toy_envs:Small-shown-v0",
     "8 an environment": "--buffer-size 7 --train-every 4",
     "finite low": "--env-id tests.toy_envs:Unbounded-v0; --env-id tests.toy_envs:Clipped-v0",
     "--learning-starts": "--batch-size 101; --total-timesteps 100; --total-timesteps 50",
@@ -78,8 +81,8 @@ def refuse(train, tmp_path, capfd):
 def test_refused(S, spaces, refuse, flags, remedy):
     named = re.findall("--([a-z-]+)", f"{flags} {remedy}")
     need(S, *(f"Args.{name.replace('-', '_')}" for name in named))
-    if remedy in ("Box|continuous", "finite low", "grey frames"):
-        apply(spaces, "pixels" if remedy == "grey frames" else "box")
+    if remedy in ("Box|continuous", "finite low", "frames"):
+        apply(spaces, "pixels" if remedy == "frames" else "box")
     if "cuda" in flags and torch.cuda.is_available():
         pytest.skip("CUDA is present")
     said = refuse(flags)

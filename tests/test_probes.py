@@ -321,11 +321,12 @@ def play(agent, name, games):
         ("ObsValuePixels", 0.5, 400, {}),
         ("Chain3Pixels", 0.5, 900, {}),
         pytest.param("ObsValuePixels-grey", 0.5, 600, {}, marks=SLOW),
-        pytest.param("CycleTruncPixels", 0.8, 4800, {"learning_rate": 2e-4}, marks=SLOW),
+        pytest.param("CycleTruncPixels", 0.8, 4800, {"target_every": 160}, marks=SLOW),
     ],
 )
 def test_values_of_what_is_seen(S, learn, spaces, name, gamma, steps, changes, envs, seed):
     apply(spaces, "pixels")
+    need(S, "make_games")  # which stacks four frames
     vary(S, envs, seed)
     agent = learn(name, steps, gamma=gamma, num_envs=envs, seed=seed, **SLOWLY | changes)
     values, _ = probe_envs.solve(probe(name), gamma)
@@ -346,6 +347,7 @@ def test_values_of_what_is_seen(S, learn, spaces, name, gamma, steps, changes, e
 )
 def test_actions_on_what_is_seen(S, learn, spaces, name, steps, shown, envs, seed):
     apply(spaces, "pixels")
+    need(S, "make_games")  # which stacks four frames
     vary(S, envs, seed)
     agent = learn(name, steps, num_envs=envs, seed=seed, **SLOWLY)
     env = probe(name)
@@ -359,6 +361,7 @@ def test_actions_on_what_is_seen(S, learn, spaces, name, steps, shown, envs, see
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_what_four_frames_do_not_show_stays_unknown(S, learn, spaces, seed):  # X5
     apply(spaces, "pixels")
+    need(S, "make_games")  # which stacks four frames
     agent = learn("Recall-k4", 2400, seed=seed, **SLOWLY)
     assert abs(np.mean([rewards[-1] for *_, rewards in play(agent, "Recall-k4", 200)])) < 0.3
 

@@ -1161,9 +1161,25 @@ DQN = {
         f"{DQN_MATH}t25_t26_a_scripted_game_through_the_whole_pipeline[1-Cartridge-True]",
     ),
     "a lost life restarts the game": (
-        "done = terminated | truncated\n            buffer",
-        "done = ended | truncated\n            buffer",
+        "done = terminated | truncated\n            lives",
+        "done = ended | truncated\n            lives",
         f"{DQN_MATH}t25_t26_a_scripted_game_through_the_whole_pipeline[1-Cartridge-True]",
+    ),
+    "a new game's fewer lives are taken for lost": (
+        "            lives = lives * ~done  # those of a game say nothing of the next\n",
+        "",
+        f"{DQN_MATH}t08_frames_are_copied_and_lives_are_forgotten_at_a_reset",
+    ),
+    "frames are not copied": (
+        "        env = gym.wrappers.TransformObservation(env, np.copy, None)"
+        "  # it may write into one array\n",
+        "",
+        f"{DQN_MATH}t08_frames_are_copied_and_lives_are_forgotten_at_a_reset",
+    ),
+    "batches are of another layout than the example": (
+        "np.ascontiguousarray(self.columns[:, env, row])",
+        "self.columns[:, env, row]",
+        f"{DQN_MATH}batches_are_of_one_layout",
     ),
     "lives count with sticky actions as well": (
         'auto = "off" if sticky else "on"',

@@ -7,7 +7,7 @@ import gymnasium as gym
 import numpy as np
 import psutil
 import torch
-from gymnasium.spaces import Box, Dict, Discrete
+from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete
 
 ended = []  # (return, length) of every episode that ended, in any Toy of this process
 born = []  # length of every Ragged episode that began
@@ -136,6 +136,24 @@ def register(name, cls, **kwargs):
     gym.register(f"{name}-shown-v0", lambda **given: Shown(cls(**given)), **kwargs)
 
 
+class Strange(Shown):
+    """Frames or actions of another kind."""
+
+    def __init__(self, env, space=None, actions=None):
+        super().__init__(env)
+        self.observation_space = space or self.observation_space
+        self.action_space = actions or self.action_space
+
+
+STRANGE = {
+    "Coloured": {"space": Box(0, 255, (36, 36, 3), np.uint8)},
+    "Small": {"space": Box(0, 255, (36, 35), np.uint8)},
+    "Dictionary": {"space": Dict({"frame": Box(0, 255, (36, 36), np.uint8)})},
+    "FromOne": {"actions": Discrete(3, start=1)},
+    "Multi": {"actions": MultiDiscrete([3, 3])},
+}
+for name, kind in STRANGE.items():
+    gym.register(f"{name}-shown-v0", lambda kind=kind, **_: Strange(Toy(), **kind))
 register("Counter", Toy)
 register("Limited", Toy, kwargs={"length": 10**9}, max_episode_steps=7)
 register("Ragged", Ragged)
