@@ -604,11 +604,10 @@ def main(args):
     args = replace(args, life_loss=auto if args.life_loss == "auto" else args.life_loss)
     args = resolve(args, "cuda", 20_000, "buffer_size", math.prod(shape[1:]) + 14)
     size = args.buffer_size * math.prod(shape[1:]) / 1e9
-    start = "frame skip 4, 1 to 30 no-ops and FIRE at the start, returns of full games, raw scores"
-    start = (
-        f"sticky actions {sticky}, life loss {args.life_loss}, {start}" if emulator else "no Atari"
-    )
-    print(f"{start}\nreplay: {size:.2g} GB on {args.device}", flush=True)
+    rules = f"sticky actions {sticky}, life loss {args.life_loss}, frame skip 4, max over 2 frames"
+    rules += ", 1 to 30 no-ops, then FIRE; returns are of full games, from raw scores"
+    print(rules if emulator else "no Atari game: frames and lives are taken as they come")
+    print(f"replay needs {size:.2g} GB on {args.device}", flush=True)
     agent = Agent(args, shape, low, high, args.device)
     buffer = FrameBuffer(args.buffer_size, args.num_envs, shape[1:], args.device)
     blank = torch.zeros(args.batch_size, 5, *shape[1:], dtype=torch.uint8, device=args.device)

@@ -439,7 +439,7 @@ def test_frames_that_fit_are_accepted(S, spaces, monkeypatch, tmp_path, capfd):
     assert stop.value.code == 2 and "--buffer-size 1000 fits" in capfd.readouterr().err
     with inside(tmp_path):
         S.main(arguments(S, **flags, buffer_size=1000))
-    assert "replay: 0.0013 GB on cpu" in capfd.readouterr().out
+    assert "replay needs 0.0013 GB on cpu" in capfd.readouterr().out
 
 
 def test_load_and_evaluate(run, S, tmp_path, capfd):

@@ -17,7 +17,7 @@ from tests.conftest import ROOT, apply, finish, need, on_policy, read
 SLOW = pytest.mark.slow
 MORE = [(2, 2), (2, 3), (1, 1), (3, 1)]  # environments stepped together, seed
 VARIED = [(2, 1), *(pytest.param(*pair, marks=SLOW) for pair in MORE)]
-FEW = [(2, 1), *(pytest.param(*pair, marks=SLOW) for pair in [(1, 2), (3, 3)])]  # slower to learn
+FEW = [(2, 1), pytest.param(1, 2, marks=SLOW)]  # of frames, which are slower to learn
 
 
 def probe(name):
@@ -315,20 +315,21 @@ def play(agent, name, games):
 
 @pytest.mark.parametrize("envs, seed", FEW)
 @pytest.mark.parametrize(
-    "name, gamma, steps, changes",
+    "name, gamma, steps, copied",
     [
-        ("ConstPixels", 0.5, 400, {}),
-        ("ObsValuePixels", 0.5, 400, {}),
-        ("Chain3Pixels", 0.5, 900, {}),
-        pytest.param("ObsValuePixels-grey", 0.5, 600, {}, marks=SLOW),
-        pytest.param("CycleTruncPixels", 0.8, 4800, {"target_every": 160}, marks=SLOW),
+        ("ConstPixels", 0.5, 400, 40),
+        ("ObsValuePixels", 0.5, 400, 40),
+        ("Chain3Pixels", 0.5, 900, 40),
+        pytest.param("ObsValuePixels-grey", 0.5, 600, 40, marks=SLOW),
+        pytest.param("CycleTruncPixels", 0.8, 4800, 160, marks=SLOW),
     ],
 )
-def test_values_of_what_is_seen(S, learn, spaces, name, gamma, steps, changes, envs, seed):
+def test_values_of_what_is_seen(S, learn, spaces, name, gamma, steps, copied, envs, seed):
     apply(spaces, "pixels")
     need(S, "make_games")  # which stacks four frames
     vary(S, envs, seed)
-    agent = learn(name, steps, gamma=gamma, num_envs=envs, seed=seed, **SLOWLY | changes)
+    flags = SLOWLY | {"gamma": gamma, "target_every": copied}
+    agent = learn(name, steps, num_envs=envs, seed=seed, **flags)
     values, _ = probe_envs.solve(probe(name), gamma)
     for obs, states, *_ in play(agent, name, 12):
         expected = [values[state] for state in states]
@@ -358,7 +359,7 @@ def test_actions_on_what_is_seen(S, learn, spaces, name, steps, shown, envs, see
 
 
 @SLOW
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 2])
 def test_what_four_frames_do_not_show_stays_unknown(S, learn, spaces, seed):  # X5
     apply(spaces, "pixels")
     need(S, "make_games")  # which stacks four frames

@@ -1075,7 +1075,7 @@ DQN = {
     "the target is never copied": (
         "                agent.copy_target()\n",
         "                pass\n",
-        f"{PROBES}values_of_what_is_seen[Chain3Pixels-0.5-900-2-1]",
+        f"{PROBES}values_of_what_is_seen[Chain3Pixels-0.5-900-40-2-1]",
     ),
     "the target is copied at a multiple of both periods": (
         "if run.global_step % args.target_every <",
@@ -1206,9 +1206,9 @@ DQN = {
         "gym.utils.seeding.np_random(0)[0], None",
         f"{DQN_MATH}t26_the_number_of_no_ops_follows_from_the_seed",
     ),
-    "evaluations may last half an hour": (
+    "evaluations may last longer": (
         "limit=18_000",
-        "limit=108_000",
+        "limit=20_000",
         f"{DQN_MATH}evaluations_end_with_an_episode_limit",
     ),
 }
