@@ -118,7 +118,7 @@ class NatureCNN(nn.Sequential):
     """Three convolutions and two linear layers: frames [B, 4, H, W] uint8 to values [B, A]."""
 
     def __init__(self, shape, hidden_size, actions):
-        require(min(shape[1:]) >= 36, "env_id", "has frames below 36 x 36")
+        require(min(shape[1:]) >= 36, "env_id", "has frames below 36 x 36: resize them")
         layers = [nn.Conv2d(shape[0], 32, 8, 4), nn.ReLU(), nn.Conv2d(32, 64, 4, 2), nn.ReLU()]
         layers += [nn.Conv2d(64, 64, 3, 1), nn.ReLU(), nn.Flatten()]
         features = nn.Sequential(*layers)(torch.zeros(1, *shape)).shape[1]  # 3136 for 84 x 84
@@ -133,9 +133,8 @@ class NatureCNN(nn.Sequential):
 
 def pick(values, action):
     """Return those of values [B, A] that belong to actions [B], without indices: see README."""
-    return (values * (torch.arange(values.shape[1], device=values.device) == action[:, None])).sum(
-        1
-    )
+    chosen = torch.arange(values.shape[1], device=values.device) == action[:, None]
+    return (values * chosen).sum(1)
 
 
 # --- experience -----------------------------------------------------------------------------------

@@ -460,6 +460,7 @@ def test_environments(train, spaces, name, width):
 @pytest.mark.quick
 def test_module_of_the_users_own(train, spaces, tmp_path, script, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_module", raising=False)  # that of another script's test
     toy = "toy_envs.Toy" if "box" in spaces else "lambda: toy_envs.Shown(toy_envs.Toy())"
     text = f"import gymnasium\nfrom tests import toy_envs\ngymnasium.register('MyEnv-v0', {toy})\n"
     (tmp_path / "my_module.py").write_text(text)
