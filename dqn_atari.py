@@ -65,6 +65,7 @@ class Args:
     seed: int = 1  # drives networks, environments, exploration and batches
     life_loss: Literal["auto", "on", "off"] = "auto"  # lost lives end episodes; auto: if not sticky
     clip_rewards: bool = True  # learn from the sign of rewards
+    frame_size: int = 84  # pixels a side that the agent sees of a game; fewer are faster
     # algorithm
     buffer_size: int = 1_000_000  # transitions kept for replay
     learning_starts: int = 80_000  # transitions of exploration before the updates
@@ -104,6 +105,7 @@ class Args:
             require(0 <= getattr(self, name) <= 1, name, "must be between 0 and 1")
         for name in ["seed", "log_every", "eval_every", "threads"]:
             require(0 <= (getattr(self, name) or 0) < 2**63, name, "must not be negative or huge")
+        require(36 <= self.frame_size <= 160, "frame_size", "must be between 36 and 160")
         starts = self.learning_starts
         require(self.batch_size <= starts, "batch_size", "must be at most --learning-starts")
         require(self.total_timesteps > starts, "total_timesteps", "must be above --learning-starts")
@@ -138,8 +140,8 @@ def pick(values, action):
 
 
 # --- experience -----------------------------------------------------------------------------------
-class Game(gym.Wrapper):
-    """An Atari game in 84 x 84 grey pixels, each the larger of the last two of four frames."""
+class Game(gym.wrappers.AtariPreprocessing):
+    """An Atari game in grey pixels, each the larger of the last two of four frames."""
 
     seeded, metadata = False, {"render_modes": ["rgb_array"], "render_fps": 15}  # 60 frames / 4
 
@@ -148,9 +150,9 @@ class Game(gym.Wrapper):
         if self.seeded and seed is not None:  # not the emulator again: that loads its ROM, 0.2 s
             self.unwrapped.np_random, seed = gym.utils.seeding.np_random(seed)[0], None
         self.seeded = True
-        obs, info = self.env.reset(seed=seed, options=options)
+        obs, info = super().reset(seed=seed, options=options)
         fire = self.unwrapped.get_action_meanings()[1] == "FIRE"
-        return self.env.step(1)[::4] if fire else (obs, info)
+        return self.step(1)[::4] if fire else (obs, info)
 
 
 class FrameBuffer:
@@ -383,29 +385,29 @@ def require_finite(**arrays):
             raise FloatingPointError(f"{name} {array} is not finite")
 
 
-def make_games(env_id, num_envs, seed, film=False, vector=gym.vector.SyncVectorEnv, limit=18_000):
+def make_games(args, num_envs, film, vector=gym.vector.SyncVectorEnv, limit=18_000):
     """Seed all generators; return games that do not reset themselves, first and last action."""
 
     def make(**options):
         options |= {"frameskip": 1, "max_episode_steps": limit} if atari else {}
-        env = gym.make(env_id, disable_env_checker=True, **options)
-        env = Game(gym.wrappers.AtariPreprocessing(env)) if atari else env
+        env = gym.make(args.env_id, disable_env_checker=True, **options)
+        env = Game(env, screen_size=args.frame_size) if atari else env
         space, actions = env.observation_space, env.action_space
         fits = space.dtype == np.uint8 and len(space.shape) == 2
         fits = fits and isinstance(actions, gym.spaces.Discrete) and actions.start == 0
-        require(fits, "env_id", f"{env_id} needs frames [H, W] uint8, Discrete actions from 0")
+        require(fits, "env_id", f"{args.env_id} needs frames [H, W] uint8, Discrete actions from 0")
         env = gym.wrappers.TransformObservation(env, np.copy, None)  # it may write into one array
         env = gym.wrappers.FrameStackObservation(env, 4)
         return gym.wrappers.RecordEpisodeStatistics(env, stats_key="finished")
 
-    random.seed(seed), np.random.seed(seed % 2**32), torch.manual_seed(seed)
+    random.seed(args.seed), np.random.seed(args.seed % 2**32), torch.manual_seed(args.seed)
     gym.logger.min_level = gym.logger.ERROR
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     try:
-        atari = hasattr(gym.make(env_id, disable_env_checker=True).unwrapped, "ale")
+        atari = hasattr(gym.make(args.env_id, disable_env_checker=True).unwrapped, "ale")
         envs = vector([make] * num_envs, autoreset_mode="Disabled")
     except (gym.error.Error, ImportError, TypeError, ValueError) as error:
-        require(False, "env_id", f"{env_id} fails: {' '.join(str(error).split())}")
+        require(False, "env_id", f"{args.env_id} fails: {' '.join(str(error).split())}")
     envs.episodes = np.zeros(num_envs, int)
     if film and "rgb_array" in envs.metadata.get("render_modes", []):
         envs.envs[0] = make(render_mode="rgb_array")
@@ -588,14 +590,15 @@ def main(args):
     args.check()
     if args.evaluate:
         agent = Agent.load(args.evaluate)
-        envs, *_ = make_games(agent.args.env_id, args.eval_episodes, args.seed, args.capture_video)
+        task = replace(agent.args, seed=args.seed)
+        envs, *_ = make_games(task, args.eval_episodes, args.capture_video)
         video = Path(args.evaluate, "videos", f"evaluate-{args.seed}.mp4")
         found = evaluate(agent, envs, (EVALUATE, args.seed, 10**6), args.capture_video and video)
         print({k: round(float(v), 4) for k, v in found.items()}, video if video.exists() else "")
         return agent
-    eval_envs, *_ = make_games(args.env_id, args.eval_episodes, args.seed, args.capture_video)
+    eval_envs, *_ = make_games(args, args.eval_episodes, args.capture_video)
     vector = gym.vector.AsyncVectorEnv if args.async_envs else gym.vector.SyncVectorEnv
-    envs, low, high = make_games(args.env_id, args.num_envs, args.seed, False, vector, 108_000)
+    envs, low, high = make_games(args, args.num_envs, False, vector, 108_000)
     shape = envs.single_observation_space.shape  # 4, H, W
     emulator = getattr(eval_envs.envs[0].unwrapped, "ale", None)
     sticky = emulator.getFloat("repeat_action_probability") if emulator else 0

@@ -103,10 +103,12 @@ def framed(S):
     return hasattr(S, "make_games")
 
 
-def environments(S, *inputs):
+def environments(S, env_id, num_envs, seed):
     """Return what the script makes of the id of an environment, their number and a seed."""
     need(S, "make_games" if framed(S) else "make_envs")
-    return (S.make_games if framed(S) else S.make_envs)(*inputs)
+    if framed(S):
+        return S.make_games(S.Args(env_id=env_id, seed=seed), num_envs, film=False)
+    return S.make_envs(env_id, num_envs, seed)
 
 
 def apply(spaces, space):

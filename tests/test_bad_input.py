@@ -21,6 +21,7 @@ REFUSED = {  # the remedy: flags
     "--env-id tests.toy_envs:Coloured-shown-v0; --env-id tests.toy_envs:Multi-shown-v0;"
     "--env-id tests.toy_envs:FromOne-shown-v0; --env-id tests.toy_envs:Dictionary-shown-v0;"
     "--env-id tests.toy_envs:Small-shown-v0",
+    "between 36 and 160": "--frame-size 35; --frame-size 161",
     "8 an environment": "--buffer-size 7 --train-every 4",
     "finite low": "--env-id tests.toy_envs:Unbounded-v0; --env-id tests.toy_envs:Clipped-v0",
     "--learning-starts": "--batch-size 101; --total-timesteps 100; --total-timesteps 50",

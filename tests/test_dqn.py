@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.conftest import apply, inside, need
+from tests.conftest import apply, environments, inside, need
 from tests.probe_envs import FakeALE
 from tests.reference import arguments, assert_gradient, forward, moved, recorded, weights
 
@@ -367,17 +367,21 @@ def grey(n):
 
 
 @pytest.mark.parametrize(
-    "name, life_loss", [("Cartridge", True), ("Cartridge-skips", True), ("Cartridge-sticky", False)]
+    "name, life_loss, size",
+    [("Cartridge", True, 84), ("Cartridge-skips", True, 44), ("Cartridge-sticky", False, 84)],
 )
 @pytest.mark.parametrize("envs", [1, 2])
-def test_t25_t26_a_scripted_game_through_the_whole_pipeline(run, name, life_loss, envs, capfd):
+def test_t25_t26_a_scripted_game_through_the_whole_pipeline(
+    run, name, life_loss, size, envs, capfd
+):
     """X7. Frames, rewards, lives and returns, known from the raw actions that the game was given.
 
     A game is 1 to 30 no-ops, FIRE for four frames, then every action for four frames; it is reset
     where it is over and nowhere else. What is seen is the larger of a step's last two frames.
     """
     Cartridge.games_of.clear()
-    seen = run(env_id=f"{name}-v0", num_envs=envs, total_timesteps=240, buffer_size=960)
+    flags = {"num_envs": envs, "total_timesteps": 240, "buffer_size": 960}
+    seen = run(env_id=f"{name}-v0", frame_size=size, **flags)
     assert f"life loss {'on' if life_loss else 'off'}" in capfd.readouterr().out
     assert seen.agent.args.life_loss == ("on" if life_loss else "off")
     assert len(Cartridge.games_of) == envs
@@ -393,7 +397,7 @@ def test_t25_t26_a_scripted_game_through_the_whole_pipeline(run, name, life_loss
                 obs, action, reward, terminated, next_obs, done = (x[i] for x in next(steps))
                 raw = game[n : n + 4]
                 assert raw == [action] * len(raw)
-                first = grey_step(n - 4, n)
+                first = grey_step(n, size)
                 stack = np.stack([first] * 4) if stack is None else stack
                 np.testing.assert_array_equal(obs, stack)
                 gained = sum(5 if m % 4 == 1 else -1 for m in range(n + 1, n + 1 + len(raw)))
@@ -403,7 +407,7 @@ def test_t25_t26_a_scripted_game_through_the_whole_pipeline(run, name, life_loss
                 assert terminated == (done or (life_loss and lives[1] < lives[0]))
                 lost += lives[1] < lives[0] and not done
                 if not done:
-                    stack = np.concatenate([stack[1:], [grey_step(n - 4, n)]])
+                    stack = np.concatenate([stack[1:], [grey_step(n, size)]])
                     np.testing.assert_array_equal(next_obs, stack)
             assert len(game) == 120 or game is games[-1]
             returns += [score] * (len(game) == 120)
@@ -413,9 +417,9 @@ def test_t25_t26_a_scripted_game_through_the_whole_pipeline(run, name, life_loss
     assert lost > 10
 
 
-def grey_step(before, n):
-    """What is seen after the frames before + 1 to n of a step."""
-    return cv2.resize(np.maximum(grey(n - 1), grey(n)), (84, 84), interpolation=cv2.INTER_AREA)
+def grey_step(n, size):
+    """What is seen after a step whose last frame is n."""
+    return cv2.resize(np.maximum(grey(n - 1), grey(n)), (size, size), interpolation=cv2.INTER_AREA)
 
 
 def test_rewards_of_any_size_are_learned_from_if_asked(run):
@@ -526,7 +530,7 @@ def test_t28_games_repeat_and_differ_and_load_their_rom_once(S, monkeypatch):
     )
 
     def play(seed):
-        envs, *_ = S.make_games("ALE/Pong-v5", 2, seed)
+        envs, *_ = environments(S, "ALE/Pong-v5", 2, seed)
         seen, made = [], len(loads)
         for _ in range(3):
             envs.episodes[:] = len(seen)
@@ -544,7 +548,7 @@ def test_t28_games_repeat_and_differ_and_load_their_rom_once(S, monkeypatch):
 def test_t26_the_number_of_no_ops_follows_from_the_seed(S):
     """Of every later game too; nothing else differs without sticky actions."""
     need(S, "make_games")
-    envs, *_ = S.make_games("PongNoFrameskip-v4", 1, 1)
+    envs, *_ = environments(S, "PongNoFrameskip-v4", 1, 1)
     begun = []
     for episode in (0, 1, 2, 3, 4, 1):
         envs.episodes[:] = episode
@@ -557,7 +561,7 @@ def test_t26_the_number_of_no_ops_follows_from_the_seed(S):
 def test_evaluations_end_with_an_episode_limit(S):
     """18,000 frames, 4,500 steps, where the game would go on: nobody serves in Breakout."""
     need(S, "make_games")
-    envs, *_ = S.make_games("BreakoutNoFrameskip-v4", 1, 1)
+    envs, *_ = environments(S, "BreakoutNoFrameskip-v4", 1, 1)
     S.reset(envs, np.ones(1, bool), S.EVALUATE, 1)
     steps, over = 0, False
     while not over:
