@@ -103,12 +103,12 @@ def framed(S):
     return hasattr(S, "make_games")
 
 
-def environments(S, env_id, num_envs, seed):
-    """Return what the script makes of the id of an environment, their number and a seed."""
+def environments(S, args, num_envs):
+    """Return what the script makes of args.env_id: environments, first and last action."""
     need(S, "make_games" if framed(S) else "make_envs")
     if framed(S):
-        return S.make_games(S.Args(env_id=env_id, seed=seed), num_envs, film=False)
-    return S.make_envs(env_id, num_envs, seed)
+        return S.make_games(args, num_envs, film=False)
+    return S.make_envs(args.env_id, num_envs, args.seed)
 
 
 def apply(spaces, space):

@@ -530,7 +530,7 @@ def test_t28_games_repeat_and_differ_and_load_their_rom_once(S, monkeypatch):
     )
 
     def play(seed):
-        envs, *_ = environments(S, "ALE/Pong-v5", 2, seed)
+        envs, *_ = environments(S, S.Args(env_id="ALE/Pong-v5", seed=seed), 2)
         seen, made = [], len(loads)
         for _ in range(3):
             envs.episodes[:] = len(seen)
@@ -548,7 +548,7 @@ def test_t28_games_repeat_and_differ_and_load_their_rom_once(S, monkeypatch):
 def test_t26_the_number_of_no_ops_follows_from_the_seed(S):
     """Of every later game too; nothing else differs without sticky actions."""
     need(S, "make_games")
-    envs, *_ = environments(S, "PongNoFrameskip-v4", 1, 1)
+    envs, *_ = environments(S, S.Args(env_id="PongNoFrameskip-v4", seed=1), 1)
     begun = []
     for episode in (0, 1, 2, 3, 4, 1):
         envs.episodes[:] = episode
@@ -561,7 +561,7 @@ def test_t26_the_number_of_no_ops_follows_from_the_seed(S):
 def test_evaluations_end_with_an_episode_limit(S):
     """18,000 frames, 4,500 steps, where the game would go on: nobody serves in Breakout."""
     need(S, "make_games")
-    envs, *_ = environments(S, "BreakoutNoFrameskip-v4", 1, 1)
+    envs, *_ = environments(S, S.Args(env_id="BreakoutNoFrameskip-v4", seed=1), 1)
     S.reset(envs, np.ones(1, bool), S.EVALUATE, 1)
     steps, over = 0, False
     while not over:

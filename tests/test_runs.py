@@ -44,7 +44,7 @@ from tests.conftest import (
 
 REAL = "--total-timesteps 1500 --learning-starts 300 --batch-size 64 --train-every 40"
 REAL += " --rollout-steps 320 --hidden-size 32 --log-every 500 --eval-every 500"
-REAL += " --eval-episodes 1 --capture-video"
+REAL += " --eval-episodes 1 --capture-video --frame-size 44"
 EVERY = "charts/average_return charts/SPS charts/updates train/length_mean train/length_min"
 EVERY += " train/return_mean train/return_sd train/return_min train/return_max"
 EVERY += " env/time_limit_frac env/reward_mean env/reward_sd"
@@ -118,7 +118,7 @@ def test_learning(real, S, task):
     found, saved = summary(real), torch.load(real / "model.pt", weights_only=True)
     assert found["updates"] == due(S)
     args = S.Args(**saved["args"])
-    made, *bounds = environments(S, task, 1, args.seed)
+    made, *bounds = environments(S, args, 1)
     shape = made.single_observation_space.shape
     fresh = S.Agent(args, shape if framed(S) else shape[0], *bounds).state_dict()
     assert fresh.keys() == saved["state"].keys()
@@ -227,7 +227,9 @@ def test_evaluate_as_a_user(real, S, task, launch, tmp_path):
     assert code == 0, err
     found = dict(re.findall(r"'(eval/\w+)': ([-\d.]+)", out))
     agent = S.Agent.load(real)  # another process, whose normalisers are those of the file
-    here = S.evaluate(agent, environments(S, task, 3, 5)[0], (S.EVALUATE, 5, 10**6))
+    here = S.evaluate(
+        agent, environments(S, replace(agent.args, seed=5), 3)[0], (S.EVALUATE, 5, 10**6)
+    )
     assert float(found["eval/return_mean"]) == pytest.approx(
         float(here["eval/return_mean"]), rel=1e-3
     )
@@ -365,7 +367,7 @@ def test_evaluation_counts_first_episodes(S, spaces):
 
     need(S, "evaluate", "EVALUATE")
     (name,) = shown(spaces, ["tests.toy_envs:Ragged-v0"])
-    envs, low, high = environments(S, name, 5, 1)
+    envs, low, high = environments(S, S.Args(env_id=name), 5)
     agent = S.Agent(S.Args(hidden_size=16), (4, 36, 36) if framed(S) else 1, low, high)
     lengths = []
     for number in (3, 3, 4):
