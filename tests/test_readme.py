@@ -23,6 +23,8 @@ OTHERS = {
     "index-url",
     "logdir",
     "report",
+    "readme",
+    "plots",
     "script",
     "file",
 }  # of tyro, pip, tensorboard, pytest, tools

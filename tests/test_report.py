@@ -1,0 +1,524 @@
+"""tools/report.py: what it counts, what it keeps apart, its statistics, and what it made."""
+
+import gzip
+import importlib.util
+import json
+import os
+import re
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+ROOT = Path(__file__).resolve().parents[1]
+
+spec = importlib.util.spec_from_file_location("report", ROOT / "tools" / "report.py")
+report = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(report)
+
+VERSIONS = {"python": "3.11.7 (main)", "torch": "2.13.0", "gymnasium": "1.4.0"}
+VERSIONS |= {"mujoco": "3.17.0", "ale-py": "0.12.1"}
+quick = pytest.mark.quick
+
+
+def make_run(folder, seed=1, scores=(0, 3000), env_id="Hopper-v4", steps=1_000_000, **more):
+    """Write what the report reads of a run; without a status it has no summary."""
+    options = {"status": "finished", "script": "sac_continuous", "config": "", "source": ""}
+    options |= {"versions": VERSIONS, "returns": (), "step": steps} | more
+    folder.mkdir(parents=True)
+    config = f'env_id = "{env_id}"\nseed = {seed}\ntotal_timesteps = {steps}\n'
+    (folder / "config.toml").write_text(config + options["config"])
+    places = np.linspace(0, options["step"], max(len(scores), 2)).astype(int).tolist()
+    rows = [
+        {"global_step": 0, "seconds": 1.0, "charts/episodic_return": x} for x in options["returns"]
+    ]
+    rows += [{"seconds": 10, "charts/SPS": 1, "time/update": 0.7, "time/env": 0.3}]
+    rows += [{"seconds": 40, "charts/SPS": 1, "time/update": 0.9, "time/env": 0.1}]
+    rows += [
+        {"global_step": at, "seconds": 50, "eval/return_mean": score}
+        for at, score in zip(places, scores, strict=False)
+    ]
+    rows = [{"global_step": options["step"]} | row for row in rows]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if options["source"]:
+        (folder / "script.py").write_text(options["source"])
+    if options["status"]:
+        summary = {"status": options["status"], "command": [f"here/{options['script']}.py"]}
+        summary |= {"seconds": 600, "versions": options["versions"], "hardware": "a machine"}
+        (folder / "summary.json").write_text(json.dumps(summary))
+    return folder
+
+
+@pytest.fixture
+def run_report(monkeypatch, capsys):
+    """Return a function that runs the tool and returns its output."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["report.py", *map(str, arguments)])
+        report.main()
+        return capsys.readouterr().out
+
+    return run
+
+
+def cells(out, number=0):
+    """Return the lines of one of the printed tables, each a dict by title."""
+    tables = re.findall(r"(?:^\|.*\n)+", out, re.MULTILINE)
+    lines = [
+        [c.strip() for c in line.strip("|\n").split(" | ")] for line in tables[number].splitlines()
+    ]
+    return [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
+
+
+# --- what is counted ------------------------------------------------------------------------------
+@quick
+def test_scores_training_and_times(tmp_path, run_report):
+    scores = [0, *range(900, 2800, 100), 1000, 2000]  # 22: the last tenth are three
+    runs = [make_run(tmp_path / "3", 3, scores, returns=range(150))]
+    runs += [make_run(tmp_path / "20", 20, [0, 3000], returns=[7])]
+    text = (runs[0] / "metrics.jsonl").read_bytes()
+    (runs[0] / "metrics.jsonl.gz").write_bytes(gzip.compress(text))
+    (runs[0] / "metrics.jsonl").unlink()
+    out = run_report(*runs)
+    (line,) = cells(out)
+    assert line["score by seed"] == "3: 1900, 20: 3000" and line["mean"] == "2450"
+    assert (line["script"], line["environment"], line["steps"]) == (
+        "sac_continuous",
+        "Hopper-v4",
+        "1,000,000",
+    )
+    assert (line["runs"], line["IQM"], line["minimum"]) == ("2, smoke", "the mean", "1900")
+    assert cells(out, 1)[0]["training"] == f"{(99.5 + 7) / 2:.3g}"
+    times = cells(out, 2)[0]
+    assert (times["wall-clock"], times["steps/s by seed"]) == ("10 min", "3: 1667, 20: 1667")
+    assert (times["update"], times["env"], times["eval"]) == ("85.0 %", "15.0 %", "0.0 %")
+    assert "- a machine, Python 3.11.7, torch 2.13.0, gymnasium 1.4.0, mujoco 3.17.0\n" in out
+
+
+def test_scores_are_those_of_the_summaries():
+    for path in (ROOT / "results").glob("*_continuous/*/*/summary.json"):
+        summary = json.loads(path.read_text())
+        run = report.read(path.parent)
+        assert run.score == pytest.approx(summary["eval_last_tenth"])
+        assert run.sps == pytest.approx(summary["SPS"])
+
+
+@quick
+@pytest.mark.parametrize(
+    "n, label", [(1, "anecdote"), (2, "smoke"), (3, "smoke"), (4, "smoke"), (5, "exploratory")]
+)
+def test_labels_by_seeds(tmp_path, run_report, n, label):
+    out = run_report(*(make_run(tmp_path / str(s), s, [0, 2000 + s]) for s in range(n)))
+    (line,) = cells(out)
+    assert line["runs"] == f"{n}, {label}"
+    assert ("[" in line["mean"]) == (n > 2) and (line["IQM"] == "the mean") == (n < 4)
+
+
+@quick
+def test_ten_seeds_allow_a_claim(tmp_path, run_report):
+    runs = [make_run(tmp_path / str(s), s, [0, 1000 * s]) for s in range(10)]
+    (line,) = cells(run_report(*runs))
+    assert line["runs"] == "10, claim" and line["IQM"].startswith("4500 [")
+
+
+@quick
+def test_failures_are_counted(tmp_path, run_report):
+    """Low is below random (17.7) + a tenth of (2730, which is published, - random), that is 289."""
+    runs = [make_run(tmp_path / "good", 1), make_run(tmp_path / "enough", 2, [0, 290])]
+    runs += [
+        make_run(tmp_path / "low", 3, [0, 287]),
+        make_run(tmp_path / "none", 6, [], status="failed"),
+    ]
+    runs += [
+        make_run(tmp_path / s, 4 + (s > "g"), status=s, step=500) for s in ("failed", "interrupted")
+    ]
+    killed = make_run(tmp_path / "Hopper-v4__sac_continuous__7__1", 7, status="", step=700)
+    os.utime(killed / "metrics.jsonl", (time.time() - 2000,) * 2)
+    (line,) = cells(run_report(*runs, killed))
+    assert line["failures"] == "5 of 7" and line["runs"] == "7, exploratory"
+    assert "4: 3000 (failed, 500 of 1,000,000 steps)" in line["score by seed"]
+    assert "5: 3000 (interrupted, 500 of 1,000,000 steps)" in line["score by seed"]
+    assert "6: none (failed, 1,000,000 of 1,000,000 steps)" in line["score by seed"]
+    assert "7: 3000 (killed, 700 of 1,000,000 steps)" in line["score by seed"]
+    assert line["minimum"] == "287" and line["mean"].startswith("2096 [")
+
+
+@quick
+def test_living_runs_are_shown_and_not_pooled(tmp_path, run_report):
+    """Their script is that of the folder's name or of script.py; a line may be half written."""
+    living = {"status": "", "step": 400_000}
+    runs = [make_run(tmp_path / "1", 1), make_run(tmp_path / "2", 2, [0, 2000])]
+    runs += [make_run(tmp_path / "Hopper-v4__sac_continuous__3__9", 3, [0, 100], **living)]
+    with open(runs[2] / "metrics.jsonl", "a") as file:
+        file.write('{"global_step": 4')
+    (line,) = cells(run_report(*runs))
+    assert (
+        line["runs"] == "2, smoke, 1 living"
+        and line["mean"] == "2500"
+        and line["failures"] == "0 of 2"
+    )
+    assert line["score by seed"].endswith("3: 100 (living, 400,000 of 1,000,000 steps)")
+    source = '"""TD3.\n\npython td3_continuous.py\n"""'
+    run = make_run(tmp_path / "a" / "1", 1, [0, 100], source=source, **living)
+    (line,) = cells(run_report(run))
+    assert line["script"] == "td3_continuous" and line["runs"] == "1, anecdote, 1 living"
+    assert (line["mean"], line["failures"]) == ("100", "0 of 1")
+
+
+@quick
+def test_a_run_that_has_only_begun(tmp_path, run_report):
+    run = make_run(tmp_path / "Hopper-v4__sac_continuous__3__9", 3, [], status="")
+    (run / "metrics.jsonl").write_text("")
+    (line,) = cells(run_report(run, "--plots", tmp_path / "plots"))
+    assert line["score by seed"] == "3: none (living, 0 of 1,000,000 steps)"
+    assert (line["mean"], line["minimum"]) == ("none", "none")
+
+
+@quick
+def test_short_runs_are_labelled_and_not_judged(tmp_path, run_report):
+    """Walker2d is published for 90,000 steps and more."""
+    runs = [make_run(tmp_path / str(n), 1, [0, 5], "Walker2d-v4", n) for n in (44_000, 46_000)]
+    short, long = cells(run_report(*runs))
+    assert short["steps"] == "44,000, short" and short["failures"] == "0 of 1, early ends only"
+    assert long["steps"] == "46,000" and long["failures"] == "1 of 1"
+    assert "at 90,000 steps" in short["published evaluations"]
+
+
+@quick
+def test_random_is_measured_or_the_evaluation_at_step_0(tmp_path, run_report):
+    """(300 - 100) / (3457 - 100) is below a tenth; from the 17.7 of Hopper-v4 it would not be."""
+    runs = [
+        make_run(tmp_path / "3", 1, [100, 400], "Hopper-v3"),
+        make_run(tmp_path / "4", 1, [100, 400]),
+    ]
+    out = run_report(*runs)
+    assert [line["failures"] for line in cells(out)] == ["1 of 1", "0 of 1"]
+    assert "Random is the evaluation at step 0: Hopper-v3." in out
+
+
+# --- what is kept apart ---------------------------------------------------------------------------
+@quick
+@pytest.mark.parametrize("name", ["mujoco", "gymnasium", "ale-py", "torch"])
+def test_versions_are_kept_apart(tmp_path, run_report, name):
+    """PyTorch's are not: no task depends on it. Only games depend on ale-py, and not on MuJoCo."""
+    for env_id in ("Hopper-v4", "PongNoFrameskip-v4"):
+        folder = tmp_path / env_id
+        runs = [make_run(folder / str(s), s, env_id=env_id) for s in (1, 2)]
+        runs += [make_run(folder / "3", 3, env_id=env_id, versions=VERSIONS | {name: "9.9"})]
+        out = run_report(*runs)
+        counts = name == "gymnasium" or name == ("mujoco" if env_id == "Hopper-v4" else "ale-py")
+        assert len(cells(out)) == 1 + counts
+        assert (f"Kept apart, as they differ: {name}." in out) == counts
+        assert (f"sac_continuous {name}=9.9" in out) == counts
+
+
+@quick
+def test_versions_of_a_script_and_settings_are_kept_apart(tmp_path, run_report):
+    runs = [make_run(tmp_path / str(s), s, source="a") for s in (1, 2)]
+    runs += [make_run(tmp_path / "3", 3, source="b"), make_run(tmp_path / "4", 4)]
+    out = run_report(*runs)
+    assert len(cells(out)) == 3 and "Kept apart, as they differ: script.py." in out
+    aside = 'notes = "a"\ntrack = true\ncapture_video = false\nlog_every = 7\nconfig = "c.toml"\n'
+    runs = [make_run(tmp_path / "1.2", 2, config=f"lr = 1\n{aside}")]
+    runs += [make_run(tmp_path / "1.1", 1, config="lr = 1\n")]
+    runs += [make_run(tmp_path / f"2.{s}", s, config="lr = 2\n") for s in (1, 2)]
+    runs += [make_run(tmp_path / "none", 1)]
+    runs += [make_run(tmp_path / "pole", 1, env_id="InvertedPendulum-v4", config="lr = 3\n")]
+    out = run_report(*runs)
+    names = Counter((line["script"], line["runs"].split(",")[0]) for line in cells(out))
+    names = {*names}
+    assert names == {
+        (f"sac_continuous{a}", n)
+        for a, n in ((" lr=1", "2"), (" lr=2", "2"), (" lr=None", "1"), ("", "1"))
+    }
+    assert "Kept apart, as they differ: lr." in out
+
+
+@quick
+def test_a_living_run_has_the_versions_of_the_others_if_they_agree(tmp_path, run_report):
+    runs = [make_run(tmp_path / "1", 1), make_run(tmp_path / "x__sac_continuous__2", 2, status="")]
+    assert len(cells(run_report(*runs))) == 1
+    runs += [make_run(tmp_path / "3", 3, versions=VERSIONS | {"mujoco": "9.9"})]
+    assert len(cells(run_report(*runs))) == 3
+
+
+@quick
+def test_atari_has_its_protocol_in_its_name(tmp_path, run_report):
+    games = [("BreakoutNoFrameskip-v4", "on"), ("BreakoutNoFrameskip-v4", "off")]
+    games += [("ALE/Breakout-v5", "off"), ("ALE/Breakout-v5", "auto"), ("ALE/Breakout-v5", "on")]
+    names = []
+    for i, (env_id, life_loss) in enumerate(games):
+        config = f'life_loss = "{life_loss}"\n'
+        options = {"config": config, "script": "dqn_atari", "steps": 10_000_000}
+        (line,) = cells(run_report(make_run(tmp_path / str(i), 1, [0, 90], env_id, **options)))
+        names.append((line["environment"], line["published evaluations"].split(" ")[0]))
+    assert names == [
+        ("BreakoutNoFrameskip-v4 (Nature's: no sticky actions, lost lives end)", "358"),
+        ("BreakoutNoFrameskip-v4 (no sticky actions, lost lives do not end)", "358"),
+        ("ALE/Breakout-v5 (Machado's: sticky actions, lost lives do not end)", "none"),
+        ("ALE/Breakout-v5 (Machado's: sticky actions, lost lives do not end)", "none"),
+        ("ALE/Breakout-v5 (sticky actions, lost lives end)", "none"),
+    ]
+
+
+@quick
+@pytest.mark.parametrize(
+    "one, other, alike",
+    [
+        ("Hopper-v4", "Hopper-v2", True),
+        ("Hopper-v4", "Hopper-v5", False),
+        ("Hopper-v4", "Hopper-v1", False),
+        ("Hopper-v4", "Walker2d-v4", False),
+        ("HalfCheetah-v5", "HalfCheetah-v3", True),
+        ("Ant-v4", "Ant-v3", False),
+        ("Humanoid-v4", "Humanoid-v2", False),
+        ("Ant-v5", "Ant-v5", True),
+        ("PongNoFrameskip-v4", "ALE/Pong-v5", False),
+        ("mine:Own", "mine:Own", True),
+    ],
+)
+def test_comparable_versions(one, other, alike):
+    assert report.comparable(one, other) == report.comparable(other, one) == alike
+
+
+@quick
+def test_like_is_set_beside_like(tmp_path, run_report):
+    """The file has 2730 of evaluations and 2310 of training for this task, both of v4."""
+    out = run_report(make_run(tmp_path / "mine", script="my_sac"))
+    assert cells(out)[0]["published evaluations"].startswith("2730 (sd 306 over 10 seeds, SAC of")
+    assert cells(out)[0]["published evaluations"].endswith("one of 4, 2730 to 3457)")
+    assert (
+        cells(out, 1)[0]["published returns of training"] == "2310 (sd 343 over 3 seeds, CleanRL)"
+    )
+    assert re.search(
+        r"^- CleanRL, Hopper-v4, 1,000,000 steps: training; .*cleanrl@fe8d8a0", out, re.M
+    )
+    (line,) = cells(run_report(make_run(tmp_path / "own", script="mine")))
+    assert (line["published evaluations"], line["failures"]) == (
+        "none known",
+        "0 of 1, early ends only",
+    )
+
+
+@quick
+def test_seeds_of_tuning_are_not_mixed_silently(tmp_path, run_report):
+    runs = [make_run(tmp_path / str(s), s) for s in (1, 2, 101)]
+    assert "Warning" not in run_report(*runs[:2]) and "Warning" not in run_report(runs[2])
+    assert "Warning: sac_continuous, Hopper-v4, 1,000,000 steps: seeds up to 100" in run_report(
+        *runs
+    )
+    runs += [make_run(tmp_path / "again", 1)]
+    assert "a seed counts more than once" in run_report(runs[0], runs[3])
+    assert "a seed counts more than once" not in run_report(runs[0], runs[0])
+
+
+# --- bad input ------------------------------------------------------------------------------------
+@quick
+@pytest.mark.parametrize("what", ["missing", "empty", "file", "toml", "json", "key", "gzip"])
+def test_what_is_no_run_is_refused(tmp_path, run_report, capsys, what):
+    good, bad = make_run(tmp_path / "good"), tmp_path / "bad"
+    if what == "file":
+        bad.write_text("")
+    elif what == "empty":
+        bad.mkdir()
+    elif what != "missing":
+        make_run(bad)
+        name = {"toml": "config.toml", "key": "config.toml"}.get(what, "metrics.jsonl")
+        (bad / name).write_text("x = 1\n" if what == "key" else "{\n")
+        if what == "gzip":
+            (bad / name).rename(bad / f"{name}.gz")
+    with pytest.raises(SystemExit) as stop:
+        run_report(good, bad)
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2 and out == "" and err.count("\n") == 1
+    assert err.startswith(f"error: {bad} is no run folder (") and err.endswith(": name others\n")
+
+
+@quick
+def test_patterns_and_nothing(tmp_path, run_report):
+    for seed in (1, 2):
+        make_run(tmp_path / "runs" / str(seed), seed)
+    assert cells(run_report(tmp_path / "runs" / "*"))[0]["runs"] == "2, smoke"
+    with pytest.raises(SystemExit, match="2"):
+        run_report()
+
+
+# --- statistics -----------------------------------------------------------------------------------
+@quick
+@pytest.mark.parametrize("n", range(1, 14))
+def test_iqm_is_the_mean_of_the_middle_half(n):
+    scores = np.random.default_rng(n).normal(size=(5, n))
+    assert report.iqm(scores) == pytest.approx(stats.trim_mean(scores, 0.25, axis=1))
+    assert n > 3 or report.iqm(scores) == pytest.approx(scores.mean(1))
+
+
+@quick
+@pytest.mark.parametrize("n", [3, 5, 10])
+def test_interval_is_that_of_scipy(n):
+    scores = np.random.default_rng(n).normal(100, 10, n)
+    options = {"n_resamples": 20_000, "method": "percentile", "rng": 1}
+    for ours, theirs in (
+        (report.mean, np.mean),
+        (report.iqm, lambda x, axis: stats.trim_mean(x, 0.25, axis)),
+    ):
+        found = stats.bootstrap([scores], theirs, **options).confidence_interval
+        assert report.interval(ours, scores) == pytest.approx([*found], abs=0.05 * np.ptp(scores))
+        assert (report.interval(ours, scores) == report.interval(ours, scores)).all()
+
+
+@quick
+def test_interval_is_stratified():
+    """Tasks are far apart: were runs drawn across tasks, the interval would be that wide."""
+    tasks = [np.array([0.0, 1, 2, 3]), np.array([100.0, 101, 102]), np.array([200.0, 203])]
+    random = np.random.default_rng(5)
+    drawn = [random.choice(task, (20_000, len(task))) for task in tasks]
+    found = stats.trim_mean(np.hstack(drawn), 0.25, axis=1)
+    low, high = report.interval(report.iqm, *tasks)
+    assert [low, high] == pytest.approx(np.percentile(found, [2.5, 97.5]), abs=0.1)
+
+
+def test_statistics_are_those_of_rliable():
+    library = pytest.importorskip("rliable.library", exc_type=ImportError)
+    from rliable import metrics
+
+    scores = np.random.default_rng(3).normal(size=(6, 4)) + np.arange(4)  # runs, tasks
+    points, ends = library.get_interval_estimates(
+        {"a": scores}, lambda x: np.array([metrics.aggregate_iqm(x)]), reps=5000
+    )
+    assert report.iqm(scores.ravel()) == pytest.approx(points["a"][0])
+    assert report.interval(report.iqm, *scores.T) == pytest.approx(ends["a"][:, 0], abs=0.05)
+
+
+@quick
+def test_tasks_are_normalised_and_pooled(tmp_path, run_report):
+    """Published are 2730 and 11113, random are 17.7 and -275; a short task is left out."""
+    runs = []
+    for env_id, random, one in (("Hopper-v4", 17.67, 2730), ("HalfCheetah-v4", -274.9, 11113)):
+        for seed, part in ((1, 0.5), (2, 1.0), (3, 0.9)):
+            score = random + part * (one - random)
+            runs.append(make_run(tmp_path / env_id / str(seed), seed, [0, score], env_id))
+    runs += [make_run(tmp_path / "short", 1, [0, 0], "Walker2d-v4", 1000)]
+    (line,) = cells(run_report(*runs), 1)
+    assert (line["script"], line["tasks"], line["runs"]) == ("sac_continuous", "2", "6")
+    assert line["IQM"].startswith("0.825 [")
+    assert "0 is random, 1 is published" not in run_report(*runs[:3], runs[-1])
+
+
+# --- figures --------------------------------------------------------------------------------------
+def test_figures_repeat_and_show_what_they_should(tmp_path, run_report, monkeypatch):
+    from matplotlib.figure import Figure
+
+    figures, save = [], Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *a, **k: figures.append(self) or save(self, *a, **k)
+    )
+    runs = [make_run(tmp_path / str(s), s, [0, 500 * s, 900 * s]) for s in (1, 2, 3)]
+    runs += [make_run(tmp_path / "pole", 1, [5, 1000], "InvertedPendulum-v4")]
+    runs += [make_run(tmp_path / "fail", 4, [0, 7, 9], status="failed", step=500_000)]
+    for name in ("a", "b"):
+        out = run_report(*runs, "--plots", tmp_path / name)
+        assert out.endswith(f"{tmp_path / name / 'sac_continuous.png'}\n")
+    a, b = (tmp_path / name / "sac_continuous.png" for name in "ab")
+    assert a.read_bytes() == b.read_bytes() and b"matplotlib" not in a.read_bytes()
+    hopper, pole = figures[0].axes
+    assert hopper.get_title() == "Hopper-v4" and hopper.get_xlabel() == "environment steps"
+    assert [t.get_text() for t in hopper.get_xticklabels()][:2] == ["0", "200k"]
+    (words,) = ([t.get_text() for t in legend.get_texts()] for legend in figures[0].legends)
+    assert (
+        words[0] == "sac_continuous, mean of 3 seeds, 95 % interval"
+        and "tianshou 0.4 (v2, v3)" in words
+    )
+    thick = [line for line in hopper.lines if line.get_linewidth() == 2.2]
+    assert [[*line.get_ydata()] for line in thick] == [[0, 1000, 1800]]
+    assert len(hopper.collections) == 1 and len(pole.collections) == 0
+    assert [line.get_marker() for line in hopper.lines].count("x") == 1
+
+
+@quick
+def test_steps_are_written_short():
+    assert [*map(report.steps_word, (0, 500, 2500, 200_000, 1e6, 2.5e6))] == [
+        "0",
+        "500",
+        "2.5k",
+        "200k",
+        "1M",
+        "2.5M",
+    ]
+
+
+# --- what is committed ----------------------------------------------------------------------------
+@quick
+def test_published_results_are_well_formed():
+    rows = report.table_of("targets.csv")
+    assert len(
+        {
+            (r["algorithm"], r["env_id"], r["steps"], r["implementation"], r["protocol"])
+            for r in rows
+        }
+    ) == len(rows)
+    for row in rows:
+        assert (
+            row["algorithm"] in ("random", *report.ALGORITHMS)
+            and row["source"]
+            and row["implementation"]
+        )
+        assert row["protocol"].startswith(("training; ", "evaluation; ")) and int(row["steps"]) >= 0
+        assert float(row["mean"]) is not None and bool(row["spread"]) == bool(row["spread_kind"])
+        assert row["spread_kind"] in (
+            "",
+            "sd over seeds",
+            "range over seeds",
+            "sd over episodes of one run",
+        )
+    curves = report.table_of("reference_curves.csv")
+    drawn = {(r["algorithm"], r["env_id"], r["implementation"], r["protocol"]) for r in curves}
+    shown = Counter((name, re.sub(r"-v\d$", "", env_id)) for name, env_id, *_ in drawn)
+    assert max(shown.values()) <= 4 and {r["protocol"] for r in curves} == {
+        "training",
+        "evaluation",
+    }
+    assert (ROOT / "tools" / "reference_curves.csv").stat().st_size < 300_000
+
+
+TABLES = "sac_continuous/*/* sac_cuda/HalfCheetah-v4/* td3_continuous/*/*"
+TABLES += " ppo_continuous/*/* ppo_choices/*/*/*"
+
+
+@pytest.mark.parametrize("pattern", TABLES.split())
+def test_committed_tables_are_those_of_the_committed_runs(pattern, run_report):
+    out = run_report(ROOT / "results" / pattern)
+    text = (ROOT / "results" / f"{pattern[:3]}_continuous.md").read_text()
+    assert out in text and f"python tools/report.py results/{pattern}\n" in text
+
+
+def test_readme_is_that_of_the_committed_runs():
+    text, rows = report.readme(ROOT)
+    assert text == (ROOT / "README.md").read_text("utf-8")
+    for script in {row.key[0] for row in rows}:
+        assert (ROOT / "results" / "plots" / f"{script}.png").is_file()
+
+
+def test_readme_is_written_with_and_without_a_script(tmp_path, run_report, monkeypatch):
+    (tmp_path / "README.md").write_text(
+        "before\n" + "to be replaced\n".join(report.MARKS) + "after\n"
+    )
+    report.table_of("targets.csv"), report.table_of("reference_curves.csv")  # are kept
+    monkeypatch.setattr(report, "HERE", tmp_path / "tools")
+    for script, env_id in (("sac_continuous", "Hopper-v4"), ("dqn_atari", "PongNoFrameskip-v4")):
+        make_run(
+            tmp_path / "results" / script / env_id / "101", 101, [0, 20], env_id, script=script
+        )
+        run_report("--readme")
+        text = (tmp_path / "README.md").read_text()
+        assert (
+            text.startswith("before\n")
+            and text.endswith("after\n")
+            and "to be replaced" not in text
+        )
+        assert f"| {script} | {env_id}" in text and f"(results/plots/{script}.png)" in text
+        assert (tmp_path / "results" / "plots" / f"{script}.png").is_file()
+        assert "score by seed" not in text
