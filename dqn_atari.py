@@ -65,7 +65,7 @@ class Args:
     seed: int = 1  # drives networks, environments, exploration and batches
     life_loss: Literal["auto", "on", "off"] = "auto"  # lost lives end episodes; auto: if not sticky
     clip_rewards: bool = True  # learn from the sign of rewards
-    frame_size: int = 84  # pixels a side that the agent sees of a game; fewer are faster
+    frame_size: int = 84  # pixels a side that it sees of an Atari game; fewer are faster
     # algorithm
     buffer_size: int = 1_000_000  # transitions kept for replay
     learning_starts: int = 80_000  # transitions of exploration before the updates
@@ -607,7 +607,9 @@ def main(args):
     args = resolve(args, "cuda", 20_000, "buffer_size", math.prod(shape[1:]) + 14)
     size = args.buffer_size * math.prod(shape[1:]) / 1e9
     rules = f"sticky actions {sticky}, life loss {args.life_loss}, frame skip 4, max over 2 frames"
-    rules += ", 1 to 30 no-ops, then FIRE; returns are of full games, from raw scores"
+    rules += (
+        f", {shape[1]} x {shape[2]} pixels, 1 to 30 no-ops, then FIRE; returns of full games, raw"
+    )
     print(rules if emulator else "no Atari game: frames and lives are taken as they come")
     print(f"replay needs {size:.2g} GB on {args.device}", flush=True)
     agent = Agent(args, shape, low, high, args.device)

@@ -28,7 +28,7 @@ quick = pytest.mark.quick
 def make_run(folder, seed=1, scores=(0, 3000), env_id="Hopper-v4", steps=1_000_000, **more):
     """Write what the report reads of a run; without a status it has no summary."""
     options = {"status": "finished", "script": "sac_continuous", "config": "", "source": ""}
-    options |= {"versions": VERSIONS, "returns": (), "step": steps} | more
+    options |= {"versions": VERSIONS, "returns": (), "step": steps, "flags": []} | more
     folder.mkdir(parents=True)
     config = f'env_id = "{env_id}"\nseed = {seed}\ntotal_timesteps = {steps}\n'
     (folder / "config.toml").write_text(config + options["config"])
@@ -47,7 +47,10 @@ def make_run(folder, seed=1, scores=(0, 3000), env_id="Hopper-v4", steps=1_000_0
     if options["source"]:
         (folder / "script.py").write_text(options["source"])
     if options["status"]:
-        summary = {"status": options["status"], "command": [f"here/{options['script']}.py"]}
+        summary = {
+            "status": options["status"],
+            "command": [f"here/{options['script']}.py", *options["flags"]],
+        }
         summary |= {"seconds": 600, "versions": options["versions"], "hardware": "a machine"}
         (folder / "summary.json").write_text(json.dumps(summary))
     return folder
@@ -85,13 +88,14 @@ def test_scores_training_and_times(tmp_path, run_report):
     (runs[0] / "metrics.jsonl").unlink()
     out = run_report(*runs)
     (line,) = cells(out)
-    assert line["score by seed"] == "3: 1900, 20: 3000" and line["mean"] == "2450"
+    assert line["score by seed"] == "3: 1900, 20: 3000"
+    assert line["mean"] == "2450 (1900 to 3000)"
     assert (line["script"], line["environment"], line["steps"]) == (
         "sac_continuous",
         "Hopper-v4",
         "1,000,000",
     )
-    assert (line["runs"], line["IQM"], line["minimum"]) == ("2, smoke", "the mean", "1900")
+    assert (line["seeds"], line["IQM"], line["minimum"]) == ("2, smoke", "the mean", "1900")
     assert cells(out, 1)[0]["training"] == f"{(99.5 + 7) / 2:.3g}"
     times = cells(out, 2)[0]
     assert (times["wall-clock"], times["steps/s by seed"]) == ("10 min", "3: 1667, 20: 1667")
@@ -114,15 +118,16 @@ def test_scores_are_those_of_the_summaries():
 def test_labels_by_seeds(tmp_path, run_report, n, label):
     out = run_report(*(make_run(tmp_path / str(s), s, [0, 2000 + s]) for s in range(n)))
     (line,) = cells(out)
-    assert line["runs"] == f"{n}, {label}"
-    assert ("[" in line["mean"]) == (n > 2) and (line["IQM"] == "the mean") == (n < 4)
+    assert line["seeds"] == f"{n}, {label}"
+    assert ("[" in line["mean"]) == (n > 4) and (line["IQM"] == "the mean") == (n < 4)
+    assert (f"(2000 to {1999 + n})" in line["mean"]) == (1 < n < 5)
 
 
 @quick
 def test_ten_seeds_allow_a_claim(tmp_path, run_report):
     runs = [make_run(tmp_path / str(s), s, [0, 1000 * s]) for s in range(10)]
     (line,) = cells(run_report(*runs))
-    assert line["runs"] == "10, claim" and line["IQM"].startswith("4500 [")
+    assert line["seeds"] == "10, claim" and line["IQM"].startswith("4500 [")
 
 
 @quick
@@ -139,7 +144,7 @@ def test_failures_are_counted(tmp_path, run_report):
     killed = make_run(tmp_path / "Hopper-v4__sac_continuous__7__1", 7, status="", step=700)
     os.utime(killed / "metrics.jsonl", (time.time() - 2000,) * 2)
     (line,) = cells(run_report(*runs, killed))
-    assert line["failures"] == "5 of 7" and line["runs"] == "7, exploratory"
+    assert line["failures"] == "5 of 7" and line["seeds"] == "7, exploratory"
     assert "4: 3000 (failed, 500 of 1,000,000 steps)" in line["score by seed"]
     assert "5: 3000 (interrupted, 500 of 1,000,000 steps)" in line["score by seed"]
     assert "6: none (failed, 1,000,000 of 1,000,000 steps)" in line["score by seed"]
@@ -157,15 +162,15 @@ def test_living_runs_are_shown_and_not_pooled(tmp_path, run_report):
         file.write('{"global_step": 4')
     (line,) = cells(run_report(*runs))
     assert (
-        line["runs"] == "2, smoke, 1 living"
-        and line["mean"] == "2500"
+        line["seeds"] == "2, smoke, 1 living"
+        and line["mean"] == "2500 (2000 to 3000)"
         and line["failures"] == "0 of 2"
     )
     assert line["score by seed"].endswith("3: 100 (living, 400,000 of 1,000,000 steps)")
     source = '"""TD3.\n\npython td3_continuous.py\n"""'
     run = make_run(tmp_path / "a" / "1", 1, [0, 100], source=source, **living)
     (line,) = cells(run_report(run))
-    assert line["script"] == "td3_continuous" and line["runs"] == "1, anecdote, 1 living"
+    assert line["script"] == "td3_continuous" and line["seeds"] == "1, anecdote, 1 living"
     assert (line["mean"], line["failures"]) == ("100", "0 of 1")
 
 
@@ -229,7 +234,7 @@ def test_versions_of_a_script_and_settings_are_kept_apart(tmp_path, run_report):
     runs += [make_run(tmp_path / "none", 1)]
     runs += [make_run(tmp_path / "pole", 1, env_id="InvertedPendulum-v4", config="lr = 3\n")]
     out = run_report(*runs)
-    names = Counter((line["script"], line["runs"].split(",")[0]) for line in cells(out))
+    names = Counter((line["script"], line["seeds"].split(",")[0]) for line in cells(out))
     names = {*names}
     assert names == {
         (f"sac_continuous{a}", n)
@@ -257,12 +262,28 @@ def test_atari_has_its_protocol_in_its_name(tmp_path, run_report):
         (line,) = cells(run_report(make_run(tmp_path / str(i), 1, [0, 90], env_id, **options)))
         names.append((line["environment"], line["published evaluations"].split(" ")[0]))
     assert names == [
-        ("BreakoutNoFrameskip-v4 (Nature's: no sticky actions, lost lives end)", "358"),
-        ("BreakoutNoFrameskip-v4 (no sticky actions, lost lives do not end)", "358"),
+        ("BreakoutNoFrameskip-v4 (Nature's: no sticky actions, lost lives end)", "114"),
+        ("BreakoutNoFrameskip-v4 (no sticky actions, lost lives do not end)", "114"),
         ("ALE/Breakout-v5 (Machado's: sticky actions, lost lives do not end)", "none"),
         ("ALE/Breakout-v5 (Machado's: sticky actions, lost lives do not end)", "none"),
         ("ALE/Breakout-v5 (sticky actions, lost lives end)", "none"),
     ]
+    small = {"env_id": "PongNoFrameskip-v0", "frame_size": 36, "life_loss": "off"}
+    assert report.rules(small) == " (sticky actions, lost lives do not end, 36 x 36 pixels)"
+    assert report.rules({"env_id": "PongNoFrameskip-v0"}).startswith(" (Machado's: sticky")
+
+
+@quick
+def test_settings_that_are_not_defaults_are_shown(tmp_path, run_report):
+    """As flags, if all runs of a row have them; others are labels."""
+    flags = ["--env-id", "Hopper-v4", "--learning-starts", "7", "--double", "--threads=1"]
+    flags += ["--no-capture-video", "--seed", "1", "--lr=3", "--run-dir", "a"]
+    runs = [make_run(tmp_path / str(s), s, flags=flags, config=f"lr = {s}\n") for s in (1, 2)]
+    names = [line["script"] for line in cells(run_report(*runs))]
+    assert names == [f"sac_continuous lr={s} --learning-starts 7 --double" for s in (1, 2)]
+    runs += [make_run(tmp_path / "3", 2, config="lr = 2\n")]
+    names = [line["script"] for line in cells(run_report(*runs))]
+    assert names == ["sac_continuous lr=1 --learning-starts 7 --double", "sac_continuous lr=2"]
 
 
 @quick
@@ -311,15 +332,23 @@ def test_seeds_of_tuning_are_not_mixed_silently(tmp_path, run_report):
     assert "Warning: sac_continuous, Hopper-v4, 1,000,000 steps: seeds up to 100" in run_report(
         *runs
     )
-    runs += [make_run(tmp_path / "again", 1)]
-    assert "a seed counts more than once" in run_report(runs[0], runs[3])
-    assert "a seed counts more than once" not in run_report(runs[0], runs[0])
+
+
+@quick
+def test_a_seed_that_ran_twice_counts_once(tmp_path, run_report):
+    """What differs between its runs is chance, between seeds it is the seed as well."""
+    runs = [make_run(tmp_path / str(i), 1 + i // 3, [0, 1000 + 100 * i]) for i in range(5)]
+    out = run_report(*runs)
+    (line,) = cells(out)
+    assert (line["seeds"], line["mean"]) == ("2, smoke", "1225 (1100 to 1350)")
+    assert "seed 1 counts once, as the mean of 3 runs: sd 100, of all seeds 177.\n" in out
+    assert "counts once" not in run_report(runs[0], runs[0])
 
 
 # --- bad input ------------------------------------------------------------------------------------
 @quick
 @pytest.mark.parametrize("what", ["missing", "empty", "file", "toml", "json", "key", "gzip"])
-def test_what_is_no_run_is_refused(tmp_path, run_report, capsys, what):
+def test_what_is_no_run_is_not_counted(tmp_path, run_report, capsys, monkeypatch, what):
     good, bad = make_run(tmp_path / "good"), tmp_path / "bad"
     if what == "file":
         bad.write_text("")
@@ -331,18 +360,26 @@ def test_what_is_no_run_is_refused(tmp_path, run_report, capsys, what):
         (bad / name).write_text("x = 1\n" if what == "key" else "{\n")
         if what == "gzip":
             (bad / name).rename(bad / f"{name}.gz")
-    with pytest.raises(SystemExit) as stop:
-        run_report(good, bad)
+    monkeypatch.setattr(sys, "argv", ["report.py", str(good), str(bad)])
+    report.main()
     out, err = capsys.readouterr()
-    assert stop.value.code == 2 and out == "" and err.count("\n") == 1
-    assert err.startswith(f"error: {bad} is no run folder (") and err.endswith(": name others\n")
+    assert cells(out)[0]["seeds"] == "1, anecdote" and err.count("\n") == 1
+    assert err.startswith(f"not counted: {bad} is no run (")
+    with pytest.raises(SystemExit) as stop:
+        run_report(bad)
+    out, err = capsys.readouterr()
+    assert (
+        stop.value.code == 2
+        and out == ""
+        and err.endswith("error: folders names no run: name others\n")
+    )
 
 
 @quick
 def test_patterns_and_nothing(tmp_path, run_report):
     for seed in (1, 2):
         make_run(tmp_path / "runs" / str(seed), seed)
-    assert cells(run_report(tmp_path / "runs" / "*"))[0]["runs"] == "2, smoke"
+    assert cells(run_report(tmp_path / "runs" / "*"))[0]["seeds"] == "2, smoke"
     with pytest.raises(SystemExit, match="2"):
         run_report()
 
@@ -428,10 +465,7 @@ def test_figures_repeat_and_show_what_they_should(tmp_path, run_report, monkeypa
     assert hopper.get_title() == "Hopper-v4" and hopper.get_xlabel() == "environment steps"
     assert [t.get_text() for t in hopper.get_xticklabels()][:2] == ["0", "200k"]
     (words,) = ([t.get_text() for t in legend.get_texts()] for legend in figures[0].legends)
-    assert (
-        words[0] == "sac_continuous, mean of 3 seeds, 95 % interval"
-        and "tianshou 0.4 (v2, v3)" in words
-    )
+    assert words[0] == "sac_continuous, mean of 3 seeds, range" and "tianshou 0.4 (v2, v3)" in words
     thick = [line for line in hopper.lines if line.get_linewidth() == 2.2]
     assert [[*line.get_ydata()] for line in thick] == [[0, 1000, 1800]]
     assert len(hopper.collections) == 1 and len(pole.collections) == 0

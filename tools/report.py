@@ -34,15 +34,20 @@ ALGORITHMS = "sac", "td3", "ppo", "dqn"
 SCRIPTS = "sac_continuous", "td3_continuous", "ppo_continuous", "dqn_atari"
 TIMES = "update", "env", "act", "eval", "log"
 ASIDE = {*"seed notes track capture_video log_every config".split()}  # a row may mix these
+PLAIN = {*"env-id total-timesteps run-dir threads device compile eval-every".split()}  # not shown
+PLAIN |= {prefix + name.replace("_", "-") for name in ASIDE for prefix in ("", "no-")}
 SILENT = 1800  # seconds without a metric after which a run without a summary is taken for killed
 MARKS = "<!-- made by tools/report.py -->\n", "<!-- end -->\n"
 COLOURS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"  # Okabe and Ito's
 HEAD = ["script", "environment", "steps"]
 NOTES = """
-Scores are mean returns over the last tenth of a run's evaluations. Brackets hold 95 % bootstrap
-intervals, which are too narrow below 10 seeds; the IQM is the mean below 4. A run has failed if it
-ended early or is below random + 10 % of (published - random). Short: less than half of the
-published steps, so that only early ends count.
+Scores are mean returns over the last tenth of a run's evaluations; of a run that ended early, of
+what it had reached. In parentheses their range, in brackets, from 5 seeds on, 95 % bootstrap
+intervals, which are too narrow below 10; the IQM is the mean below 4. One seed is an anecdote, 2 to
+4 are a smoke test, 5 to 9 exploratory, 10 allow a claim. A run has failed if it ended early or is
+below random + 10 % of (published - random). Short runs, of less than half of the published steps,
+are not judged by their score. Of several published results for about as many steps the first is
+shown by version of the environment, then number of seeds, then height.
 """
 
 
@@ -66,6 +71,8 @@ def read(folder):
         run.state = "killed" if time.time() - path.stat().st_mtime > SILENT else "living"
         said = folder.name.split("__")[1:2] or re.findall(r"python (\w+)\.py", source)
         run.script = [*said, "unknown"][0]
+    flags = re.split(r"(?:^| )--", " ".join(found.get("command", [])[1:]))[1:]
+    run.flags = [f"--{flag}" for flag in flags if re.split("[ =]", flag)[0] not in PLAIN]
     run.seconds, run.sps = found["seconds"], run.step / max(found["seconds"], 1e-9)
     run.evals = [(r["global_step"], r["eval/return_mean"]) for r in rows if "eval/return_mean" in r]
     tail = [score for _, score in run.evals[-math.ceil(len(run.evals) / 10) :]]
@@ -110,13 +117,16 @@ def split(runs):
 
 def rules(config):
     """Return the protocol of an Atari game, which is part of what is solved; else nothing."""
-    sticky = config["env_id"].startswith("ALE/")
-    if not sticky and "NoFrameskip" not in config["env_id"]:
+    name, size = config["env_id"], config.get("frame_size", 84)
+    if not name.startswith("ALE/") and "NoFrameskip" not in name:
         return ""
+    sticky = name.startswith("ALE/") or name.endswith("-v0")
     lives = {"on": True, "off": False}.get(config.get("life_loss"), not sticky)
-    whose = "" if lives == sticky else "Machado's: " if sticky else "Nature's: "
+    usual = lives != sticky and size == 84
+    whose = ("Machado's: " if sticky else "Nature's: ") * usual
     ends = "lost lives end" if lives else "lost lives do not end"
-    return f" ({whose}{'sticky' if sticky else 'no sticky'} actions, {ends})"
+    pixels = f", {size} x {size} pixels" * (size != 84)
+    return f" ({whose}{'sticky' if sticky else 'no sticky'} actions, {ends}{pixels})"
 
 
 # --- published results ----------------------------------------------------------------------------
@@ -142,7 +152,7 @@ def comparable(one, other):
 
 
 def target(script, env_id, steps, protocol):
-    """Return the published result of the nearest number of steps, and all means of that number."""
+    """Return a published result of the nearest number of steps, and all means of that number."""
     rows = [r for r in table_of("targets.csv") if r["algorithm"] == algorithm(script)]
     rows = [r for r in rows if comparable(env_id, r["env_id"])]
     rows = [r for r in rows if r["protocol"].startswith(protocol)]
@@ -150,7 +160,8 @@ def target(script, env_id, steps, protocol):
         return None, []
     at = min((int(r["steps"]) for r in rows), key=lambda s: abs(math.log(s / steps)))
     rows = [r for r in rows if int(r["steps"]) == at]
-    return min(rows, key=lambda r: r["env_id"] != env_id), [float(r["mean"]) for r in rows]
+    ranks = [(r["env_id"] == env_id, int(r["seeds"] or 0), float(r["mean"])) for r in rows]
+    return rows[ranks.index(max(ranks))], [float(r["mean"]) for r in rows]
 
 
 # --- statistics -----------------------------------------------------------------------------------
@@ -175,10 +186,19 @@ def interval(statistic, *tasks, draws=20_000):
 def judge(key, runs):
     """Return what the tables say of a row's runs."""
     script, label, env_id, steps = key
-    row = SimpleNamespace(key=key, runs=runs, name=f"{script} {label}".strip(), steps=steps)
-    row.env = env_id + rules(runs[0].config)
+    flags = [flag for flag in runs[0].flags if all(flag in run.flags for run in runs)]
+    flags = [
+        flag for flag in flags if f"{re.split('[ =]', flag[2:])[0].replace('-', '_')}=" not in label
+    ]
+    row = SimpleNamespace(
+        key=key, runs=runs, name=" ".join([script, *filter(None, [label]), *flags])
+    )
+    row.env, row.steps = env_id + rules(runs[0].config), steps
     row.pool = [run for run in runs if run.state != "living"] or runs
-    row.scores = np.array([run.score for run in row.pool if run.evals])
+    row.repeats = defaultdict(list)  # of each seed
+    for run in row.pool:
+        row.repeats[run.seed] += [run.score] * bool(run.evals)
+    row.scores = np.array([sum(same) / len(same) for same in row.repeats.values() if same])
     row.published = {p: target(script, env_id, steps, p) for p in ("evaluation", "training")}
     one = row.published["evaluation"][0] or row.published["training"][0]
     row.short = bool(one) and steps < int(one["steps"]) / 2
@@ -193,6 +213,7 @@ def judge(key, runs):
         bar = row.random + 0.1 * (float(one["mean"]) - row.random)
         bad += [run for run in row.pool if run.state == "finished" and run.score < bar]
     row.failures = f"{len(bad)} of {len(row.pool)}" + ", early ends only" * (not row.judged)
+    row.failures += ", by training" * bool(row.judged and not row.published["evaluation"][0])
     return row
 
 
@@ -203,10 +224,15 @@ def number(x):
 
 
 def estimate(statistic, *tasks):
-    """Write a statistic, with its interval from three runs on."""
+    """Write a statistic with its interval, or with the range of less than five runs."""
     runs = np.concatenate(tasks)
-    ends = ", ".join(map(number, interval(statistic, *tasks))) if len(runs) > 2 else ""
-    return (number(statistic(runs)) + f" [{ends}]" * bool(ends)) if len(runs) else "none"
+    if not len(runs):
+        return "none"
+    if len(runs) > 4:
+        ends = f" [{', '.join(map(number, interval(statistic, *tasks)))}]"
+    else:
+        ends = f" ({number(runs.min())} to {number(runs.max())})" * (len(runs) > 1)
+    return number(statistic(runs)) + ends
 
 
 def by_seed(run):
@@ -241,10 +267,10 @@ def markdown(titles, lines):
 
 def scores(rows, seeds=True):
     """Return the table of scores, and one over tasks for scripts that have several."""
-    titles = [*HEAD, "runs", *["score by seed"] * seeds, "mean", "IQM", "minimum", "failures"]
+    titles = [*HEAD, "seeds", *["score by seed"] * seeds, "mean", "IQM", "minimum", "failures"]
     lines, tasks = [], defaultdict(dict)
     for row in rows:
-        n, living = len(row.pool), sum(run.state == "living" for run in row.runs)
+        n, living = len(row.repeats), sum(run.state == "living" for run in row.runs)
         label = ["anecdote", "smoke", "exploratory", "claim"][(n > 1) + (n > 4) + (n > 9)]
         line = [row.name, row.env, f"{row.steps:,}" + ", short" * row.short]
         line += [f"{n}, {label}" + f", {living} living" * (living > 0)]
@@ -276,8 +302,13 @@ def remarks(rows, apart):
         )
         if min(seeds) < 101 <= max(seeds):
             lines += [f"Warning: {where}: seeds up to 100, for tuning, are mixed with later ones."]
-        if len({*seeds}) < len(seeds):
-            lines += [f"Warning: {where}: a seed counts more than once."]
+        for seed, same in row.repeats.items():
+            if len(same) > 1:
+                sds = [f"{number(np.std(x, ddof=1))}" for x in (same, row.scores) if len(x) > 1]
+                sds = f"sd {', of all seeds '.join(sds)}"
+                lines += [
+                    f"{where}: seed {seed} counts once, as the mean of {len(same)} runs: {sds}."
+                ]
     names = sorted({row.key[2] for row in rows if row.judged and row.measured})
     lines += [f"Random is the evaluation at step 0: {', '.join(names)}."] * bool(names)
     return "".join(f"\n{line}\n" for line in lines) + NOTES
@@ -352,11 +383,12 @@ def draw(axes, rows, styles, versions):
         words = [row.key[1] or script]
         words += [f"{steps_word(row.steps)} steps"] * any(r.steps != row.steps for r in rows)
         words += [f"{name} of {len(done)} seeds" if len(done) > 1 else "1 seed"]
-        words += ["95 % interval"] * (len(done) > 2)
+        words += ["range" if len(done) < 5 else "95 % interval"] * (len(done) > 2)
         word = ", ".join(words)
         axes.plot(x, centre(values), lw=2.2, label=word, zorder=3, **style)
         if len(done) > 2:
             ends = np.array([interval(centre, line, draws=2000) for line in values]).T
+            ends = ends if len(done) > 4 else (values.min(1), values.max(1))
             axes.fill_between(x, *ends, alpha=0.2, lw=0, zorder=2, **style)
     axes.set_title(rows[0].env, fontsize=9)
     axes.set_xlim(0, end)
@@ -400,16 +432,16 @@ def plot(rows, folder):
 
 # --- main -----------------------------------------------------------------------------------------
 def results(folders):
-    """Return the rows of run folders and what kept them apart; exit with 2 if one is no run."""
+    """Return the rows of run folders and what kept them apart; exit with 2 if none is a run."""
     runs = []
     for folder in folders:
         try:
             runs.append(read(folder))
         except (OSError, EOFError, KeyError, ValueError) as error:
-            print(
-                f"error: {folder} is no run folder ({error!r:.150}): name others", file=sys.stderr
-            )
-            raise SystemExit(2) from None
+            print(f"not counted: {folder} is no run ({error!r:.150})", file=sys.stderr)
+    if not runs:
+        print("error: folders names no run: name others", file=sys.stderr)
+        raise SystemExit(2)
     rows, apart = split(runs)
     return [judge(*item) for item in rows.items()], apart
 
