@@ -607,9 +607,7 @@ def main(args):
     args = resolve(args, "cuda", 20_000, "buffer_size", math.prod(shape[1:]) + 14)
     size = args.buffer_size * math.prod(shape[1:]) / 1e9
     rules = f"sticky actions {sticky}, life loss {args.life_loss}, frame skip 4, max over 2 frames"
-    rules += (
-        f", {shape[1]} x {shape[2]} pixels, 1 to 30 no-ops, then FIRE; returns of full games, raw"
-    )
+    rules += f", {shape[1]} x {shape[2]} pixels, 1 to 30 no-ops, then FIRE; returns of whole games"
     print(rules if emulator else "no Atari game: frames and lives are taken as they come")
     print(f"replay needs {size:.2g} GB on {args.device}", flush=True)
     agent = Agent(args, shape, low, high, args.device)
