@@ -9,14 +9,15 @@
 # simple    InvertedPendulum-v4, Pendulum-v1: SAC 20,000 steps, TD3 45,000, PPO 50,000
 # medium    Hopper-v4, HalfCheetah-v4, Walker2d-v4: SAC, TD3 and PPO, 1,000,000 steps
 # hard      Ant-v4, Humanoid-v4: the same, 3,000,000 steps
-# atari     Pong and Breakout: DQN, 10,000,000 steps
+# atari     Pong and Breakout: DQN, 10,000,000 steps, 7 GB of memory a run
 # noise     Hopper-v4: PPO, one seed three times and ten seeds once: what is chance, what is seed
 #
 # All further flags go to the scripts. These variables set the rest, and override a preset:
 #
 # SCRIPTS   names, with or without .py, or paths of your own
 # ENVS      ids of environments
-# SEEDS     seeds; default "1 2 3". A letter behind one repeats it in a folder of its own: "1 1b 1c"
+# SEEDS     seeds; default "101 102 103", as 1 to 100 are for tuning. A letter behind one repeats it
+#           in a folder of its own: "101 101b"
 # OUT       the folder of the sweep; default runs/sweep. Runs are in $OUT/<script>/<env>/<seed>
 # JOBS      runs at a time; default one for every THREADS cores, or for every device in GPUS
 # THREADS   CPU threads of a run; default 1
@@ -24,7 +25,8 @@
 # GPUS      CUDA devices to share out, such as "0 1"; with JOBS=4 each gets two runs at a time
 # PYTHON    the interpreter; default python
 # ENGINE    local, the default; slurm: one array job, of JOBS tasks at a time, all if JOBS is not
-#           set; print: no run. All write $OUT/jobs.tsv first, a line "name<TAB>command" for a run:
+#           set; print: no run. All write $OUT/jobs.tsv first, a line "name<TAB>command" for what
+#           is to do; commands from there take no lock:
 #           cut -f 2 runs/sweep/jobs.tsv | parallel
 # SBATCH_ARGS   more for sbatch, such as "-p gpu -G 1"; with -W it waits for the end
 #
@@ -56,7 +58,7 @@ choose() { # PRESET: set what it stands for, where nothing else is set
     medium) : "${SCRIPTS:=$continuous}" "${ENVS:=Hopper-v4 HalfCheetah-v4 Walker2d-v4}" ;;
     hard) : "${SCRIPTS:=$continuous}" "${ENVS:=Ant-v4 Humanoid-v4}" ;;
     atari) : "${SCRIPTS:=dqn_atari}" "${ENVS:=PongNoFrameskip-v4 BreakoutNoFrameskip-v4}" ;;
-    noise) : "${SCRIPTS:=ppo_continuous}" "${ENVS:=Hopper-v4}" "${SEEDS:=1 1b 1c 2 3 4 5 6 7 8 9 10}" ;;
+    noise) : "${SCRIPTS:=ppo_continuous}" "${ENVS:=Hopper-v4}" "${SEEDS:=101 101b 101c 102 103 104 105 106 107 108 109 110}" ;;
     *) fail "there is no preset $1: choose simple, medium, hard, atari or noise" ;;
     esac
 }
@@ -130,6 +132,16 @@ span() { # SECONDS: print hours and minutes
     printf '%d h %02d min' $((($1 + 59) / 3600)) $((($1 + 59) / 60 % 60))
 }
 
+lock='
+import fcntl, sys
+try:
+    fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except BlockingIOError:
+    sys.exit(75)
+except OSError as error:
+    sys.exit(f"error: no lock in OUT ({error}): name another OUT, on a file system that has locks")
+'
+
 run() { # LINE: train until finished, and exit with 0; with 75 if in use, 130 if stopped, 1 if not
     local name=${1%%"$TAB"*} command=${1#*"$TAB"} child='' stopped='' code=0 try old
     local folder=$OUT/$name
@@ -137,16 +149,16 @@ run() { # LINE: train until finished, and exit with 0; with 75 if in use, 130 if
     trap 'trap "" INT TERM HUP; stopped=1; [ -z "$child" ] || $pass "$child"' INT TERM HUP
     mkdir -p "${folder%/*}"
     exec 9>"$beside.lock" # the training process inherits it, and holds it if this one is killed
-    "$PYTHON" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)' 2>/dev/null || exit 75
+    "$PYTHON" -c "$lock" || exit
     for ((try = 0; ; try++)); do
         [ ! -e "$beside.log" ] || { mkdir -p "$folder" && mv "$beside.log" "$folder/log.txt"; }
-        ! finished "$name" || { rm "$beside.lock" && exit 0; }
+        ! finished "$name" || exit 0
         [ -z "$stopped" ] || exit 130
         [ "$try" -le "$RETRIES" ] && [ "$code" != 2 ] || exit 1 # 2: refused, and would be again
         for ((old = 1; ; old++)); do [ -e "$beside-unfinished-$old" ] || break; done
         [ ! -e "$folder" ] || mv "$folder" "$beside-unfinished-$old"
         # Deaf to Ctrl-C: one SIGTERM from here is enough, a second signal would cost the summary.
-        { trap '' INT && eval "exec $command"; } >"$beside.log" 2>&1 &
+        { trap '' INT HUP && eval "exec $command"; } >"$beside.log" 2>&1 &
         child=$!
         [ -z "$stopped" ] || $pass "$child"
         until wait "$child" 2>/dev/null; code=$?; ! kill -0 "$child" 2>/dev/null; do :; done
@@ -202,16 +214,18 @@ stop() { # CODE: wait for the runs to write their summaries, and exit
 }
 
 table() { # say what is finished and what is not, and fail if anything is missing
-    local line name last missing=0
+    local line name beside last tries missing=0
     while IFS= read -r line; do
         name=${line%%"$TAB"*}
-        finished "$name" && echo "finished  $name" && continue
+        beside=$OUT/${name%/*}/.${name##*/}
+        tries=$(find "${beside%/*}" -name "${beside##*/}-unfinished-*" 2>/dev/null | grep -c .)
+        [ "$tries" = 0 ] && tries='' || tries=" (after $tries unfinished)"
+        finished "$name" && echo "finished  $name$tries" && continue
         missing=$((missing + 1))
-        last=$(cat "$OUT/$name/log.txt" "$OUT/${name%/*}/.${name##*/}.log" 2>/dev/null |
-            grep '[[:alnum:]]' | tail -n 1)
-        echo "missing   $name: ${last:-no output}"
+        last=$(cat "$OUT/$name/log.txt" "$beside.log" 2>/dev/null | grep '[[:alnum:]]' | tail -n 1)
+        echo "missing   $name: ${last:-no output}$tries"
     done <<<"$runs"
-    echo "$((all - missing)) of $all finished: $PYTHON $here/tools/report.py $OUT/*/*/*"
+    echo "$((all - missing)) of $all finished: $PYTHON $here/tools/report.py '$OUT/*/*/*'"
     [ "$missing" = 0 ]
 }
 
@@ -238,7 +252,7 @@ main() {
     case ${1-${SCRIPTS-}${ENVS-}} in
     -h | --help | '') sed -n '2,/^$/s/^# \{0,1\}//p' "$0" && exit ;;
     esac
-    : "${SCRIPTS:=}" "${ENVS:=}" "${SEEDS:=1 2 3}" "${OUT:=runs/sweep}" "${PYTHON:=python}"
+    : "${SCRIPTS:=}" "${ENVS:=}" "${SEEDS:=101 102 103}" "${OUT:=runs/sweep}" "${PYTHON:=python}"
     : "${RETRIES:=1}" "${THREADS:=1}" "${ENGINE:=local}"
     case $ENGINE in
     local | print) ;;
@@ -249,6 +263,7 @@ main() {
     number THREADS "$THREADS" 1
     number JOBS "${JOBS:-1}" 1
     command -v "$PYTHON" >/dev/null || fail "PYTHON=\"$PYTHON\" is not there: try PYTHON=python3"
+    case ${GPUS:-none} in *[![:space:]]*) ;; *) fail 'GPUS is blank: try GPUS="0 1"' ;; esac
     for flag; do
         case $flag in
         --seed* | --env-id* | --run-dir*) fail "$flag: set SEEDS, ENVS and OUT instead" ;;
@@ -259,10 +274,10 @@ main() {
     flag=$(cut -f 1 <<<"$runs" | sort | uniq -d | head -n 1)
     [ -z "$flag" ] || fail "$flag is there twice: name each script, environment and seed once"
     "$PYTHON" -c "$compare" <<<"$runs" || exit 2
-    # In one instant, as another sweep may be reading it.
-    { mkdir -p "$OUT" 2>/dev/null && echo "$runs" >"$OUT/.jobs.$$" && mv "$OUT/.jobs.$$" "$OUT/jobs.tsv"; } ||
-        fail "OUT=$OUT can not be written to: name another"
     todo=$(while IFS= read -r line; do settled "${line%%"$TAB"*}" || echo "$line"; done <<<"$runs")
+    # In one instant, as another sweep may be reading it.
+    { mkdir -p "$OUT" 2>/dev/null && echo "$todo" >"$OUT/.jobs.$$" && mv "$OUT/.jobs.$$" "$OUT/jobs.tsv"; } ||
+        fail "OUT=$OUT can not be written to: name another"
     all=$(grep -c . <<<"$runs") open=$(grep -c . <<<"$todo")
     ended=$((all - open)) left=$(cost <<<"$todo") spent=0
     if [ -z "${JOBS-}" ] && [ "$ENGINE" = slurm ]; then
@@ -276,8 +291,14 @@ main() {
     echo "$open of $all runs to do, $JOBS at a time: about $(span $((left / JOBS)))" >&2
     export OMP_NUM_THREADS=$THREADS
     case $ENGINE in
-    print) echo "$runs" ;;
-    local) train && table ;;
+    print) [ -z "$todo" ] || echo "$todo" ;;
+    local)
+        train
+        table
+        code=$?
+        [ "$preset" = none ] || "$PYTHON" "$here/tools/report.py" "$OUT/*/*/*" --plots "$OUT/plots"
+        exit $code
+        ;;
     slurm)
         [ "$open" = 0 ] || submit || fail "sbatch refused: see its message, and SBATCH_ARGS"
         case " ${SBATCH_ARGS-} $open " in *" 0 " | *" -W "* | *" --wait "*) table ;; esac

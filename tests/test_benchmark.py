@@ -219,7 +219,9 @@ def test_a_sweep_comes_through_everything(sweep, tmp_path, kind):
         assert (rough / name / "log.txt").stat().st_size
     assert times == {name: (rough / name / "metrics.jsonl").stat().st_mtime_ns for name in done}
     kept = {path.name for path in (rough / "InvertedPendulum-v4").glob(".*")}
-    assert ".5-unfinished-2" in kept and all("unfinished" in name for name in kept), kept
+    assert ".5-unfinished-2" in kept and all(
+        "unfinished" in name for name in kept if name[-5:] != ".lock"
+    )
     killed = [(path / "log.txt").read_text() for path in rough.glob("*/.6-unfinished-*")]
     assert "about to fail\nkilled: exit status 137\n" in killed
     assert not [*tmp_path.glob("starts/*.twice")] and not living(tmp_path)
@@ -348,7 +350,7 @@ def test_presets(sweep, tmp_path):
                 assert ("--learning-starts" in words) == name.startswith("td3")
         if preset == "noise":
             seeds = re.findall(r"--seed (\d+) ", out)
-            assert sorted(map(int, seeds)) == [1, 1, 1, *range(2, 11)]
+            assert sorted(map(int, seeds)) == [101, 101, *range(101, 111)]
     assert int(found[1]) in range(0, 3)
     code, out, err = end(sweep("hard --total-timesteps 5000", ENGINE="print", SEEDS="1"))
     assert "6 of 6 runs to do, 3 at a time: about 0 h 02 min" in err  # 4 runs of 60 s, 2 of 12

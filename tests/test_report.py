@@ -149,6 +149,9 @@ def test_failures_are_counted(tmp_path, run_report):
     assert "5: 3000 (interrupted, 500 of 1,000,000 steps)" in line["score by seed"]
     assert "6: none (failed, 1,000,000 of 1,000,000 steps)" in line["score by seed"]
     assert "7: 3000 (killed, 700 of 1,000,000 steps)" in line["score by seed"]
+    (tmp_path / ".low-unfinished-1").mkdir()
+    (again,) = cells(run_report(*runs, killed))
+    assert again["failures"] == "5 of 7, 1 more begun and not finished"
     assert line["minimum"] == "287" and line["mean"].startswith("2096 [")
 
 

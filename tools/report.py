@@ -71,6 +71,8 @@ def read(folder):
         run.state = "killed" if time.time() - path.stat().st_mtime > SILENT else "living"
         said = folder.name.split("__")[1:2] or re.findall(r"python (\w+)\.py", source)
         run.script = [*said, "unknown"][0]
+    tries = folder.parent.glob(f".{glob.escape(folder.name)}-unfinished-*")  # by benchmark.sh
+    run.tries = len([*tries])
     flags = re.split(r"(?:^| )--", " ".join(found.get("command", [])[1:]))[1:]
     run.flags = [f"--{flag}" for flag in flags if re.split("[ =]", flag)[0] not in PLAIN]
     run.seconds, run.sps = found["seconds"], run.step / max(found["seconds"], 1e-9)
@@ -213,6 +215,8 @@ def judge(key, runs):
         bar = row.random + 0.1 * (float(one["mean"]) - row.random)
         bad += [run for run in row.pool if run.state == "finished" and run.score < bar]
     row.failures = f"{len(bad)} of {len(row.pool)}" + ", early ends only" * (not row.judged)
+    tries = sum(run.tries for run in runs)
+    row.failures += f", {tries} more begun and not finished" * (tries > 0)
     row.failures += ", by training" * bool(row.judged and not row.published["evaluation"][0])
     return row
 
