@@ -67,8 +67,9 @@ def beset(flags):
     notes = Path(__file__).with_name("starts") / folder.replace("/", "_")
     notes.parent.mkdir(exist_ok=True)
     pids = [int(pid) for pid in notes.read_text().split()] if notes.exists() else []
-    if any(os.path.exists(f"/proc/{pid}") for pid in pids):
-        notes.with_suffix(".twice").touch()
+    lines = [Path(f"/proc/{pid}/cmdline") for pid in pids]
+    if any(line.exists() and folder in line.read_text() for line in lines):  # a zombie has none
+        notes.with_suffix(".twice").write_text(f"{pids}")
     with open(notes, "a") as file:
         file.write(f"{os.getpid()} ")
     seed = int(flags[flags.index("--seed") + 1])
