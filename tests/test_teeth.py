@@ -1158,12 +1158,12 @@ DQN = {
     "a lost life does not end an episode": (
         'ended = terminated | ((lives < left) & (args.life_loss == "on"))',
         "ended = terminated",
-        f"{DQN_MATH}t25_t26_a_scripted_game_through_the_whole_pipeline[1-Cartridge-True]",
+        f"{DQN_MATH}t25_t26_a_scripted_game_through_the_whole_pipeline[1-Cartridge-True-84]",
     ),
     "a lost life restarts the game": (
         "done = terminated | truncated\n            lives",
         "done = ended | truncated\n            lives",
-        f"{DQN_MATH}t25_t26_a_scripted_game_through_the_whole_pipeline[1-Cartridge-True]",
+        f"{DQN_MATH}t25_t26_a_scripted_game_through_the_whole_pipeline[1-Cartridge-True-84]",
     ),
     "a new game's fewer lives are taken for lost": (
         "            lives = lives * ~done  # those of a game say nothing of the next\n",
@@ -1184,7 +1184,7 @@ DQN = {
     "lives count with sticky actions as well": (
         'auto = "off" if sticky else "on"',
         'auto = "on"',
-        f"{DQN_MATH}t25_t26_a_scripted_game_through_the_whole_pipeline[1-Cartridge-sticky-False]",
+        f"{DQN_MATH}t25_t26_a_scripted_game_through_the_whole_pipeline[1-Cartridge-sticky-False-84]",
     ),
     "rewards are not clipped": (
         "kept = np.sign(reward) if args.clip_rewards else reward",
@@ -1192,9 +1192,9 @@ DQN = {
         f"{DQN_MATH}rewards_of_any_size_are_learned_from_if_asked",
     ),
     "nobody presses FIRE": (
-        "return self.env.step(1)[::4] if fire else (obs, info)",
+        "return self.step(1)[::4] if fire else (obs, info)",
         "return obs, info",
-        f"{DQN_MATH}t25_t26_a_scripted_game_through_the_whole_pipeline[1-Cartridge-True]",
+        f"{DQN_MATH}t25_t26_a_scripted_game_through_the_whole_pipeline[1-Cartridge-True-84]",
     ),
     "the emulator is loaded for every game": (
         "if self.seeded and seed is not None:",
@@ -1205,6 +1205,11 @@ DQN = {
         "gym.utils.seeding.np_random(seed)[0], None",
         "gym.utils.seeding.np_random(0)[0], None",
         f"{DQN_MATH}t26_the_number_of_no_ops_follows_from_the_seed",
+    ),
+    "the size of frames is not asked for": (
+        "Game(env, screen_size=args.frame_size)",
+        "Game(env)",
+        f"{DQN_MATH}t25_t26_a_scripted_game_through_the_whole_pipeline[1-Cartridge-skips-True-44]",
     ),
     "evaluations may last longer": (
         "limit=18_000",

@@ -20,7 +20,7 @@ def tool(name, *arguments, cwd=ROOT):
     return done.returncode, done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("name", ["speed", "td3_speed", "ppo_speed", "ppo_speed_64"])
+@pytest.mark.parametrize("name", ["speed", "td3_speed", "ppo_speed", "ppo_speed_64", "dqn_speed"])
 def test_committed_speed_is_that_of_the_committed_figures(name):
     code, out, _ = tool("speed.py", "--file", f"results/{name}.json")
     assert code == 0 and out in (ROOT / "results" / f"{name.removesuffix('_64')}.md").read_text()
