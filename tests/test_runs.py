@@ -208,6 +208,7 @@ def test_tracking(real, script):
     assert any("exit" in record for record in records)
 
 
+@pytest.mark.slow
 def test_untracked_run_is_the_same(real, launch, S, task, tmp_path):
     flags = " ".join(tiny(S, f"--env-id {task} {REAL} --run-dir b"))
     code, _, imported = finish(launch(tmp_path, flags, python="-X importtime"))

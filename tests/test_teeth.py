@@ -1278,6 +1278,7 @@ def test_every_text_occurs_once_and_python_is_left(mutants):
             compile(mutate(script, old, new), script, "exec")
 
 
+@pytest.mark.slow
 def test_a_script_of_another_kind(tmp_path):
     """It learns what its actions allow, and what does not apply is skipped with the reason."""
     source = (ROOT / "tests" / "tabular_q.py").read_text("utf-8")
