@@ -280,7 +280,7 @@ def test_devices_are_shared_out(sweep, tmp_path):
 
 
 def test_jobs_are_commands_and_their_runs_count(sweep, tmp_path):
-    write(tmp_path, "my idle".replace(" ", "_"))
+    write(tmp_path, "my_idle")
     setting = {"ENVS": "mod:A/B-v0", "SEEDS": "7 7b", "OUT": "my out"}
     code, out, err = end(sweep("--total-timesteps 1", SCRIPTS="my_idle", ENGINE="print", **setting))
     lines = [line.split("\t") for line in out.splitlines()]

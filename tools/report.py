@@ -74,7 +74,8 @@ def read(folder):
     tries = folder.parent.glob(f".{glob.escape(folder.name)}-unfinished-*")  # by benchmark.sh
     run.tries = len([*tries])
     flags = re.split(r"(?:^| )--", " ".join(found.get("command", [])[1:]))[1:]
-    run.flags = [f"--{flag}" for flag in flags if re.split("[ =]", flag)[0] not in PLAIN]
+    flags = {re.split("[ =]", flag)[0]: f"--{flag}" for flag in flags}
+    run.flags = {name: flag for name, flag in flags.items() if name not in PLAIN}
     run.seconds, run.sps = found["seconds"], run.step / max(found["seconds"], 1e-9)
     run.evals = [(r["global_step"], r["eval/return_mean"]) for r in rows if "eval/return_mean" in r]
     tail = [score for _, score in run.evals[-math.ceil(len(run.evals) / 10) :]]
@@ -188,13 +189,11 @@ def interval(statistic, *tasks, draws=20_000):
 def judge(key, runs):
     """Return what the tables say of a row's runs."""
     script, label, env_id, steps = key
-    flags = [flag for flag in runs[0].flags if all(flag in run.flags for run in runs)]
-    flags = [
-        flag for flag in flags if f"{re.split('[ =]', flag[2:])[0].replace('-', '_')}=" not in label
-    ]
-    row = SimpleNamespace(
-        key=key, runs=runs, name=" ".join([script, *filter(None, [label]), *flags])
-    )
+    shared = set.intersection(*({*run.flags.items()} for run in runs))
+    words = [script, *[label] * bool(label)]
+    for name, flag in runs[0].flags.items():
+        words += [flag] * ((name, flag) in shared and f"{name.replace('-', '_')}=" not in label)
+    row = SimpleNamespace(key=key, runs=runs, name=" ".join(words))
     row.env, row.steps = env_id + rules(runs[0].config), steps
     row.pool = [run for run in runs if run.state != "living"] or runs
     row.repeats = defaultdict(list)  # of each seed
@@ -391,8 +390,9 @@ def draw(axes, rows, styles, versions):
         word = ", ".join(words)
         axes.plot(x, centre(values), lw=2.2, label=word, zorder=3, **style)
         if len(done) > 2:
-            ends = np.array([interval(centre, line, draws=2000) for line in values]).T
-            ends = ends if len(done) > 4 else (values.min(1), values.max(1))
+            ends = values.min(1), values.max(1)
+            if len(done) > 4:
+                ends = np.array([interval(centre, line, draws=2000) for line in values]).T
             axes.fill_between(x, *ends, alpha=0.2, lw=0, zorder=2, **style)
     axes.set_title(rows[0].env, fontsize=9)
     axes.set_xlim(0, end)
