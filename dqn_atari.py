@@ -12,8 +12,8 @@ game goes on, and the return that is reported is that of the full game, of raw r
     with --huber: mean(error^2 / 2 where |error| < 1, |error| - 1/2 elsewhere)
 (4) q_target <- q, every target_every transitions
 
-Differs from the paper: Adam; no cut of errors; epsilon falls to 0.01, in evaluations 0.001, not 0.1
-and 0.05; the target is copied every 250 updates, not 10,000; as CleanRL, so that results compare
+Differs from the paper: Adam; no cut of errors; epsilon falls to 0.01, not 0.1; the target is copied
+every 250 updates, not 10,000: all as CleanRL; in evaluations epsilon is 0.001, not 0.05
 
 python dqn_atari.py --env-id BreakoutNoFrameskip-v4
 python dqn_atari.py --env-id PongNoFrameskip-v4 --total-timesteps 4000 --learning-starts 2000 \
@@ -110,9 +110,8 @@ class Args:
         require(self.batch_size <= starts, "batch_size", "must be at most --learning-starts")
         require(self.total_timesteps > starts, "total_timesteps", "must be above --learning-starts")
         least = 8 * self.num_envs
-        require(
-            self.buffer_size >= least, "buffer_size", f"must be {least} or more: 8 an environment"
-        )
+        fits = self.buffer_size >= least
+        require(fits, "buffer_size", f"must be {least} or more: 8 an environment")
 
 
 # --- networks -------------------------------------------------------------------------------------
@@ -165,7 +164,8 @@ class FrameBuffer:
     def __init__(self, capacity, num_envs, shape, device):
         self.length = capacity // num_envs
         size = num_envs, self.length
-        self.frames = torch.empty(num_envs * self.length, *shape, dtype=torch.uint8, device=device)
+        shape = num_envs * self.length, *shape
+        self.frames = torch.ones(shape, dtype=torch.uint8, device=device)  # empty takes none yet
         self.columns = np.zeros((3, *size), np.float32)  # action, reward, terminated
         self.acted, self.age = np.zeros(size, bool), np.zeros(size, np.uint8)
         self.head, self.over = np.full(num_envs, -1), np.ones(num_envs, bool)
@@ -341,7 +341,7 @@ def parse_args(cls, argv):
     return tyro.cli(cls, args=[*flags, *argv])
 
 
-def resolve(args, preferred, compile_from, stored, row_bytes):
+def resolve(args, preferred, compile_from, stored, row_bytes, eval_from=2_000):
     """Return args settled; compiling pays from that many steps on, stored names a count of rows."""
     cuda, total, rows = torch.cuda.is_available(), args.total_timesteps, getattr(args, stored)
     require(cuda or args.device != "cuda", "device", "cuda finds no CUDA device: use --device cpu")
@@ -353,7 +353,7 @@ def resolve(args, preferred, compile_from, stored, row_bytes):
     torch.set_num_threads(args.threads or min(torch.get_num_threads(), 4))
     gains = total >= compile_from and shutil.which(os.environ.get("CXX", "c++"))
     compile = {"auto": "on" if gains else "off"}.get(args.compile, args.compile)
-    every = max(math.ceil(total / 24), 2000) if args.eval_every is None else args.eval_every
+    every = max(math.ceil(total / 24), eval_from) if args.eval_every is None else args.eval_every
     threads, horizon = torch.get_num_threads(), 1 / max(1 - args.gamma, 1e-9)
     print(f"device {device}, {threads} threads; effective horizon {horizon:.0f} steps", flush=True)
     return replace(args, device=device, threads=threads, compile=compile, eval_every=every)
@@ -443,7 +443,7 @@ def evaluate(agent, envs, key, video=None):
             ends.setdefault(i, (infos["finished"]["r"][i], infos["finished"]["l"][i]))
         obs = reset(envs, done, *key) if done.any() else obs
     random.setstate(states[0]), np.random.set_state(states[1]), torch.set_rng_state(states[2])
-    if video and not attempt(VIDEO, imageio.mimwrite, video, frames, fps=fps):
+    if video and not attempt(VIDEO, imageio.mimwrite, video, frames, fps=fps, macro_block_size=2):
         video.unlink(missing_ok=True)
     returns, lengths = torch.tensor([*ends.values()], dtype=torch.float64).T
     return describe("eval/return", returns) | {"eval/length_mean": lengths.mean()}
@@ -604,12 +604,12 @@ def main(args):
     sticky = emulator.getFloat("repeat_action_probability") if emulator else 0
     auto = "off" if sticky else "on"
     args = replace(args, life_loss=auto if args.life_loss == "auto" else args.life_loss)
-    args = resolve(args, "cuda", 20_000, "buffer_size", math.prod(shape[1:]) + 14)
-    size = args.buffer_size * math.prod(shape[1:]) / 1e9
+    pays, pixels = args.learning_starts + 20_000, math.prod(shape[1:])
+    args = resolve(args, "cuda", pays, "buffer_size", pixels + 14, 50_000)  # games are long
     rules = f"sticky actions {sticky}, life loss {args.life_loss}, frame skip 4, max over 2 frames"
-    rules += f", {shape[1]} x {shape[2]} pixels, 1 to 30 no-ops, then FIRE; returns of whole games"
+    rules += f", {shape[1]} x {shape[2]} pixels, 1 to 30 no-ops, FIRE if any; full games' returns"
     print(rules if emulator else "no Atari game: frames and lives are taken as they come")
-    print(f"replay needs {size:.2g} GB on {args.device}", flush=True)
+    print(f"replay needs {args.buffer_size * pixels / 1e9:.2g} GB on {args.device}", flush=True)
     agent = Agent(args, shape, low, high, args.device)
     buffer = FrameBuffer(args.buffer_size, args.num_envs, shape[1:], args.device)
     blank = torch.zeros(args.batch_size, 5, *shape[1:], dtype=torch.uint8, device=args.device)

@@ -336,7 +336,7 @@ def parse_args(cls, argv):
     return tyro.cli(cls, args=[*flags, *argv])
 
 
-def resolve(args, preferred, compile_from, stored, row_bytes):
+def resolve(args, preferred, compile_from, stored, row_bytes, eval_from=2_000):
     """Return args settled; compiling pays from that many steps on, stored names a count of rows."""
     cuda, total, rows = torch.cuda.is_available(), args.total_timesteps, getattr(args, stored)
     require(cuda or args.device != "cuda", "device", "cuda finds no CUDA device: use --device cpu")
@@ -348,7 +348,7 @@ def resolve(args, preferred, compile_from, stored, row_bytes):
     torch.set_num_threads(args.threads or min(torch.get_num_threads(), 4))
     gains = total >= compile_from and shutil.which(os.environ.get("CXX", "c++"))
     compile = {"auto": "on" if gains else "off"}.get(args.compile, args.compile)
-    every = max(math.ceil(total / 24), 2000) if args.eval_every is None else args.eval_every
+    every = max(math.ceil(total / 24), eval_from) if args.eval_every is None else args.eval_every
     threads, horizon = torch.get_num_threads(), 1 / max(1 - args.gamma, 1e-9)
     print(f"device {device}, {threads} threads; effective horizon {horizon:.0f} steps", flush=True)
     return replace(args, device=device, threads=threads, compile=compile, eval_every=every)
@@ -438,7 +438,7 @@ def evaluate(agent, envs, key, video=None):
             ends.setdefault(i, (infos["finished"]["r"][i], infos["finished"]["l"][i]))
         obs = reset(envs, done, *key) if done.any() else obs
     random.setstate(states[0]), np.random.set_state(states[1]), torch.set_rng_state(states[2])
-    if video and not attempt(VIDEO, imageio.mimwrite, video, frames, fps=fps):
+    if video and not attempt(VIDEO, imageio.mimwrite, video, frames, fps=fps, macro_block_size=2):
         video.unlink(missing_ok=True)
     returns, lengths = torch.tensor([*ends.values()], dtype=torch.float64).T
     return describe("eval/return", returns) | {"eval/length_mean": lengths.mean()}

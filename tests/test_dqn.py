@@ -9,6 +9,7 @@ import types
 import cv2
 import gymnasium as gym
 import numpy as np
+import psutil
 import pytest
 import torch
 from torch import nn
@@ -24,6 +25,7 @@ class Cartridge(FakeALE):
     """X7 that keeps the raw actions of every game that was begun."""
 
     games_of: list = []  # one list of games for every environment that was ever reset
+    meanings = "NOOP FIRE RIGHT LEFT"
 
     def reset(self, seed=None, options=None):
         if not self.games:
@@ -32,12 +34,22 @@ class Cartridge(FakeALE):
         self.played.append([])
         return super().reset(seed=seed)
 
+    def get_action_meanings(self):
+        return self.meanings.split()
+
     def step(self, action):
         self.played[-1].append(int(action))
         return super().step(action)
 
 
+class Unarmed(Cartridge):
+    """Without FIRE."""
+
+    meanings = "NOOP UP RIGHT LEFT"
+
+
 gym.register("Cartridge-v0", Cartridge)
+gym.register("Unarmed-v0", Unarmed)
 gym.register("Cartridge-skips-v0", Cartridge, kwargs={"frameskip": 4})
 gym.register("Cartridge-sticky-v0", Cartridge, kwargs={"repeat_action_probability": 0.25})
 
@@ -271,6 +283,14 @@ def test_t06_the_buffer_holds_one_byte_a_pixel(S):
     assert sum(array.nbytes for array in others) == 999 * 14
 
 
+def test_memory_is_taken_at_once(S):
+    """Or a second run would count on it, and one of both be killed after hours."""
+    need(S, "FrameBuffer.push")
+    before = psutil.Process().memory_info().rss
+    buffer = S.FrameBuffer(100_000, 1, (36, 36), "cpu")
+    assert psutil.Process().memory_info().rss - before > 0.9 * buffer.frames.nbytes
+
+
 # --- whole runs -----------------------------------------------------------------------------------
 @pytest.fixture
 def run(S, spaces, tmp_path, monkeypatch):
@@ -422,6 +442,20 @@ def grey_step(n, size):
     return cv2.resize(np.maximum(grey(n - 1), grey(n)), (size, size), interpolation=cv2.INTER_AREA)
 
 
+def test_t26_nobody_presses_fire_where_there_is_none(run):
+    """A game is no-ops, then every action for four frames, until it is over."""
+    Cartridge.games_of.clear()
+    seen = run(env_id="Unarmed-v0", total_timesteps=240, buffer_size=960)
+    steps, ((*games, _),) = iter(seen.stored), Cartridge.games_of
+    for game in games:
+        chosen, over = [], False
+        while not over:
+            _, action, _, _, _, over = (x[0] for x in next(steps))
+            chosen += [int(action)] * 4
+        assert any(game == [0] * noops + chosen[: 120 - noops] for noops in range(1, 31))
+    assert len(games) > 5 and next(steps, None) is not None
+
+
 def test_rewards_of_any_size_are_learned_from_if_asked(run):
     """The return is of raw rewards in both cases."""
     for clip, values in ((True, {-1, 0, 1}), (False, {0.0, *range(1, 9)})):
@@ -514,9 +548,14 @@ def test_batches_are_of_one_layout(run, S):
     "name, sticky, life_loss",
     [("BreakoutNoFrameskip-v4", 0.0, "on"), ("ALE/Breakout-v5", 0.25, "off")],
 )
-def test_protocols(run, name, sticky, life_loss, capfd):
+def test_protocols(run, name, sticky, life_loss, capfd, monkeypatch):
     """The id of the environment decides; both are told at the start, and skip frames once."""
+    made, make = [], gym.make
+    monkeypatch.setattr(gym, "make", lambda *x, **how: (made.append(how), make(*x, **how))[1])
     seen = run(env_id=name, total_timesteps=150, buffer_size=200, run_dir="run")
+    assert {how["frameskip"] for how in made if "frameskip" in how} == {1}
+    frames = [how["max_episode_steps"] for how in made if "max_episode_steps" in how]
+    assert sorted(frames) == [18_000] * seen.agent.args.eval_episodes + [108_000]
     assert seen.agent.args.life_loss == life_loss and seen.agent.obs_dim == (4, 84, 84)
     said = capfd.readouterr().out
     assert f"sticky actions {sticky}, life loss {life_loss}" in said and "GB" in said

@@ -274,6 +274,8 @@ def test_atari_has_its_protocol_in_its_name(tmp_path, run_report):
     small = {"env_id": "PongNoFrameskip-v0", "frame_size": 36, "life_loss": "off"}
     assert report.rules(small) == " (sticky actions, lost lives do not end, 36 x 36 pixels)"
     assert report.rules({"env_id": "PongNoFrameskip-v0"}).startswith(" (Machado's: sticky")
+    assert report.rules({"env_id": "Breakout-v4", "life_loss": "on"}).startswith(" (Nature's: no")
+    assert not report.rules({"env_id": "my_module:Game-v0", "life_loss": "on"})
 
 
 @quick

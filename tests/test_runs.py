@@ -166,6 +166,7 @@ def test_videos(real, S):
             frames = imageio.imread(real / "videos" / f"step-{row['global_step']}.mp4")
             moved = (np.diff(frames.astype(int), axis=0) != 0).mean(axis=(1, 2, 3))
             assert len(frames) == min(row["eval/length_mean"], 500)
+            assert frames.shape[1:3] == ((210, 160) if framed(S) else (480, 480))
             assert min(moved) > least and frames.std() > 10
             total += len(frames)
     assert total > 10
@@ -406,15 +407,18 @@ def test_defaults_of_a_run(train, S, monkeypatch):
     monkeypatch.setattr(S, "evaluate", film)
     total, few = 48_000, "--learning-starts 47990"
     if framed(S):
-        total, few = 24_000, "--learning-starts 23990 --end-e 1"
+        total, few = 24_000, "--learning-starts 4000 --train-every 2000 --end-e 1"
     if on_policy(S):
         few = "--num-envs 48 --rollout-steps 100800 --batch-size 50400 --update-epochs 1"
         total = 100_800
     told, resolve = [], S.resolve
-    monkeypatch.setattr(S, "resolve", lambda *rest: (told.append(rest[1:4]), resolve(*rest))[1])
+    monkeypatch.setattr(
+        S, "resolve", lambda *rest: (told.append(rest[1:4] + rest[5:]), resolve(*rest))[1]
+    )
     agent = train(f"--total-timesteps {total} {few} --capture-video --run-dir run")
-    others = "cuda", 20_000 if framed(S) else 10_000, "buffer_size"  # device, compiling pays
-    assert told == [("cpu", 100_000, "rollout_steps") if on_policy(S) else others]
+    rest = ("cpu", 100_000, "rollout_steps") if on_policy(S) else ("cuda", 10_000, "buffer_size")
+    games = "cuda", 24_000, "buffer_size", 50_000  # device, compiling and evaluating pay
+    assert told == [games if framed(S) else rest]
     assert agent.args.compile == "on" and tried
     assert len(filmed) == total / 150 + 1  # TINY says --eval-every 150
     assert sum(map(bool, filmed)) == total / 1200 + 1
@@ -423,6 +427,7 @@ def test_defaults_of_a_run(train, S, monkeypatch):
     assert resolved.eval_every == math.ceil(S.Args().total_timesteps / 24)
     assert resolved.compile == "on"
     assert S.resolve(S.Args(total_timesteps=6000), *rest).eval_every == 2000
+    assert S.resolve(S.Args(total_timesteps=6000), *rest, 5000).eval_every == 5000
     assert S.resolve(S.Args(total_timesteps=6000), *rest).compile == "off"
     last = [row for row in read("run") if "charts/average_return" in row][-1]
     ends = [row["charts/episodic_return"] for row in read("run") if "charts/episodic_return" in row]

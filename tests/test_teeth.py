@@ -13,7 +13,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 WARM = multiprocessing.get_context("forkserver")  # its children find imported what takes long
-WARM.set_forkserver_preload("torch.utils.tensorboard gymnasium mujoco tyro imageio pytest".split())
+LONG = "torch.utils.tensorboard gymnasium mujoco tyro imageio pytest ale_py cv2 psutil xdist.plugin"
+WARM.set_forkserver_preload(LONG.split())
 MATH, PROBES, RUNS = "test_math.py::test_", "test_probes.py::test_", "test_runs.py::test_"
 ADD = "buffer.add(obs, action, reward, terminated, next_obs)"
 NEXT = "obs = reset(envs, done, TRAIN, args.seed) if done.any() else next_obs"
@@ -1211,6 +1212,16 @@ DQN = {
         "Game(env)",
         f"{DQN_MATH}t25_t26_a_scripted_game_through_the_whole_pipeline[1-Cartridge-skips-True-44]",
     ),
+    "FIRE is pressed where there is none": (
+        'get_action_meanings()[1] == "FIRE"',
+        'get_action_meanings()[1] != ""',
+        f"{DQN_MATH}t26_nobody_presses_fire_where_there_is_none",
+    ),
+    "training's games end as evaluations' do": (
+        "make_games(args, args.num_envs, False, vector, 108_000)",
+        "make_games(args, args.num_envs, False, vector)",
+        f"{DQN_MATH}protocols[BreakoutNoFrameskip-v4-0.0-on]",
+    ),
     "evaluations may last longer": (
         "limit=18_000",
         "limit=20_000",
@@ -1244,6 +1255,7 @@ def run(path, source, *tests):
     path.parent.mkdir(parents=True)
     path.write_text(source, "utf-8")
     arguments = ["-q", "-x", "-n0", "-p", "no:cacheprovider", "-rs", f"--script={path}"]
+    arguments += ["--assert=plain"]  # spares a second of rewriting
     arguments += [str(ROOT / "tests" / test) for test in tests]
     child = WARM.Process(target=run_pytest, args=(arguments, path.with_suffix(".out")))
     child.start(), child.join()

@@ -121,7 +121,8 @@ def split(runs):
 def rules(config):
     """Return the protocol of an Atari game, which is part of what is solved; else nothing."""
     name, size = config["env_id"], config.get("frame_size", 84)
-    if not name.startswith("ALE/") and "NoFrameskip" not in name:
+    old = "life_loss" in config and not re.search("[:/]", name)  # Breakout-v4; not a module's own
+    if not (name.startswith("ALE/") or "NoFrameskip" in name or old):
         return ""
     sticky = name.startswith("ALE/") or name.endswith("-v0")
     lives = {"on": True, "off": False}.get(config.get("life_loss"), not sticky)
