@@ -6,7 +6,7 @@
 #     ./benchmark.sh medium --total-timesteps 200000
 #     SCRIPTS="sac_continuous mine/my_sac.py" ENVS="Hopper-v4 Ant-v4" SEEDS="1 2 3" ./benchmark.sh
 #
-# simple    InvertedPendulum-v4, Pendulum-v1: SAC 20,000 steps, TD3 45,000, PPO 50,000
+# simple    InvertedPendulum-v4, Pendulum-v1: SAC 20,000 steps, TD3 45,000, PPO 100,000
 # medium    Hopper-v4, HalfCheetah-v4, Walker2d-v4: SAC, TD3 and PPO, 1,000,000 steps
 # hard      Ant-v4, Humanoid-v4: the same, 3,000,000 steps
 # atari     Pong and Breakout: DQN, 10,000,000 steps, 7 GB of memory a run
@@ -66,7 +66,7 @@ choose() { # PRESET: set what it stands for, where nothing else is set
 settings() { # PRESET/SCRIPT: print its flags
     case $1 in
     simple/*td3*) echo --total-timesteps 45000 --learning-starts 1000 ;;
-    simple/*ppo*) echo --total-timesteps 50000 ;;
+    simple/*ppo*) echo --total-timesteps 100000 ;;
     simple/*) echo --total-timesteps 20000 ;;
     medium/* | noise/*ppo*) echo --total-timesteps 1000000 ;;
     hard/*) echo --total-timesteps 3000000 ;;
@@ -119,9 +119,9 @@ settled() { # NAME: finished, and what it printed is in its folder
     finished "$1" && [ ! -e "$OUT/${1%/*}/.${1##*/}.log" ]
 }
 
-cost() { # print how many seconds the runs on stdin take, by the steps/s in results/*.md, about
+cost() { # print how many seconds the runs on stdin take, by the steps/s of runs side by side
     awk -F / 'NF {
-        rate = $1 ~ /ppo/ ? 2400 : $1 ~ /dqn/ ? 40 : 100
+        rate = $1 ~ /ppo/ ? 1800 : $1 ~ /dqn/ ? 40 : 80
         steps = $1 ~ /dqn/ ? 1e7 : 1e6
         if (match($0, /.*--total-timesteps[ =]/)) steps = substr($0, RLENGTH + 1)
         seconds += 10 + steps / rate

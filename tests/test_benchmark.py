@@ -334,7 +334,7 @@ def test_refusals(sweep, tmp_path, flags, variables, sentence):
 def test_presets(sweep, tmp_path):
     """Each preset asks for what its line in the help says, and for flags that the scripts have."""
     counts = {"simple": 18, "medium": 27, "hard": 18, "atari": 6, "noise": 12}
-    steps = {"sac": "20000", "td3": "45000", "ppo": "50000"}
+    steps = {"sac": "20000", "td3": "45000", "ppo": "100000"}
     for preset, count in counts.items():
         code, out, err = end(sweep(preset, ENGINE="print"))
         found = re.match(rf"{count} of {count} runs to do, 3 at a time: about (\d+) h", err)
@@ -354,7 +354,7 @@ def test_presets(sweep, tmp_path):
             assert sorted(map(int, seeds)) == [101, 101, *range(101, 111)]
     assert int(found[1]) in range(0, 3)
     code, out, err = end(sweep("hard --total-timesteps 5000", ENGINE="print", SEEDS="1"))
-    assert "6 of 6 runs to do, 3 at a time: about 0 h 02 min" in err  # 4 runs of 60 s, 2 of 12
+    assert "6 of 6 runs to do, 3 at a time: about 0 h 02 min" in err  # 4 runs of 72 s, 2 of 13
 
 
 def test_help(sweep):
