@@ -166,7 +166,7 @@ def test_videos(real, S):
             frames = imageio.imread(real / "videos" / f"step-{row['global_step']}.mp4")
             moved = (np.diff(frames.astype(int), axis=0) != 0).mean(axis=(1, 2, 3))
             assert len(frames) == min(row["eval/length_mean"], 500)
-            assert frames.shape[1:3] == ((210, 160) if framed(S) else (480, 480))
+            assert frames.shape[1:3] == ((210, 160) if framed(S) else (256, 256))
             assert min(moved) > least and frames.std() > 10
             total += len(frames)
     assert total > 10
