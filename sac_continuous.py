@@ -358,8 +358,8 @@ def parse_args(cls, argv):
     return tyro.cli(cls, args=[*flags, *argv])
 
 
-def resolve(args, preferred, compile_from, stored, row_bytes, eval_from=2_000):
-    """Return args settled; compiling pays from that many steps on, stored names a count of rows."""
+def resolve(args, preferred, compile_from, stored, row_bytes, eval_gap=2_000):
+    """Return args settled; compile_from, eval_gap: least steps; stored: the flag counting rows."""
     cuda, total, rows = torch.cuda.is_available(), args.total_timesteps, getattr(args, stored)
     require(cuda or args.device != "cuda", "device", "cuda finds no CUDA device: use --device cpu")
     device = args.device if args.device != "auto" else preferred if cuda else "cpu"
@@ -370,7 +370,7 @@ def resolve(args, preferred, compile_from, stored, row_bytes, eval_from=2_000):
     torch.set_num_threads(args.threads or min(torch.get_num_threads(), 4))
     gains = total >= compile_from and shutil.which(os.environ.get("CXX", "c++"))
     compile = {"auto": "on" if gains else "off"}.get(args.compile, args.compile)
-    every = max(math.ceil(total / 24), eval_from) if args.eval_every is None else args.eval_every
+    every = max(math.ceil(total / 24), eval_gap) if args.eval_every is None else args.eval_every
     threads, horizon = torch.get_num_threads(), 1 / max(1 - args.gamma, 1e-9)
     print(f"device {device}, {threads} threads; effective horizon {horizon:.0f} steps", flush=True)
     return replace(args, device=device, threads=threads, compile=compile, eval_every=every)

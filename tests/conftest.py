@@ -159,7 +159,7 @@ def spaces(S, tmp_path_factory):
     with inside(tmp_path_factory.mktemp("spaces")):
         for space, name in SPACES.items():
             flags = {"env_id": f"tests.probe_envs:{name}", "total_timesteps": 200, "run_dir": space}
-            flags["learning_starts"] = 195
+            flags["learning_starts"] = 195  # few updates are enough
             try:
                 S.main(S.Args(**known(S, LAB | flags)))
             except (Exception, SystemExit) as error:  # a script that fails is to fail in its tests

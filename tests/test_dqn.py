@@ -25,7 +25,6 @@ class Cartridge(FakeALE):
     """X7 that keeps the raw actions of every game that was begun."""
 
     games_of: list = []  # one list of games for every environment that was ever reset
-    meanings = "NOOP FIRE RIGHT LEFT"
 
     def reset(self, seed=None, options=None):
         if not self.games:
@@ -33,9 +32,6 @@ class Cartridge(FakeALE):
             Cartridge.games_of.append(self.played)
         self.played.append([])
         return super().reset(seed=seed)
-
-    def get_action_meanings(self):
-        return self.meanings.split()
 
     def step(self, action):
         self.played[-1].append(int(action))
@@ -45,7 +41,8 @@ class Cartridge(FakeALE):
 class Unarmed(Cartridge):
     """Without FIRE."""
 
-    meanings = "NOOP UP RIGHT LEFT"
+    def get_action_meanings(self):
+        return ["NOOP", "UP", "RIGHT", "LEFT"]
 
 
 gym.register("Cartridge-v0", Cartridge)

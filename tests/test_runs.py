@@ -416,9 +416,9 @@ def test_defaults_of_a_run(train, S, monkeypatch):
         S, "resolve", lambda *rest: (told.append(rest[1:4] + rest[5:]), resolve(*rest))[1]
     )
     agent = train(f"--total-timesteps {total} {few} --capture-video --run-dir run")
-    rest = ("cpu", 100_000, "rollout_steps") if on_policy(S) else ("cuda", 10_000, "buffer_size")
+    others = ("cpu", 100_000, "rollout_steps") if on_policy(S) else ("cuda", 10_000, "buffer_size")
     games = "cuda", 24_000, "buffer_size", 50_000  # device, compiling and evaluating pay
-    assert told == [games if framed(S) else rest]
+    assert told == [games if framed(S) else others]
     assert agent.args.compile == "on" and tried
     assert len(filmed) == total / 150 + 1  # TINY says --eval-every 150
     assert sum(map(bool, filmed)) == total / 1200 + 1
