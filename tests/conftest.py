@@ -13,6 +13,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -41,6 +42,12 @@ WALL_CLOCK = re.compile("time/.*|charts/SPS|seconds")  # all else is the same in
 def foreign(script):
     """Tell whether a script is none of ours, but a user's."""
     return bool(script) and script.resolve() not in SCRIPTS
+
+
+def need_own_networks(script):
+    """Skip a test of our networks' layers; those of a script that a user changed are his."""
+    if script.stem not in HOUSE:
+        pytest.skip("your networks are yours")
 
 
 def pytest_configure(config):
@@ -87,13 +94,18 @@ def S(script):
     return module
 
 
+def has(S, name):
+    """Tell whether the script has a name such as Args.alpha or squash."""
+    holder, _, attribute = name.rpartition(".")
+    holder = getattr(S, holder, None) if holder else S
+    fields = getattr(holder, "__annotations__", {}) if holder is not S else {}
+    return attribute in fields or hasattr(holder, attribute)
+
+
 def need(S, *names):
-    """Skip a test of what the script does not have, such as Args.alpha or squash."""
+    """Skip a test of what the script does not have; prepare|compile_update: of neither."""
     for name in names:
-        holder, _, attribute = name.rpartition(".")
-        holder = getattr(S, holder, None) if holder else S
-        fields = getattr(holder, "__annotations__", {}) if holder is not S else {}
-        if attribute not in fields and not hasattr(holder, attribute):
+        if not any(has(S, one) for one in name.split("|")):
             pytest.skip(f"the script has no {name}")
 
 
@@ -112,7 +124,23 @@ def environments(S, args, num_envs):
     need(S, "make_games" if framed(S) else "make_envs")
     if framed(S):
         return S.make_games(args, num_envs, film=False)
-    return S.make_envs(args.env_id, num_envs, args.seed)
+    if not rewritten(S):
+        return S.make_envs(args.env_id, num_envs, args.seed)
+    envs = S.make_envs(args.env_id, num_envs)
+    S.seed_everything(args.seed)
+    sizes = S.box_sizes(envs, args.env_id)
+    return envs, np.float32(sizes["low"]), np.float32(sizes["high"])
+
+
+def rewritten(S):
+    """Tell whether a script has its plumbing below a divider; soon all have."""
+    return hasattr(S, "compile_update")
+
+
+def evaluated(S, agent, envs, stream):
+    """Return the metrics of an evaluation."""
+    found = S.evaluate(agent, envs, stream)
+    return found.metrics if rewritten(S) else found
 
 
 def apply(spaces, space):
@@ -249,7 +277,8 @@ def steady(run):
 
 def weights(run):
     """Return all tensors of an agent, optimizers included."""
-    return torch.load(Path(run) / "model.pt", weights_only=True)["state"]
+    saved = torch.load(Path(run) / "model.pt", weights_only=True)
+    return saved.get("agent", saved.get("state"))
 
 
 def same(one, other):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import apply, known, need, on_policy
+from tests.conftest import apply, known, need, on_policy, rewritten
 
 B, O, A = 8, 5, 3  # noqa: E741
 
@@ -201,14 +201,36 @@ def network(w, x):
 
 def recorded(opt):
     """Make an optimizer keep the loss and the gradient that it is given."""
-    step = opt.step
+    name = descent(opt)
+    descend = getattr(opt, name)
+    leaves = opt.params if hasattr(opt, "params") else opt.leaves
 
     def spy(loss):
-        opt.loss, gradient = loss.item(), torch.autograd.grad(loss, opt.leaves, retain_graph=True)
-        opt.gradient = [g.double().numpy() for g in gradient]
-        return step(loss)
+        opt.loss, gradient = loss.item(), torch.autograd.grad(loss, leaves, retain_graph=True)
+        opt.seen_gradient = [g.double().numpy() for g in gradient]
+        return descend(loss)
 
-    opt.step = spy
+    setattr(opt, name, spy)
+
+
+def descent(opt):
+    """Return the name of the method that takes a loss and makes a step."""
+    return "minimize" if hasattr(opt, "minimize") else "step"
+
+
+def prepared(S, agent, method, *example):
+    """Return the metrics' names, and the method of the agent, compiled or not, that returns [M]."""
+    if not rewritten(S):
+        return S.prepare(agent, method, *example)
+    names = list(getattr(copy.deepcopy(agent), method)(*example))
+    update, _ = S.compile_update(agent, getattr(S.Agent, method), example, agent.args.compile)
+
+    def call(*inputs):
+        metrics = update(*inputs)
+        assert list(metrics.names) == names
+        return metrics.values
+
+    return names, call
 
 
 def assert_gradient(function, w, gradient, checks=40, eps=1e-5):

@@ -114,7 +114,7 @@ def test_loss_and_gradient(S, batch, double, huber):
     assert metrics["q/target_mean"].item() == pytest.approx(target.mean(), rel=1e-4)
     assert metrics["q/target_sd"].item() == pytest.approx(target.std(), rel=1e-4)
     assert agent.opt.loss == pytest.approx(loss(w), rel=1e-4)
-    assert_gradient(loss, w, agent.opt.gradient)
+    assert_gradient(loss, w, agent.opt.seen_gradient)
 
 
 def test_metrics_of_an_update(agent, batch):
@@ -124,7 +124,7 @@ def test_metrics_of_an_update(agent, batch):
     q = q[np.arange(ROWS), action.astype(int)]
     recorded(agent.opt)
     found = {name: value.item() for name, value in agent.update(*batch).items()}
-    norm = np.sqrt(sum(np.square(g).sum() for g in agent.opt.gradient))
+    norm = np.sqrt(sum(np.square(g).sum() for g in agent.opt.seen_gradient))
     expected = {"losses/td_loss": loss(w), "losses/q_values": q.mean(), "q/value_sd": q.std()}
     expected |= {"q/value_min": q.min(), "q/target_max": target.max(), "grad/norm": norm}
     expected |= {"q/td_rel": np.sqrt(np.square(q - target).mean()) / target.std()}

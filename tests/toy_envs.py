@@ -2,6 +2,7 @@
 
 import os
 import random
+import time
 
 import gymnasium as gym
 import numpy as np
@@ -62,6 +63,48 @@ class Rude(Ragged):
     def step(self, action):
         obs, reward, *rest = super().step(action)
         return obs, reward + random.random() + np.random.rand() + float(torch.rand(())), *rest
+
+
+class Hidden(Toy):
+    """A random walk that no observation shows moves the reward and ends the episode by chance."""
+
+    def reset(self, seed=None, options=None):
+        found = super().reset(seed=seed)
+        self.hidden = self.np_random.normal()
+        return found
+
+    def obs(self):
+        return np.array([self.np_random.normal()])
+
+    def step(self, action):
+        self.hidden += self.np_random.normal() + float(np.mean(action))
+        obs, _, _, truncated, info = super().step(action)
+        return obs, self.hidden, bool(self.np_random.random() < 0.03), truncated, info
+
+
+class Restless(Toy):
+    """No seed repeats it."""
+
+    def obs(self):
+        return np.array([random.SystemRandom().random()])
+
+
+class Mangler(Hidden):
+    """Changes the actions that it is given."""
+
+    def step(self, action):
+        action *= 0.5
+        return super().step(action)
+
+
+class Stuck(Toy):
+    """Takes a minute for step 150 of its life."""
+
+    def step(self, action):
+        if self.born == 150:
+            print("stuck", flush=True)
+            time.sleep(60)
+        return super().step(action)
 
 
 class Faulty(Toy):
@@ -158,6 +201,10 @@ register("Counter", Toy)
 register("Limited", Toy, kwargs={"length": 10**9}, max_episode_steps=7)
 register("Ragged", Ragged)
 register("Rude", Rude)
+register("Hidden", Hidden, kwargs={"length": 60})
+register("Restless", Restless)
+register("Stuck", Stuck)
+register("Mangler", Mangler, kwargs={"length": 60})
 register("DictObs", DictToy)
 register("Killer", Killer)
 for fault in ("reward", "observation", "reset"):

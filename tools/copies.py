@@ -1,7 +1,9 @@
 """Same name, same bytes: keep the code that the scripts share identical.
 
-A function or class at the top level of two or more scripts must be the same in all of them, with
-its decorators and the comment directly above it. Args, Agent and main may differ.
+A function or class below the divider of two or more scripts, the line "# Plumbing: ...", must be
+the same in all of them, with its decorators and the comment directly above it. What is above the
+divider may differ. Scripts without a divider are compared among themselves, as a whole but for
+Args, Agent and main.
 
 python tools/copies.py                               compare all scripts at the repository's root
 python tools/copies.py sac_continuous.py my_sac.py   compare these
@@ -17,11 +19,12 @@ from itertools import accumulate
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-EXEMPT = {"Args", "Agent", "main"}
+EXEMPT = {"Args", "Agent", "main"}  # of a script without a divider
+DIVIDER = b"# Plumbing: "
 
 
 def definitions(path):
-    """Return a script's bytes and the (start, end) in them of each top-level function and class."""
+    """Return a script's bytes and the (start, end) in them of all functions and classes shared."""
     source, found = path.read_bytes(), {}
     lines = source.splitlines(keepends=True)
     offsets = [0, *accumulate(map(len, lines))]
@@ -35,10 +38,24 @@ def definitions(path):
                 last += 1
             code = source[offsets[first] : offsets[last]].rstrip(b"\r\n")
             found[node.name] = offsets[first], offsets[first] + len(code)
+    divider = source.find(b"\n" + DIVIDER)
+    if divider >= 0:
+        return source, {name: span for name, span in found.items() if span[0] > divider}
     return source, {name: span for name, span in found.items() if name not in EXEMPT}
 
 
+def has_divider(path):
+    """Tell whether a script has its plumbing below a divider."""
+    return b"\n" + DIVIDER in path.read_bytes()
+
+
 def differences(paths):
+    """Return a line for each name whose code is not the same in all scripts of its kind."""
+    kinds = [[path for path in paths if has_divider(path) == kind] for kind in (True, False)]
+    return [line for kind in kinds for line in differences_of_one_kind(kind)]
+
+
+def differences_of_one_kind(paths):
     """Return a line for each name whose code is not the same in all scripts."""
     versions = {}
     for path in paths:
@@ -75,7 +92,8 @@ def main():
     try:
         found = differences(paths)
         if found and args.fix:
-            for path in {*paths} - {args.fix}:
+            others = [path for path in paths if has_divider(path) == has_divider(args.fix)]
+            for path in {*others} - {args.fix}:
                 mend(path, args.fix)
             found = differences(paths)
     except (OSError, SyntaxError, ValueError) as error:
