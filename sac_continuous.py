@@ -8,12 +8,13 @@ update follows, on a batch drawn uniformly from all that is stored. Actions are 
 (2) td_target = reward + gamma * (1 - terminated)
                 * (min over both of critic_target(next_obs, next_action) - alpha * next_logp)
 (3) critic_loss = sum over both critics of mean((critic(obs, action) - td_target)^2)
-(4) actor_loss = mean(alpha * logp - min over both of critic(obs, new_action))
+(4) actor_loss = mean(alpha * logp - min over both of critic(obs, action of the actor))
 (5) alpha_loss = -mean(log_alpha * (logp + target_entropy)), alpha = exp(log_alpha)
 (6) critic_target = critic_target + tau * (critic - critic_target)
 
-Differs from the paper: critic_lr 1e-3, alpha starts at 0.1; no factor 1/2 in (3), log_alpha in (5);
-random actions at first; truncated episodes bootstrap; (4) and (5) share one logp.
+Differs from arXiv 1812.05905: critic_lr is 1e-3, not 3e-4; alpha starts at 0.1; (3) has no factor
+1/2; (5) multiplies by log_alpha, not by alpha, and shares its logp with (4); the first
+learning_starts actions are uniform; truncated episodes bootstrap.
 
 python sac_continuous.py --env-id Hopper-v4
 python sac_continuous.py --env-id InvertedPendulum-v4 --total-timesteps 5000 --learning-starts 1000
@@ -39,6 +40,7 @@ python sac_continuous.py --env-id InvertedPendulum-v4 --total-timesteps 5000 --l
 import copy
 import fcntl
 import gc
+import io
 import json
 import math
 import os
@@ -134,7 +136,10 @@ def mlp(inputs, hidden_size, outputs, layer=nn.Linear):
 
 
 class TwinLinear(nn.Module):
-    """Independent linear layers, one a critic, in one batched matrix product."""
+    """A linear layer for each critic, in one batched matrix product.
+
+    Any layer with parameters that is put between these needs a copy for each critic, too.
+    """
 
     twins = 2
 
@@ -198,7 +203,10 @@ class Batch(NamedTuple):
 
 
 class ReplayBuffer:
-    """Ring of the latest transitions, each one row of numbers, so that a batch is one gather."""
+    """Ring of the latest transitions, each one row of numbers, so that a batch is one gather.
+
+    Checkpoints save rows and added, and nothing else of it.
+    """
 
     def __init__(self, capacity, obs_dim, action_dim, device):
         self.widths = [obs_dim, action_dim, 1, 1, obs_dim]
@@ -227,7 +235,10 @@ class ReplayBuffer:
 
 # --- agent ----------------------------------------------------------------------------------------
 class Agent(nn.Module):
-    """Networks, temperature and optimizers; it acts and learns."""
+    """Networks, temperature and optimizers; it acts and learns.
+
+    Checkpoints save its parameters and buffers (nn.Buffer), those of the optimizers included.
+    """
 
     def __init__(self, args, obs_dim, low, high, device="cpu"):
         super().__init__()
@@ -250,8 +261,9 @@ class Agent(nn.Module):
         self.target_entropy = args.target_entropy
         if self.target_entropy is None:
             self.target_entropy = -self.action_dim
-        self.to(device)  # before the optimizers, which keep the parameters that they are given
+        self.to(device)  # first, so that the optimizers' averages are made there
 
+        # to use another optimizer copy Adam, from below, and change its step()
         self.critic_opt = Adam(self.critic.parameters(), args.critic_lr)
         self.actor_opt = Adam(self.actor.parameters(), args.actor_lr)
         self.alpha_opt = Adam([self.log_alpha], args.alpha_lr)
@@ -268,15 +280,16 @@ class Agent(nn.Module):
 
     def scale(self, action):
         """Map actions [N, A] in [-1, 1] to the environment's units [N, *action shape]."""
-        share = (1 + np.float32(action).reshape(-1, *self.low.shape)) / 2
-        return np.minimum(self.low + (self.high - self.low) * share, self.high)  # rounding
+        fraction = (1 + np.float32(action).reshape(-1, *self.low.shape)) / 2
+        units = self.low + (self.high - self.low) * fraction
+        return np.minimum(units, self.high)  # rounding may exceed it, which some refuse
 
     @torch.inference_mode()
     def explore(self, obs):
         """Sample actions [N, A] in [-1, 1] for obs [N, O], to learn from."""
         mean, log_std = self.actor(self.tensor(obs))
         mean = mean.cpu().numpy()
-        std = np.exp(log_std.cpu().numpy())
+        std = np.exp(log_std.cpu().numpy())  # NumPy: quicker for few rows, the same on all devices
         return np.tanh(mean + std * np.random.standard_normal(mean.shape))  # (1)
 
     @torch.inference_mode()
@@ -296,9 +309,10 @@ class Agent(nn.Module):
 
     # learning
     def update(self, batch, noise):
-        """Take one gradient step with everything; noise ~ N(0, 1) [2, B, A]. Return metrics.
+        """Take one gradient step with everything; return metrics, tensors of one number by name.
 
-        The noise comes from outside, so that plain and compiled code see the same numbers.
+        The noise ~ N(0, 1) [2, B, A], for next actions and new ones, comes from outside, so that
+        plain and compiled code see the same numbers.
         """
         obs, action, reward, terminated, next_obs = batch
         alpha = self.log_alpha.detach().exp()  # [1], the same for all that follows
@@ -334,7 +348,7 @@ class Agent(nn.Module):
         actor_loss = (alpha * logp - q).mean()
         grad_norm = self.actor_opt.minimize(actor_loss)  # (4), which moves the actor alone
 
-        # Less entropy than the target: alpha grows. More: alpha falls.
+        # -mean(log_alpha * (logp + target_entropy)): with less entropy than the target alpha grows
         entropy = -logp.detach().mean()
         alpha_loss = self.log_alpha.squeeze() * (entropy - self.target_entropy)
         if self.args.autotune:
@@ -351,7 +365,7 @@ class Agent(nn.Module):
             ):
                 target.lerp_(parameter, self.args.tau)  # (6)
 
-    # metrics
+    # metrics; a NaN or an infinity in any of them ends the run
     def critic_metrics(self, obs, reward, q, losses, td_target, grad_norm):
         """Describe the critics' step: q [2, B], losses [2]."""
         q1_value, q2_value = q.mean(1)[:2]
@@ -399,7 +413,7 @@ def main(args):
     check(args)
     if args.evaluate:
         return evaluate_run(Agent, args)
-    args = resolve(args, device="cuda", compile_from=10_000, eval_gap=2_000)
+    args = resolve(args, "cuda", least_steps_to_compile=10_000, least_eval_period=2_000)
     envs = make_envs(args.env_id, args.num_envs)
     eval_envs = None
     if args.eval_every:
@@ -422,20 +436,23 @@ def main(args):
         say(f"actions are random until step {args.learning_starts:,}, then updates begin")
         if run.evaluation_due():
             run.evaluate()
+            run.checkpoint()  # which spares --resume this evaluation
         while run.global_step < args.total_timesteps:
             if run.global_step < args.learning_starts:
                 action = np.random.uniform(-1, 1, (args.num_envs, action_dim))
             else:
                 action = agent.explore(obs)
-            run.lap("act")
+            run.lap("act")  # counts the time since the last lap as acting
 
+            # nothing is reset in here: next_obs is the true one, at the end of an episode too
             next_obs, reward, terminated, truncated, infos = envs.step(agent.scale(action))
             require_finite(obs=obs, action=action, next_obs=next_obs, reward=reward)
             run.global_step += args.num_envs
-            buffer.add(obs, action, reward, terminated, next_obs)
+            buffer.add(obs, action, reward, terminated, next_obs)  # not truncated: (2) goes on
             obs = reset_finished(envs, terminated | truncated, next_obs)
             run.lap("env")
 
+            # none, one or several, until there are utd updates for each transition
             while run.updates < args.utd * (run.global_step - args.learning_starts):
                 batch = buffer.sample(args.batch_size)
                 metrics = update(batch, noise.normal_())
@@ -489,11 +506,16 @@ def say(text, file=None):
         pass
 
 
+def refuse(name, sentence):
+    """Say what is wrong with the flag of that name and exit with 2."""
+    say(f"error: --{name.replace('_', '-')} {sentence}", sys.stderr)
+    raise SystemExit(2)
+
+
 def require(condition, name, sentence):
-    """Unless the condition holds, say what is wrong with the flag of that name and exit with 2."""
+    """Refuse the flag of that name unless the condition holds."""
     if not condition:
-        say(f"error: --{name.replace('_', '-')} {sentence}", sys.stderr)
-        raise SystemExit(2)
+        refuse(name, sentence)
 
 
 def attempt(sentence, call, *inputs, **options):
@@ -513,7 +535,7 @@ def require_finite(**arrays):
             raise FloatingPointError(f"{name} {array} is not finite")
 
 
-# --- arguments ------------------------------------------------------------------------------------
+# --- settings -------------------------------------------------------------------------------------
 def whole_number(kind):
     """Teach tyro to read 1e6 as an integer."""
     if kind.type is not int:
@@ -538,7 +560,7 @@ def whole_number(kind):
 
 
 def parse_args(cls, argv):
-    """Read flags into cls; those in --config FILE or --resume FOLDER stand before all others."""
+    """Read flags into cls; those of --config FILE or --resume FOLDER count where none is given."""
     registry = tyro.constructors.ConstructorRegistry()
     registry.primitive_rule(whole_number)
     args = tyro.cli(cls, args=argv, registry=registry)
@@ -550,7 +572,7 @@ def parse_args(cls, argv):
     try:
         saved = tomllib.loads(Path(file).read_text("utf-8-sig"))
     except (OSError, ValueError) as error:
-        require(False, flag, f"{file} cannot be read ({error}): {remedy}")
+        refuse(flag, f"{file} cannot be read ({error}): {remedy}")
     flags = []
     for name, value in saved.items():
         if isinstance(value, bool):
@@ -562,19 +584,16 @@ def parse_args(cls, argv):
     return tyro.cli(cls, args=[*flags, *argv], registry=registry)
 
 
-def resolve(args, device, compile_from, eval_gap):
-    """Return args with all that they leave open settled; with --resume as the run's own are.
-
-    device: preferred where CUDA is present. compile_from: least steps that gain from compiling.
-    eval_gap: least steps between evaluations by default.
-    """
-    args = adopt_settings(args, eval_gap)
+def resolve(args, preferred_device, least_steps_to_compile, least_eval_period):
+    """Return args with all that they leave open settled; with --resume take those of the run."""
+    args = adopt_settings(args, least_eval_period)
+    pays = args.total_timesteps >= least_steps_to_compile
     return replace(
         args,
-        device=choose_device(args.device, device),
+        device=choose_device(args.device, preferred_device),
         threads=choose_threads(args.threads),
-        compile=choose_compile(args.compile, args.total_timesteps >= compile_from),
-        eval_every=period(args.eval_every, args.total_timesteps, 24, eval_gap),
+        compile=choose_compile(args.compile, pays),
+        eval_every=period(args.eval_every, args.total_timesteps, 24, least_eval_period),
         checkpoint_every=period(args.checkpoint_every, args.total_timesteps, 20, 2_000),
     )
 
@@ -589,7 +608,10 @@ def choose_device(device, preferred):
 
 
 def choose_threads(threads):
-    """Limit every pool of threads in this process; return their number, on which bits depend."""
+    """Limit every pool of threads in this process; return their number.
+
+    It is saved with the run, since results depend on it in the last bits.
+    """
     import threadpoolctl  # here, since it changes os.environ
 
     threads = threads or min(torch.get_num_threads(), 4)
@@ -677,7 +699,7 @@ class Adam(nn.Module):
 
     def __init__(self, parameters, lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0):
         super().__init__()
-        self.params = list(parameters)  # a list, so that they stay with the network alone
+        self.params = list(parameters)  # a plain list: they are the network's, not ours
         self.sizes = [param.numel() for param in self.params]
         self.beta1, self.beta2 = betas
         self.eps = eps
@@ -717,7 +739,7 @@ class Adam(nn.Module):
 
 
 class Metrics(NamedTuple):
-    """What an update has to tell, still on its device: reading it there would wait for it."""
+    """Metrics of an update, left on its device, since reading them would wait for the update."""
 
     names: tuple
     values: torch.Tensor  # [M]
@@ -733,11 +755,13 @@ def compile_update(agent, method, example, compile):
     def update(*inputs):
         return torch.stack(list(method(agent, *inputs).values()))
 
-    names = tuple(method(copy.deepcopy(agent), *example))
+    names = tuple(method(copy.deepcopy(agent), *example).keys())
     compiled = False
     if compile == "on":
         say(f"compiling {method.__name__}: 20 to 60 s, less if cached; --compile off does without")
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{Path.home()}/.cache/deep-rl-baselines")
+        # trace_autograd_ops: the backward pass is in the same graph; recompile_limit: a process
+        # may compile many updates, as tests do; cpp_wrapper: the graph is called without Python
         torch._dynamo.config.load_config({"trace_autograd_ops": True, "recompile_limit": 200})
         fast = torch.compile(update, fullgraph=True, dynamic=False, options={"cpp_wrapper": True})
         state = copy.deepcopy(agent.state_dict())
@@ -750,10 +774,12 @@ def compile_update(agent, method, example, compile):
 
 # --- environments ---------------------------------------------------------------------------------
 class Episodes(gym.Wrapper):
-    """Seeds, counts and remembers the episodes of an environment, so that one can be repeated.
+    """Seeds and counts the episodes of an environment, and can repeat the current one.
 
-    Each begins with a seed of its own, derived from (*stream, environment, episode). The infos of
-    the environment are left out, since nobody reads them; an episode tells its return and length.
+    Each begins with a seed of its own, derived from (*stream, environment, episode). A run that
+    goes on repeats the actions since then, for most environments cannot save their state; so an
+    episode without end costs memory and time. Infos, which nobody reads, are left out: an episode
+    tells its return and length at its end.
     """
 
     def __init__(self, env, index):
@@ -791,7 +817,7 @@ class Episodes(gym.Wrapper):
         return self.obs, reward, terminated, truncated, info
 
     def state(self):
-        """Return what repeats the current episode up to here, and what must come out."""
+        """Return the actions that repeat the current episode, and what they must lead to."""
         return {
             "episode": self.episode,
             "actions": torch.from_numpy(np.array(self.actions)),
@@ -816,6 +842,7 @@ def make_env(env_id, index, film):
     """Build one environment of flat observations; filmed, it renders rgb_array frames if it can."""
     env = gym.make(env_id, disable_env_checker=True)
     if film and "rgb_array" in env.metadata.get("render_modes", []):
+        env.close()  # it had to be built to tell how it renders
         env = gym.make(env_id, disable_env_checker=True, render_mode="rgb_array")
         render_cheaply(env.unwrapped)
     if gym.spaces.flatten_space(env.observation_space) != env.observation_space:
@@ -826,13 +853,13 @@ def make_env(env_id, index, film):
 def make_envs(env_id, num_envs, film=False, vector=gym.vector.SyncVectorEnv):
     """Build environments that are stepped together and reset by us; film: the first one renders."""
     if sys.platform == "linux" and not os.environ.get("DISPLAY") and find_library("EGL"):
-        os.environ.setdefault("MUJOCO_GL", "egl")
+        os.environ.setdefault("MUJOCO_GL", "egl")  # render without a screen
     gym.logger.min_level = gym.logger.ERROR  # no word on Hopper-v4 being out of date
     makers = [partial(make_env, env_id, i, film and i == 0) for i in range(num_envs)]
     try:
         return vector(makers, autoreset_mode="Disabled")
     except (gym.error.Error, ImportError, ValueError) as error:
-        require(False, "env_id", f"{env_id} fails: {' '.join(str(error).split())}")
+        refuse("env_id", f"{env_id} fails: {' '.join(str(error).split())}")
 
 
 def render_cheaply(env):
@@ -841,7 +868,7 @@ def render_cheaply(env):
         renderer.width = renderer.height = 256
         env.model.vis.quality.shadowsize = 0
         env.model.vis.quality.offsamples = 0
-        renderer.camera_id = min(env.model.ncam, 1) - 1
+        renderer.camera_id = 0 if env.model.ncam else -1  # -1: the free one
 
 
 def box_sizes(envs, env_id):
@@ -901,20 +928,22 @@ def can_film(envs):
 
 
 def save_video(path, frames, fps):
-    """Encode frames [H, W, 3] as MP4; return whether that worked."""
+    """Encode frames [H, W, 3] as MP4; return the path, or None if there is no video."""
 
     def encode():
+        # its ImageSequenceClip would lose frames to rounding
         from moviepy.video.io.ffmpeg_writer import FFMPEG_VideoWriter
 
         height, width, _ = frames[0].shape
+        path.parent.mkdir(exist_ok=True)
         with FFMPEG_VideoWriter(str(path), (width, height), fps) as writer:
             for frame in frames:
                 writer.write_frame(frame)
 
-    works = attempt(NO_FILM, encode)
-    if not works:
-        path.unlink(missing_ok=True)
-    return works
+    if frames and attempt(NO_FILM, encode):
+        return path
+    path.unlink(missing_ok=True)
+    return None
 
 
 def evaluate_run(cls, args):
@@ -922,16 +951,13 @@ def evaluate_run(cls, args):
     agent = cls.load(args.evaluate)
     envs = make_envs(agent.args.env_id, args.eval_episodes, film=args.capture_video)
     seed_everything(args.seed)
+    number = 10**6  # no evaluation of the training itself has it, and so its episodes
     film = args.capture_video and can_film(envs)
-    found = evaluate(agent, envs, (EVALUATE, args.seed, 10**6), film)
-    video = Path(args.evaluate, "videos", f"evaluate-{args.seed}.mp4")
-    shown = ""
-    if found.frames:
-        video.parent.mkdir(exist_ok=True)
-        if save_video(video, found.frames, envs.metadata.get("render_fps", 30)):
-            shown = video
-    scores = {name: round(float(value), 4) for name, value in found.metrics.items()}
-    say(f"{scores} {shown}")
+    evaluation = evaluate(agent, envs, (EVALUATE, args.seed, number), film)
+    path = Path(args.evaluate, "videos", f"evaluate-{args.seed}.mp4")
+    video = save_video(path, evaluation.frames, envs.metadata.get("render_fps", 30))
+    scores = {name: round(float(value), 4) for name, value in evaluation.metrics.items()}
+    say(f"{scores} {video or ''}")
     envs.close()
     return agent
 
@@ -953,7 +979,14 @@ class Board:
     def __init__(self, folder, step):
         purge = step + 1 if step else 0  # hides what a run that goes on had written after it
         self.writer = None
+        self.hook = threading.excepthook
+        threading.excepthook = self.ignore_full_disk
         self.attempt(lambda: setattr(self, "writer", SummaryWriter(folder, purge_step=purge)))
+
+    def ignore_full_disk(self, problem):
+        """Leave out the traceback of the writer's thread: the next call tells what is wrong."""
+        if not issubclass(problem.exc_type, OSError):
+            self.hook(problem)
 
     def attempt(self, call):
         """Call something of the writer, and do without it once that has failed."""
@@ -974,6 +1007,7 @@ class Board:
         """Write what is left."""
         if self.writer:
             self.attempt(self.writer.close)
+        threading.excepthook = self.hook
 
 
 class Tracker:
@@ -1030,16 +1064,13 @@ class Progress:
     """A live bar on a terminal; elsewhere a plain line for each row of metrics."""
 
     def __init__(self, step, total):
-        self.bar = None
+        # disable=None: no bar unless stderr is a terminal
+        self.bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True, disable=None)
         self.notes = {}
-        if sys.stderr.isatty():
-            self.bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True)
 
     def update(self, step, **notes):
         """Move the bar to a step; notes, such as a return, are shown beside it."""
-        if not self.bar:
-            return
-        if notes:
+        if notes and not self.bar.disable:
             self.notes.update(notes)
             shown = [f"{name} {value:.4g}" for name, value in self.notes.items()]
             self.bar.set_postfix_str(" ".join(shown), refresh=False)
@@ -1047,13 +1078,12 @@ class Progress:
 
     def line(self, text):
         """Print a line, unless the bar tells the same."""
-        if not self.bar:
+        if self.bar.disable:
             say(text)
 
     def close(self):
         """Leave the bar as it is."""
-        if self.bar:
-            self.bar.close()
+        self.bar.close()
 
 
 def git_state():
@@ -1072,7 +1102,8 @@ def git_state():
 
 
 # --- run folder -----------------------------------------------------------------------------------
-# What --resume may change, since no weight and no metric depends on it
+# What --resume may change, since no weight and no metric depends on it. A script with a schedule
+# over total_timesteps must take that out.
 FREE = {
     "total_timesteps",
     "checkpoint_every",
@@ -1090,7 +1121,7 @@ BEGUN = {"metrics.jsonl", "script.py", "script.part", "changes.diff", "changes.p
 
 
 def write_atomically(path, write):
-    """Let write(file) fill a file that takes its name when it is on the disk, or not at all."""
+    """Let write(file) fill a file beside, then rename it: others see all of it or nothing."""
     part = path.with_suffix(".part")
     try:
         with open(part, "wb") as file:
@@ -1100,6 +1131,13 @@ def write_atomically(path, write):
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_tensors(path, content):
+    """Write what torch.load reads; torch.save itself would hide the OSError of a full disk."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_atomically(path, lambda file: file.write(buffer.getbuffer()))
 
 
 def config_of(args):
@@ -1115,7 +1153,7 @@ def read_config(cls, folder):
     try:
         return cls(**tomllib.loads(Path(folder, "config.toml").read_text("utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        require(False, "resume", f"{folder} is no run folder of this script: {error!r:.200}")
+        refuse("resume", f"{folder} is no run folder of this script: {error!r:.200}")
 
 
 def is_finished(folder):
@@ -1126,7 +1164,7 @@ def is_finished(folder):
         return False
 
 
-def adopt_settings(args, eval_gap):
+def adopt_settings(args, least_eval_period):
     """With --resume, return the settings of the run that goes on; refuse what differs from them.
 
     If that run is finished, say so and exit with 0. If "auto" finds no run, return args.
@@ -1143,7 +1181,7 @@ def adopt_settings(args, eval_gap):
         return args
 
     saved = read_config(type(args), folder)
-    refuse_changes(args, saved, folder, eval_gap)
+    refuse_changes(args, saved, folder, least_eval_period)
     if is_finished(folder):
         say(f"{folder} is finished")
         raise SystemExit(0)
@@ -1155,19 +1193,25 @@ def adopt_settings(args, eval_gap):
     return replace(saved, **free, resume=args.run_dir)
 
 
-def refuse_changes(asked, saved, folder, eval_gap):
+def refuse_changes(asked, saved, folder, least_eval_period):
     """Exit with 2 unless a run with the settings asked for is the one in the folder."""
     grown = asked.total_timesteps - saved.total_timesteps
     require(grown >= 0, "total_timesteps", f"can only grow in {folder}")
     sentence = f"cannot grow: {folder} is finished, and its replay buffer is gone"
     require(not (grown and is_finished(folder)), "total_timesteps", sentence)
-    asked = replace(asked, eval_every=period(asked.eval_every, saved.total_timesteps, 24, eval_gap))
+    # config.toml holds a period where the flag left it open
+    every = period(asked.eval_every, saved.total_timesteps, 24, least_eval_period)
+    asked = replace(asked, eval_every=every)
     for field in fields(asked):
-        wanted = getattr(asked, field.name)
-        has = getattr(saved, field.name)
-        open_still = field.name in ("threads", "compile") and wanted in (None, "auto")
-        same = wanted == has or open_still or field.name in FREE | {"resume", "device"}
-        require(same, field.name, f"is {has} in {folder} and must stay so: name another --run-dir")
+        asked_value = getattr(asked, field.name)
+        saved_value = getattr(saved, field.name)
+        left_open = field.name in ("threads", "compile") and asked_value in (None, "auto")
+        if field.name == "compile" and saved_value == "off":
+            left_open = True  # a compilation that failed is not tried again
+        may_change = field.name in FREE | {"resume", "device"}
+        agrees = asked_value == saved_value or left_open or may_change
+        sentence = f"is {saved_value} in {folder} and must stay so: name another --run-dir"
+        require(agrees, field.name, sentence)
     source = folder / "script.py"
     same = source.exists() and source.read_bytes() == SCRIPT.read_bytes()
     remedy = f"go on with python {source} --resume {folder}, or name another --run-dir"
@@ -1216,15 +1260,20 @@ class RunFolder:
         name = f"{args.env_id}__{SCRIPT.stem}__{args.seed}__{time.time_ns() // 10**6}"
         self.shown = args.run_dir or f"runs/{re.sub('[/:]', '_', name)}"
         self.path = Path(self.shown).absolute()  # an environment may change the working directory
+        # adopt_settings has put the folder's name in the place of "auto" where there is a run
         self.resumed = args.resume not in (None, "auto")
+        is_new = not self.path.exists()
         there = {path.name for path in self.path.glob("*")}
-        free = self.resumed or not self.path.exists() or (args.resume and there <= BEGUN)
-        require(free, "run_dir", f"{self.shown} is there: name a new folder, or --resume a run")
+        died_at_once = args.resume == "auto" and there <= BEGUN
+        usable = self.resumed or is_new or died_at_once
+        require(usable, "run_dir", f"{self.shown} is there: name a new folder, or --resume a run")
+        complete = not self.resumed or "metrics.jsonl" in there
+        require(complete, "resume", f"fails: {self.shown} has no metrics.jsonl")
         try:
             self.path.mkdir(parents=True, exist_ok=bool(args.resume))
             self.metrics = MetricsFile(self.path / "metrics.jsonl")
         except OSError as error:
-            require(False, "run_dir", f"{self.shown} cannot be written ({error}): name another")
+            refuse("run_dir", f"{self.shown} cannot be written ({error}): name another")
         self.lock()
 
     def lock(self):
@@ -1232,7 +1281,7 @@ class RunFolder:
         try:
             fcntl.flock(self.metrics.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            require(False, "run_dir", f"{self.shown} is in use by a living process: name another")
+            refuse("run_dir", f"{self.shown} is in use by a living process: name another")
         except OSError:
             pass  # a file system without locks
 
@@ -1269,40 +1318,49 @@ class BufferFile:
 
     def save(self):
         """Write the rows added since the last checkpoint; return where to find all of them."""
-        capacity, added = len(self.buffer.rows), self.buffer.added
-        found = self.saved
-        if found is None or added - found["added"] > found["length"] - capacity:
-            # the first checkpoint, or one after some that failed: a new file, the old one stays
-            found = {"name": f"rows-{added}.bin", "length": capacity + self.room}
-            start = max(0, added - capacity)
+        capacity = len(self.buffer.rows)
+        added = self.buffer.added
+        if self.has_space(added):
+            place = self.saved
+            start = place["added"]
         else:
-            start = found["added"]
-        path = self.folder / found["name"]
+            place = {"name": f"rows-{added}.bin", "length": capacity + self.room}
+            start = max(0, added - capacity)
+        path = self.folder / place["name"]
         with open(path, "r+b" if path.exists() else "w+b") as file:
-            for first, count in self.parts(start, added, found["length"]):
+            for first, count in self.parts(start, added, place["length"]):
                 rows = self.signed(first, count)
-                file.seek(first % found["length"] * rows.shape[1])
+                file.seek(first % place["length"] * rows.shape[1])
                 file.write(rows)
             file.flush()
             os.fsync(file.fileno())
-        return {**found, "added": added}
+        return {**place, "added": added}
 
-    def restore(self, found):
+    def has_space(self, added):
+        """Tell whether the file has space for the new rows beside those of the last checkpoint.
+
+        It has none at the first checkpoint, nor after some that failed: then a new file begins.
+        """
+        if self.saved is None:
+            return False
+        return added - self.saved["added"] <= self.saved["length"] - len(self.buffer.rows)
+
+    def restore(self, place):
         """Read the rows that a checkpoint names into the buffer, or raise ValueError."""
         width = self.signed(0, 1).shape[1]
-        start = max(0, found["added"] - len(self.buffer.rows))
-        with open(self.folder / found["name"], "rb") as file:
-            for first, count in self.parts(start, found["added"], found["length"]):
-                file.seek(first % found["length"] * width)
+        start = max(0, place["added"] - len(self.buffer.rows))
+        with open(self.folder / place["name"], "rb") as file:
+            for first, count in self.parts(start, place["added"], place["length"]):
+                file.seek(first % place["length"] * width)
                 content = file.read(count * width)
                 if len(content) < count * width:
-                    raise ValueError(f"{found['name']} is too short")
+                    raise ValueError(f"{place['name']} is too short")
                 rows = np.frombuffer(content, np.uint8).reshape(count, width)
-                self.put(first, rows[:, :-4].copy())
+                self.put(first, rows[:, :-4].copy())  # before the check, which reads them there
                 if not np.array_equal(rows, self.signed(first, count)):
-                    raise ValueError(f"{found['name']} is damaged")
-        self.buffer.added = found["added"]
-        self.saved = found
+                    raise ValueError(f"{place['name']} is damaged")
+        self.buffer.added = place["added"]
+        self.saved = place
 
     def delete_others(self):
         """Delete the files that the last checkpoint does not name."""
@@ -1340,7 +1398,9 @@ class BufferFile:
 def read_checked(path, device="cpu"):
     """Return what torch.save wrote, or raise; torch.load alone misses most flipped bits."""
     with zipfile.ZipFile(path) as file:
-        if file.testzip():
+        # by one bit of it torch.load takes a tensor for a folder, and leaves it as memory was
+        has_attributes = any(part.external_attr for part in file.infolist())
+        if file.testzip() or has_attributes:
             raise ValueError(f"{path.name} is damaged")
     return torch.load(path, map_location=device, weights_only=True)
 
@@ -1361,7 +1421,7 @@ def load_agent(cls, args_class, folder, device):
         agent.load_state_dict(saved["agent"])
     except Exception as error:  # torch.load raises many kinds
         sentence = f"{folder} is no run folder of this script, or has no checkpoint yet"
-        require(False, "evaluate", f"{sentence}: {error!r:.200}")
+        refuse("evaluate", f"{sentence}: {error!r:.200}")
     return agent
 
 
@@ -1384,12 +1444,13 @@ class Run:
         self.scores = []  # mean return of every evaluation
         self.evaluated = None  # the step of the last one
         self.recent = deque(maxlen=100)  # (return, length, truncated) of finished episodes
-        self.pending = {}  # metrics of the updates since the last row, by their names
+        self.pending = {}  # metrics of the updates since the last row: {their names: values}
         self.id = secrets.token_hex(4)  # of the run, at W&B too
         # not saved
         self.checkpoint_saved = None  # what --resume has loaded
         self.stopping = ""  # the signal that came
         self.phase = "starting"
+        self.warned = False  # that there is no space for checkpoints
         self.film = args.capture_video
         self.spent = Counter()  # seconds by activity, since the last row
         self.logged = 0  # the step of the last row
@@ -1401,11 +1462,11 @@ class Run:
         self.folder = RunFolder(self.args)
         self.path = self.folder.path
         self.start = self.last = time.perf_counter()
-        self.catch_signals()
+        self.handlers = {}
         self.commit, changes = git_state()
         self.dirty = bool(changes)
         self.buffer_file = None
-        if self.buffer:
+        if self.buffer is not None:
             folder = self.path / "checkpoint"
             room = max(self.args.checkpoint_every, 2_000) + self.args.num_envs
             self.buffer_file = BufferFile(folder, self.buffer, room, salt=int(self.id, 16))
@@ -1417,16 +1478,21 @@ class Run:
                 if changes:
                     self.folder.write("changes.diff", changes)
             self.folder.write_config(self.args)
+        except OSError as error:
+            self.release()
+            refuse("run_dir", f"{self.folder.shown} cannot be written: {error}")
         except BaseException:
             self.release()
             raise
+        self.catch_signals()
         return self
 
     def catch_signals(self):
         """Let SIGTERM, SIGHUP and Ctrl-C end the run after the current step."""
-        self.handlers = {}
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if threading.current_thread() is not threading.main_thread():
+            return  # Python allows handlers there only
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:  # which nohup asks for
                 self.handlers[number] = signal.signal(number, self.stop)
 
     def stop(self, number, frame):
@@ -1435,13 +1501,17 @@ class Run:
             return  # a run that writes its end is not disturbed
         self.stopping = signal.Signals(number).name
         if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends at once
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
         if self.phase == "starting":
             raise KeyboardInterrupt
-        say(f"{self.stopping}: saving a checkpoint after this step; Ctrl-C ends at once")
+        more = "; Ctrl-C again ends at once" if number == signal.SIGINT else ""
+        say(f"{self.stopping}: saving a checkpoint after this step{more}")
 
     def compile(self, method, *example):
-        """Return a method of the agent, compiled if --compile says so, that returns Metrics."""
+        """Return a method of the agent, compiled if --compile says so, that returns Metrics.
+
+        If that fails config.toml says "off", so that a run that goes on does the same.
+        """
         update, compiled = compile_update(self.agent, method, example, self.args.compile)
         if self.args.compile == "on" and not compiled:
             self.args = replace(self.args, compile="off")
@@ -1452,7 +1522,8 @@ class Run:
         """Start where the checkpoint stopped, or at the beginning; return the first obs [N, O]."""
         saved = self.checkpoint_saved
         self.folder.metrics.file.truncate(saved["metrics_bytes"] if saved else 0)
-        (self.path / "summary.json").unlink(missing_ok=True)
+        for name in ["summary.json", "model.pt"]:  # of an earlier end
+            (self.path / name).unlink(missing_ok=True)
         for name in ["videos", "checkpoint"]:
             (self.path / name).mkdir(exist_ok=True)
         self.board = Board(self.path / "tb", self.global_step)
@@ -1468,12 +1539,12 @@ class Run:
         if saved:
             set_generators(saved["generators"])
             say(f"going on at step {self.global_step}")
-        else:
+        self.lap("update")  # compilation, above all
+        if not saved:
             self.checkpoint()
         gc.collect()
         gc.freeze()  # searching all that was imported for garbage stalls steps
         self.progress = Progress(self.global_step, self.args.total_timesteps)
-        self.lap("update")
         self.phase = "training"
         return obs
 
@@ -1482,25 +1553,37 @@ class Run:
         self.phase = "ending"
         if self.progress:
             self.progress.close()
-        status = {None: "finished", KeyboardInterrupt: "interrupted"}.get(kind, "failed")
-        reason = f"{error!r} at step {self.global_step}" if error else ""
+        status = "finished"
+        reason = ""
         if kind is KeyboardInterrupt:
+            status = "interrupted"
             reason = f"{self.stopping or 'KeyboardInterrupt'} at step {self.global_step}"
-        if status == "finished" and not attempt("the end cannot be saved", self.write_model):
-            status, reason = "failed", "the end cannot be saved"
+        elif error:
+            status = "failed"
+            reason = f"{error!r} at step {self.global_step}"
+        elif not attempt("model.pt cannot be written", self.write_model):
+            status = "failed"
+            reason = "model.pt cannot be written"
         self.close()
         written = attempt("no summary.json", self.write_summary, status, reason)
         if status == "finished" and written:
+            # last, since until the summary says so the run can go on from here
             shutil.rmtree(self.path / "checkpoint", ignore_errors=True)
         if self.tracker:
             self.tracker.finish(int(status != "finished"))
         self.release()
-        say(f"{status} {reason}".strip() + f": python tools/report.py {self.folder.shown}")
-        if status == "interrupted":
-            say(f"go on with: python {sys.argv[0]} --resume {self.folder.shown}")
-        code = {"finished": 0, "interrupted": 130}.get(status, 1)
+        self.say_farewell(status, reason)
+        code = {"finished": 0 if written else 1, "interrupted": 130, "failed": 1}[status]
         if code and kind in (None, KeyboardInterrupt, FloatingPointError):
             raise SystemExit(code) from None
+
+    def say_farewell(self, status, reason):
+        """Print how the run ended, and what to do next."""
+        if status == "interrupted":
+            say(f"to go on: python {sys.argv[0]} --resume {self.folder.shown}")
+        report = SCRIPT.parent / "tools" / "report.py"
+        command = "python tools/report.py " if report.exists() else ""
+        say(f"{status} {reason}".strip() + f": {command}{self.folder.shown}")
 
     def close(self):
         """Close environments and logs."""
@@ -1519,8 +1602,7 @@ class Run:
     def write_model(self):
         """Write what load_agent reads, and the last rows of metrics."""
         self.folder.metrics.sync()
-        model = model_of(self.agent)
-        write_atomically(self.path / "model.pt", lambda file: torch.save(model, file))
+        write_tensors(self.path / "model.pt", model_of(self.agent))
 
     def write_summary(self, status, reason):
         """Write summary.json, by which others know that the run has ended."""
@@ -1559,8 +1641,12 @@ class Run:
         require_finite(**{name: weight.detach().cpu().numpy() for name, weight in weights})
         try:
             self.write_checkpoint()
+            self.warned = False
         except OSError as error:
-            say(f"warning: no checkpoint at step {self.global_step}, the last one stays: {error}")
+            step = self.global_step
+            if not self.warned:
+                say(f"warning: no checkpoint at step {step}, the last one stays: {error}")
+            self.warned = True
         self.lap("checkpoint")
         if self.stopping:
             raise KeyboardInterrupt
@@ -1583,7 +1669,7 @@ class Run:
                 "seconds": time.perf_counter() - self.start,
             }
             path = self.path / "checkpoint" / "state.pt"
-            write_atomically(path, lambda file: torch.save(state, file))
+            write_tensors(path, state)
             if self.buffer_file:
                 self.buffer_file.saved = rows
         finally:
@@ -1623,6 +1709,9 @@ class Run:
             saved = read_checked(path)
             if size < saved["metrics_bytes"]:
                 raise ValueError("metrics.jsonl is too short")
+            for name in vars(self.args).keys() - FREE - {"resume", "device", "compile"}:
+                if saved["args"][name] != getattr(self.args, name):
+                    raise ValueError(f"its checkpoint is of a run with another {name}")
             self.agent.load_state_dict(saved["agent"])
             self.load_state_dict(saved["run"])
             if self.buffer_file:
@@ -1630,7 +1719,7 @@ class Run:
                 self.buffer_file.restore(saved["rows"])
         except Exception as error:  # torch.load raises many kinds
             sentence = f"fails ({error!r:.200}); {self.folder.shown} is left as it is"
-            require(False, "resume", f"{sentence}: delete it to begin anew")
+            refuse("resume", f"{sentence}: delete it to begin anew")
         self.start -= saved["seconds"]
         self.checkpoint_saved = saved
 
@@ -1711,18 +1800,20 @@ class Run:
         last = self.global_step >= self.args.total_timesteps
         film = self.film and (number % 8 == 0 or last) and can_film(self.eval_envs)
         stream = (EVALUATE, self.args.seed, number)
-        found = evaluate(self.agent, self.eval_envs, stream, film, lambda: bool(self.stopping))
-        if found is None:
-            self.checkpoint()  # which ends the run; this evaluation begins again with --resume
+        stopped = lambda: bool(self.stopping)  # noqa: E731
+        evaluation = evaluate(self.agent, self.eval_envs, stream, film, stopped)
+        if evaluation is None:
+            self.checkpoint()  # with --resume this evaluation begins again
+            raise KeyboardInterrupt
         video = None
         if film:
-            video = self.path / "videos" / f"step-{self.global_step}.mp4"
-            fps = self.eval_envs.metadata.get("render_fps", 30)
-            if not found.frames or not save_video(video, found.frames, fps):
-                video = None
-                self.film = False
-        self.log(found.metrics, video)
-        self.scores.append(float(found.metrics["eval/return_mean"]))
+            path = self.path / "videos" / f"step-{self.global_step}.mp4"
+            video = save_video(
+                path, evaluation.frames, self.eval_envs.metadata.get("render_fps", 30)
+            )
+            self.film = video is not None  # trying again might abort the process
+        self.log(evaluation.metrics, video)
+        self.scores.append(float(evaluation.metrics["eval/return_mean"]))
         self.evaluated = self.global_step
         self.progress.update(self.global_step, eval=self.scores[-1])
         shown = f"{self.folder.shown}/videos/{video.name}" if video else ""

@@ -4,7 +4,7 @@ python tests/mutate.py            try 200 changes of sac_continuous.py, into res
 python tests/mutate.py --again    try survivors that are bugs on the tests as they are now
 python tests/mutate.py --report   print the table of that file
 
-Changes are drawn in the regions networks, experience, agent and main; --unlike OTHER leaves out
+Changes are drawn from the networks to the agent and in main and check; --unlike OTHER leaves out
 lines that script OTHER has as well. Each is tried on the tests of mathematics and test_probes.py
 as they run by default and on the quick tests of test_runs.py and test_bad_input.py, up to the
 first failure; one that makes a test hang is killed too. What is in the file is not tried twice, so
@@ -57,10 +57,11 @@ def changes(node):
 def mutants(source, other=""):
     """Return all changes as (line, column, code before, code after, changed source)."""
     found, module, lines = [], ast.parse(source), source.splitlines()
-    titles = [i for i, line in enumerate(lines, 1) if line.startswith("# --- ")]
-    first, plumbing = titles[3], titles[6]  # networks begins, agent ends
-    main = [node for node in module.body if getattr(node, "name", "") == "main"]
-    places = [node for node in module.body if first < node.lineno < plumbing] + main
+    titles = {line.split()[2]: i for i, line in enumerate(lines, 1) if line.startswith("# --- ")}
+    first = titles["networks"]
+    last = titles.get("training", titles.get("plumbing"))  # where the agent ends
+    loop = [node for node in module.body if getattr(node, "name", "") in ("main", "check")]
+    places = [node for node in module.body if first < node.lineno < last] + loop
     for holder in (node for place in places for node in ast.walk(place)):
         for field, index, node in parts(holder):
             if lines[getattr(node, "lineno", 1) - 1] in other.splitlines():

@@ -751,7 +751,7 @@ def test_t31_every_finished_episode_is_logged(spied, envs):
 def test_denormal_numbers_are_taken_as_zero(S):
     need(S, "resolve")
     if rewritten(S):
-        S.resolve(arguments(S), device="cpu", compile_from=10_000, eval_gap=2000)
+        S.resolve(arguments(S), "cpu", 10_000, 2000)
     else:
         rows = "rollout_steps" if on_policy(S) else "buffer_size"
         S.resolve(arguments(S), "cpu", 10_000, rows, 4)

@@ -326,6 +326,7 @@ DEATHS = {
     "settings": 'tear("config")',
     "settings before they take their name": 'die(S.os, "replace", 1, "config.toml")',
     "the first checkpoint": 'tear("state", 1, 5000)',
+    "the first row of metrics": 'tear("metrics")',
     "a row of metrics": 'tear("metrics", 1, 3000)',
     "rows": 'tear("rows-", 4, 200)',
     "rows in the ring's next turn": 'lower_room(40); tear("rows-", 6, 200)',
@@ -387,11 +388,14 @@ def test_signal_loses_nothing(nursery, number):
 
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_after_a_signal_ends_at_once(nursery, first):
-    """Even if the environment hangs."""
+    """Even if the environment hangs; after SIGTERM the first one is asked for again."""
     child = nursery.start("--env-id tests.toy_envs:Stuck-v0 --compile off --run-dir run")
     nursery.wait("stuck")
-    os.kill(child, first)
-    nursery.wait("Ctrl-C ends at once")
+    if first != signal.SIGINT:
+        os.kill(child, first)
+        nursery.wait("SIGTERM: saving")
+    os.kill(child, signal.SIGINT)
+    nursery.wait("Ctrl-C again ends at once")
     os.kill(child, signal.SIGINT)
     began = time.perf_counter()
     while Path(f"/proc/{child}").exists() and time.perf_counter() - began < 5:
@@ -423,8 +427,18 @@ def begin(resumable, train, S, monkeypatch):
     """Train with flags after those of TINY, if the script has them; remember how the run ends."""
     monkeypatch.setattr(S.Run, "write_model", with_ends(S))
     numbers = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
-    handlers = [signal.signal(number, signal.SIG_DFL) for number in numbers]
-    yield lambda flags="": train(" ".join(tiny(S, flags)))
+
+    def unheeded(number, frame):
+        raise AssertionError(f"{signal.Signals(number).name} finds no run")
+
+    def begin(flags=""):
+        try:
+            return train(" ".join(tiny(S, flags)))
+        except KeyboardInterrupt:  # which would end pytest
+            raise AssertionError("a signal ends the run with KeyboardInterrupt") from None
+
+    handlers = [signal.signal(number, unheeded) for number in numbers]
+    yield begin
     for number, handler in zip(numbers, handlers, strict=True):
         signal.signal(number, handler)
 
@@ -668,11 +682,16 @@ def test_buffer_file_notices_damage(S, unsynced, tmp_path, kind):
 
 
 # --- damage ---------------------------------------------------------------------------------------
+def tensor_part(file):
+    """Return what a zip file says about the largest tensor in it."""
+    parts = [part for part in file.infolist() if "/data/" in part.filename]
+    return max(parts, key=lambda part: part.file_size)
+
+
 def flip_tensor(state):
     """Flip a bit in the middle of the largest tensor of a file."""
     with zipfile.ZipFile(state) as file:
-        parts = [part for part in file.infolist() if "/data/" in part.filename]
-        largest = max(parts, key=lambda part: part.file_size)
+        largest = tensor_part(file)
     flip(state, largest.header_offset + largest.file_size // 2)
 
 
@@ -724,8 +743,9 @@ def test_damaged_rows(S, interrupt, refuse, spoil):
     assert "; a is left as it is: " in refuse("--resume a")
 
 
-@pytest.mark.parametrize("step", [130, 0])
-@pytest.mark.parametrize("what", ["rows", "state", "both"])
+@pytest.mark.parametrize(
+    "what, step", [("rows", 130), ("state", 130), ("both", 130), ("state", 0), ("both", 0)]
+)
 def test_checkpoint_of_another_run(S, interrupt, refuse, what, step):
     """Of another seed, at the same step or at the beginning."""
     if what == "rows":
@@ -733,8 +753,6 @@ def test_checkpoint_of_another_run(S, interrupt, refuse, what, step):
     interrupt(f"{SAME} --run-dir a", 130)
     interrupt(f"{SAME} --seed 2 --run-dir b", 130)
     if step == 0:
-        if what == "rows":
-            pytest.skip("there are none at the beginning")
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(S.Run, "evaluation_due", lambda run: os.kill(os.getpid(), 15))
             with pytest.raises(SystemExit):
@@ -787,9 +805,9 @@ def test_every_flipped_bit_is_seen_or_harmless(interrupt, S):
     rng = random.Random(1)
     content, before, seen = path.read_bytes(), state_of("a"), 0
     with zipfile.ZipFile(path) as file:
-        entries = range(file.start_dir + 30, file.start_dir + 46)
+        name = content.index(tensor_part(file).filename.encode(), file.start_dir)
     places = [(rng.randrange(len(content)), 1 << rng.randrange(8)) for _ in range(100)]
-    places += [(place, 1 << bit) for place in entries for bit in range(8)]
+    places += [(place, 1 << bit) for place in range(name - 18, name) for bit in range(8)]
     for place, bit in places:
         flip(path, place, bit)
         try:
@@ -1025,7 +1043,7 @@ def signalled(begin, S, monkeypatch):
         run = flags.split("--run-dir ")[1].split()[0]
         assert summary(run)["status"] == "interrupted"
         assert summary(run)["reason"].startswith(number.name)
-        return len(calls)
+        assert state_of(run)["run"]["global_step"] == summary(run)["global_step"]
 
     return signalled
 
@@ -1234,8 +1252,6 @@ def changed(field, value):
     """Return another value of a setting."""
     if field.name == "env_id":
         return value.replace("Hidden", "Ragged")
-    if field.name == "compile":
-        return "on"
     if isinstance(value, bool):
         return not value
     if isinstance(value, int):
@@ -1258,6 +1274,7 @@ def test_changed_settings_are_refused(interrupt, whole, refuse, S, finished, aut
     saved = S.read_config(S.Args, "a")
     asked = replace(saved, run_dir="a" if auto else None, resume="auto" if auto else "a")
     free = {"run_dir", "resume", "config", "evaluate", "device", "total_timesteps", "notes"}
+    free |= {"compile"}  # has a test of its own
     free |= {"capture_video", "checkpoint_every", "track", "wandb_project_name", "wandb_entity"}
     tried = 0
     for field in fields(saved):
@@ -1317,6 +1334,16 @@ def test_more_steps(begin, interrupt, resume, refuse):
     resume("--resume a --total-timesteps 400")
     assert_equal("whole", "a")
     assert "--total-timesteps cannot grow" in refuse("--resume a --total-timesteps 500")
+
+
+def test_what_is_left_open_stays_as_it_was(interrupt, S):
+    """What the run has settled at its start, though it would be settled in another way now."""
+    interrupt(f"{SAME} --threads 3 --run-dir a", 130)
+    before = S.read_config(S.Args, "a")
+    torch.set_num_threads(1)
+    asked = replace(before, threads=None, compile="auto", checkpoint_every=None)
+    S.main(replace(asked, eval_every=before.eval_every, run_dir="a", resume="auto"))
+    assert S.read_config(S.Args, "a") == before
 
 
 @slow
@@ -1636,6 +1663,15 @@ def test_compilation_that_failed_is_not_tried_again(
     begin(f"{flags} --resume auto") if auto else resume("--resume a")
     assert "compiling" not in capfd.readouterr().out
     assert summary("a")["status"] == "finished"
+
+
+@pytest.mark.quick
+def test_compiled_stays_compiled(interrupt, refuse, S, monkeypatch):
+    """But "on" is taken for a run that is not compiled: its compilation may have failed."""
+    monkeypatch.setattr(S.torch, "compile", lambda update, **options: update)
+    interrupt(f"{HIDDEN} --compile on --run-dir a", 130)
+    said = refuse("--resume a --compile off")
+    assert said.startswith("error: --compile is on in a and must stay so")
 
 
 @pytest.mark.quick

@@ -404,16 +404,16 @@ def test_defaults_of_a_run(train, S, monkeypatch):
     monkeypatch.setattr(S.torch, "compile", lambda update, **_: (tried.append(1), update)[1])
     monkeypatch.setattr(S, "save_video", lambda path, *rest: (filmed.append(path.name), True)[1])
     resolve = S.resolve
-    spy = lambda args, **rest: (told.append(rest), resolve(args, **rest))[1]  # noqa: E731
+    spy = lambda args, *rest, **names: (told.append(names), resolve(args, *rest, **names))[1]  # noqa: E731
     monkeypatch.setattr(S, "resolve", spy)
     total, few = 12_000, "--learning-starts 11990 --eval-every 600"
     train(f"--total-timesteps {total} {few} --capture-video --run-dir run")
-    assert told == [{"device": "cuda", "compile_from": 10_000, "eval_gap": 2_000}]
+    assert told == [{"least_steps_to_compile": 10_000, "least_eval_period": 2_000}]
     assert 'compile = "on"' in Path("run/config.toml").read_text() and tried
     assert filmed == [f"step-{step}.mp4" for step in (0, 4800, 9600, 12_000)]
     evaluations = [row for row in read("run") if "eval/return_mean" in row]
     assert len(evaluations) == total / 600 + 1
-    rest = {"device": "cpu", "compile_from": 10_000, "eval_gap": 4_000}
+    rest = {"preferred_device": "cpu", "least_steps_to_compile": 10_000, "least_eval_period": 4_000}
     long, short = S.resolve(S.Args(), **rest), S.resolve(S.Args(total_timesteps=9_000), **rest)
     assert long.eval_every == math.ceil(S.Args().total_timesteps / 24)
     assert long.checkpoint_every == S.Args().total_timesteps / 20

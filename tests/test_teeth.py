@@ -17,6 +17,7 @@ WARM = multiprocessing.get_context("forkserver")  # its children find imported w
 LONG = "torch.utils.tensorboard gymnasium mujoco tyro imageio pytest ale_py cv2 psutil xdist.plugin"
 WARM.set_forkserver_preload(LONG.split())
 MATH, PROBES, RUNS = "test_math.py::test_", "test_probes.py::test_", "test_runs.py::test_"
+RESUME = "test_resume.py::test_"
 ADD = "buffer.add("
 NEXT = "obs = reset(envs, done, TRAIN, args.seed) if done.any() else next_obs"
 MOVE = "        self.to(device)  # not later, since the optimizer keeps what it is given\n"
@@ -346,8 +347,8 @@ SAC = {
         f"{PROBES}policies[box-ActScale-2700-0.2-2-1]",
     ),
     "bounds that are not symmetric are ignored": (
-        "self.low + (self.high - self.low) * share",
-        "self.high * (2 * share - 1)",
+        "self.low + (self.high - self.low) * fraction",
+        "self.high * (2 * fraction - 1)",
         f"{MATH}t10_t33_actions_are_scaled_per_dimension",
     ),
     "infinite bounds are taken": (
@@ -473,8 +474,8 @@ SAC = {
         f"{MATH}t28_every_environment_and_episode_has_its_own_seed",
     ),
     "all evaluations have the same seeds": (
-        ", number)",
-        ")",
+        "self.args.seed, number)",
+        "self.args.seed)",
         f"{MATH}t28_every_environment_and_episode_has_its_own_seed",
     ),
     "an evaluation goes on with the seeds of the one before": (
@@ -697,7 +698,435 @@ SAC = {
         f"{MATH}denormal_numbers_are_taken_as_zero",
     ),
 }
-RESUME_BUGS = {}  # of checkpoints
+RESUME_BUGS = {
+    "Adam's averages are not saved": (
+        "self.exp_avg = nn.Buffer(zeros.clone())",
+        "self.exp_avg = nn.Buffer(zeros.clone(), persistent=False)",
+        f"{RESUME}more_steps",
+    ),
+    "a checkpoint misses the buffer's latest row": (
+        'start, added, place["length"]):\n                rows',
+        'start, added - 1, place["length"]):\n                rows',
+        f"{RESUME}buffer_file_survives_all",
+    ),
+    "new rows lie over those of the last checkpoint": (
+        'self.saved["length"] - len(self.buffer.rows)',
+        'self.saved["length"]',
+        f"{RESUME}buffer_file_survives_all",
+    ),
+    "the file has room for one row too few": (
+        'self.saved["length"] - len(self.buffer.rows)',
+        'self.saved["length"] - len(self.buffer.rows) + 1',
+        f"{RESUME}buffer_file_survives_all",
+    ),
+    "a new file of rows begins with those that come": (
+        "start = max(0, added - capacity)\n        path",
+        "start = max(0, added - self.room)\n        path",
+        f"{RESUME}buffer_file_survives_all",
+    ),
+    "rows that a failed checkpoint wrote count as saved": (
+        '        return {**place, "added": added}',
+        '        self.saved = {**place, "added": added}\n        return self.saved',
+        f"{RESUME}buffer_file_survives_all",
+    ),
+    "the whole buffer is written each time": (
+        '            start = place["added"]\n',
+        "            start = max(0, added - capacity)\n",
+        f"{RESUME}only_new_rows_are_written",
+    ),
+    "rows are signed without their number": (
+        "self.salt ^ (first + i)",
+        "self.salt",
+        f"{RESUME}buffer_file_notices_damage",
+    ),
+    "rows are signed by their place in the buffer": (
+        "self.salt ^ (first + i)",
+        "self.salt ^ (first + i) % len(self.buffer.rows)",
+        f"{RESUME}buffer_file_notices_damage",
+    ),
+    "rows are signed without the run": (
+        "self.salt ^ (first + i)",
+        "first + i",
+        f"{RESUME}buffer_file_notices_damage",
+    ),
+    "damaged rows are taken": (
+        "if not np.array_equal(rows, self.signed(first, count)):",
+        "if False:",
+        f"{RESUME}damaged_rows[flipped]",
+    ),
+    "rows across the end of the file": (
+        "min(stop - start, 10_000, length - start % length)",
+        "min(stop - start, 10_000)",
+        f"{RESUME}buffer_file_survives_all",
+    ),
+    "at most 10,000 rows are written": (
+        "        while start < stop:\n            count = min(stop - start, 10_000,",
+        "        if start < stop:\n            count = min(stop - start, 10_000,",
+        f"{RESUME}buffer_file_of_many_rows",
+    ),
+    "the number of rows is not restored": (
+        'self.buffer.added = place["added"]',
+        'self.buffer.added = min(place["added"], len(self.buffer.rows))',
+        f"{RESUME}buffer_file_survives_all",
+    ),
+    "files that no checkpoint names stay": (
+        "                path.unlink()\n",
+        "                pass\n",
+        f"{RESUME}buffer_file_survives_all",
+    ),
+    "the file of the last checkpoint is deleted": (
+        'if self.saved is None or path.name != self.saved["name"]:',
+        'if path.name != f"rows-{self.buffer.added}.bin":',
+        f"{RESUME}buffer_file_survives_all",
+    ),
+    "rows are not synced": (
+        "            os.fsync(file.fileno())\n        return {**place",
+        "        return {**place",
+        f"{RESUME}checkpoints_are_on_the_disk",
+    ),
+    "files take their names before they are on the disk": (
+        "            os.fsync(file.fileno())\n        os.replace",
+        "        os.replace",
+        f"{RESUME}checkpoints_are_on_the_disk",
+    ),
+    "metrics are not synced": (
+        "        os.fsync(self.file.fileno())\n        return self.size()",
+        "        return self.size()",
+        f"{RESUME}checkpoints_are_on_the_disk",
+    ),
+    "the state is written in its place": (
+        '    part = path.with_suffix(".part")\n',
+        "    part = path\n",
+        f"{RESUME}killed_while_writing[a state]",
+    ),
+    "a .part stays when the disk is full": (
+        "        part.unlink(missing_ok=True)\n",
+        "        pass\n",
+        f"{RESUME}no_space[state-9000]",
+    ),
+    "a full disk ends the run": (
+        "        except OSError as error:\n            step",
+        "        except KeyError as error:\n            step",
+        f"{RESUME}no_space[rows--200]",
+    ),
+    "rows count as saved before the state is": (
+        "                rows = self.buffer_file.save()\n",
+        "                rows = self.buffer_file.saved = self.buffer_file.save()\n",
+        f"{RESUME}killed_after_checkpoints_that_failed",
+    ),
+    "Python's generator is not restored": (
+        '    random.setstate(states["python"])\n',
+        "    random.getstate()\n",
+        f"{RESUME}pythons_generator",
+    ),
+    "NumPy's generator is not restored": (
+        '    np.random.set_state(states["numpy"])\n',
+        "",
+        f"{RESUME}signal_in_the_first_step[1]",
+    ),
+    "PyTorch's generator is not restored": (
+        '    torch.set_rng_state(states["torch"])\n',
+        "",
+        f"{RESUME}more_steps",
+    ),
+    "generators are not restored": (
+        '            set_generators(saved["generators"])\n',
+        "",
+        f"{RESUME}signal_in_the_first_step[1]",
+    ),
+    "environments begin a new episode": (
+        '            options["states"] = saved["envs"]\n',
+        "            pass\n",
+        f"{RESUME}environments_repeat_themselves[Mangler]",
+    ),
+    "the episode after a resume has the seed of the one before": (
+        "        for action in state[",
+        "        self.episode -= 1\n        for action in state[",
+        f"{RESUME}environments_repeat_themselves[Mangler]",
+    ),
+    "an episode that differs by its reward is taken": (
+        'if not same or self.total_reward != state["total_reward"]:',
+        "if not same:",
+        f"{RESUME}an_episode_that_differs_is_noticed",
+    ),
+    "an episode that differs by its observation is taken": (
+        'same = np.array_equal(self.obs, state["obs"].numpy())',
+        "same = True",
+        f"{RESUME}an_episode_that_differs_is_noticed",
+    ),
+    "an episode that differs goes on": (
+        'a new episode begins")\n            self.begin()\n',
+        'a new episode begins")\n',
+        f"{RESUME}an_episode_that_differs_is_noticed",
+    ),
+    "metrics after the checkpoint stay": (
+        'truncate(saved["metrics_bytes"] if saved else 0)',
+        "truncate(self.folder.metrics.size() if saved else 0)",
+        f"{RESUME}killed_while_writing[a state]",
+    ),
+    "metrics not yet logged are lost": (
+        "            self.pending[names] = list(rows.to(self.args.device))\n",
+        "            pass\n",
+        f"{RESUME}more_steps",
+    ),
+    "the latest episodes are lost": (
+        '        self.recent.extend(state["recent"])\n',
+        "",
+        f"{RESUME}auto[missing]",
+    ),
+    "scores are lost": ('        self.scores = state["scores"]\n', "", f"{RESUME}auto[missing]"),
+    "updates are counted anew": (
+        '        self.updates = state["updates"]\n',
+        "",
+        f"{RESUME}more_steps",
+    ),
+    "an evaluation is done twice": (
+        '        self.evaluated = state["evaluated"]\n',
+        "",
+        f"{RESUME}resumed_many_times",
+    ),
+    "seconds begin at 0 again": (
+        '        self.start -= saved["seconds"]\n',
+        "",
+        f"{RESUME}killed_while_writing[a state]",
+    ),
+    "an evaluation that is cut short counts": (
+        "        if evaluation is None:\n",
+        "        if evaluation is None:\n            self.evaluated = self.global_step\n",
+        f"{RESUME}signal_in_an_evaluation[middle]",
+    ),
+    "an evaluation is not cut short": (
+        "            if stopped():\n                return None\n",
+        "",
+        f"{RESUME}signal_in_an_evaluation[middle]",
+    ),
+    "an evaluation uses up random numbers of training": (
+        "    with undisturbed_generators():\n        obs, _",
+        "    if True:\n        obs, _",
+        f"{RESUME}evaluation_draws_nothing",
+    ),
+    "no checkpoint at step 0": (
+        "        if not saved:\n            self.checkpoint()\n",
+        "",
+        f"{RESUME}killed_while_writing[the first row of metrics]",
+    ),
+    "a signal saves no checkpoint": (
+        "return bool(self.stopping) or (self.due",
+        "if self.stopping:\n            raise KeyboardInterrupt\n        return (self.due",
+        f"{RESUME}signal_in_the_first_step[1]",
+    ),
+    "SIGHUP is not heeded": (
+        "(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)",
+        "(signal.SIGINT, signal.SIGTERM)",
+        f"{RESUME}signal_in_the_first_step[1]",
+    ),
+    "a second Ctrl-C waits as well": (
+        "            signal.signal(signal.SIGINT, signal.SIG_DFL)",
+        "            pass",
+        f"{RESUME}ctrl_c_after_a_signal_ends_at_once[2]",
+    ),
+    "a signal disturbs the end": (
+        '        if self.phase == "ending":\n            return',
+        '        if self.phase == "ending":\n            raise KeyboardInterrupt',
+        f"{RESUME}signal_while_the_end_is_written[write_model]",
+    ),
+    "handlers stay after the run": (
+        "            signal.signal(number, handler)\n",
+        "            pass\n",
+        f"{RESUME}signals_are_as_before_when_a_run_has_ended",
+    ),
+    "no lock": (
+        "            fcntl.flock(self.metrics.file, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
+        "            pass\n",
+        f"{RESUME}inherited_lock",
+    ),
+    "the settings are not those of the folder": (
+        "    return replace(saved, **free, resume=args.run_dir)",
+        "    return replace(args, **free, resume=args.run_dir)",
+        f"{RESUME}what_is_left_open_stays_as_it_was",
+    ),
+    "changed settings are taken": (
+        "agrees = asked_value == saved_value or",
+        "agrees = True or",
+        f"{RESUME}changed_flags_are_refused[--seed 2]",
+    ),
+    "a changed seed is taken": (
+        'field.name in FREE | {"resume", "device"}',
+        'field.name in FREE | {"resume", "device", "seed"}',
+        f"{RESUME}changed_flags_are_refused[--seed 2]",
+    ),
+    "fewer steps are taken": ("require(grown >= 0,", "require(True,", f"{RESUME}more_steps"),
+    "a finished run can grow": (
+        "not (grown and is_finished(folder))",
+        "True",
+        f"{RESUME}more_steps",
+    ),
+    "another source is taken": (
+        "source.exists() and source.read_bytes() == SCRIPT.read_bytes()",
+        "source.exists()",
+        f"{RESUME}damaged_folder[another source]",
+    ),
+    "a cut summary ends a run that is to go on": (
+        "    except (OSError, ValueError, KeyError, TypeError):\n        return False",
+        "    except OSError:\n        return False",
+        f"{RESUME}summary_that_a_crash_left[]",
+    ),
+    "a summary counts, whatever its status": (
+        '["status"] == "finished"\n    except',
+        '["status"] != ""\n    except',
+        f"{RESUME}auto[missing]",
+    ),
+    "a finished run begins again": (
+        "    if is_finished(folder):\n        say",
+        "    if False:\n        say",
+        f"{RESUME}auto[missing]",
+    ),
+    "auto takes folders of others": (
+        '"auto" and there <= BEGUN',
+        '"auto"',
+        f"{RESUME}auto_takes_no_folder_of_others[thesis.tex]",
+    ),
+    "a folder whose run died before its settings is refused": (
+        '"auto" and there <= BEGUN',
+        '"auto" and not there',
+        f"{RESUME}a_folder_without_settings_is_begun",
+    ),
+    "flipped bits are taken": (
+        "        if file.testzip()",
+        "        if False and file.testzip()",
+        f"{RESUME}damaged_state[flipped]",
+    ),
+    "short metrics are taken": (
+        '            if size < saved["metrics_bytes"]:',
+        "            if False:",
+        f"{RESUME}damaged_folder[short metrics]",
+    ),
+    "a missing state begins anew": (
+        "if not path.exists() and size == 0:",
+        "if not path.exists():",
+        f"{RESUME}damaged_state[missing]",
+    ),
+    "a run that died before its first step is refused": (
+        "if not path.exists() and size == 0:",
+        "if False:",
+        f"{RESUME}killed_before_the_first_checkpoint",
+    ),
+    "the summary of an earlier end stays": (
+        'for name in ["summary.json", "model.pt"]',
+        'for name in ["model.pt"]',
+        f"{RESUME}resumed_many_times",
+    ),
+    "TensorBoard keeps what came after the checkpoint": (
+        "purge_step=purge)",
+        "purge_step=None)",
+        f"{RESUME}tensorboard_holds_every_point_once",
+    ),
+    "TensorBoard forgets the step of the checkpoint": (
+        "purge = step + 1 if step else 0",
+        "purge = step",
+        f"{RESUME}tensorboard_holds_every_point_once",
+    ),
+    "W&B begins another run": (
+        '        self.id = state["id"]\n',
+        "        self.id = self.id\n",
+        f"{RESUME}wandb_is_given_the_same_id",
+    ),
+    "W&B does not go on": (
+        '            resume="allow",\n',
+        "",
+        f"{RESUME}wandb_is_given_the_same_id",
+    ),
+    "NaN in a weight is saved": (
+        "        require_finite(**{name: weight.detach()",
+        "        dict(**{name: weight.detach()",
+        f"{RESUME}not_finite_is_noticed_by_a_checkpoint",
+    ),
+    "the checkpoint stays when the run has finished": (
+        '        if status == "finished" and written:\n',
+        "        if False:\n",
+        f"{RESUME}auto[missing]",
+    ),
+    "the checkpoint goes though the model is not saved": (
+        '        if status == "finished" and written:\n',
+        "        if True:\n",
+        f"{RESUME}end_cannot_be_saved[model]",
+    ),
+    "a model that cannot be saved is no failure": (
+        '"failed"\n            reason = "model.pt',
+        '"finished"\n            reason = "model.pt',
+        f"{RESUME}files_are_free_of_pickle",
+    ),
+    "the agent is not that of the last checkpoint": (
+        '        path = Path(folder, "checkpoint", "state.pt")\n    try',
+        '        path = Path(folder, "checkpoint", "state.part")\n    try',
+        f"{RESUME}agent_of_an_unfinished_run",
+    ),
+    "rows of metrics that find no space are lost": (
+        "            self.waiting = self.waiting[written:]\n",
+        '            self.waiting = b""\n',
+        f"{RESUME}metrics_wait_for_space",
+    ),
+    "each row of metrics that waits is a warning": (
+        "            self.warned = True\n\n    def flush",
+        "\n    def flush",
+        f"{RESUME}metrics_wait_for_space",
+    ),
+    "checkpoints come late by default of the flag": (
+        "    if args.checkpoint_every is None:\n        free",
+        "    if False:\n        free",
+        f"{RESUME}what_is_left_open_stays_as_it_was",
+    ),
+    "PyTorch hides that the disk is full": (
+        "file.write(buffer.getbuffer())",
+        "torch.save(content, file)",
+        f"{RESUME}no_space[state-9000]",
+    ),
+    "nohup is not heeded": (
+        "if signal.getsignal(number) != signal.SIG_IGN:",
+        "if True:",
+        f"{RESUME}nohup",
+    ),
+    "a checkpoint of another run is taken": (
+        'if saved["args"][name] != getattr(self.args, name):',
+        "if False:",
+        f"{RESUME}checkpoint_of_another_run[both-130]",
+    ),
+    "a flipped bit makes a tensor of what memory holds": (
+        "file.testzip() or has_attributes",
+        "file.testzip()",
+        f"{RESUME}every_flipped_bit_is_seen_or_harmless",
+    ),
+    "metrics that are gone are not missed": (
+        'not self.resumed or "metrics.jsonl" in there',
+        "True",
+        f"{RESUME}damaged_folder[no metrics]",
+    ),
+    "a summary that cannot be written is no failure": (
+        "0 if written else 1",
+        "0",
+        f"{RESUME}end_cannot_be_saved[summary]",
+    ),
+    "the model of an earlier end stays": (
+        'for name in ["summary.json", "model.pt"]',
+        'for name in ["summary.json"]',
+        f"{RESUME}agent_of_a_run_that_goes_on_after_its_end",
+    ),
+    "the first evaluation is shown twice": (
+        "            run.checkpoint()  # which spares",
+        "            pass  # which spares",
+        f"{RESUME}tensorboard_of_an_evaluation_that_began_again",
+    ),
+    "a compilation that failed is asked for for ever": (
+        'field.name == "compile" and saved_value == "off"',
+        "False",
+        f"{RESUME}compilation_that_failed_is_not_tried_again[auto]",
+    ),
+    "SIGTERM makes the first Ctrl-C end at once": (
+        "        if number == signal.SIGINT:\n",
+        "        if True:\n",
+        f"{RESUME}ctrl_c_after_a_signal_ends_at_once[15]",
+    ),
+}
 SAC |= RESUME_BUGS
 # change that is not a bug: (text, what replaces it, why no test can see it)
 SAC_EQUIVALENT = {
