@@ -282,7 +282,7 @@ def reach(child, metrics, step):
 
 
 RUNS = [
-    pytest.param(f"{HOPPER} --compile off", id="MuJoCo"),
+    pytest.param(f"{HOPPER} --compile off", id="MuJoCo", marks=slow),
     pytest.param(f"{HOPPER} --compile off --num-envs 3", id="MuJoCo-3", marks=slow),
     pytest.param(f"{SAME}", id="hidden", marks=slow),
     pytest.param(f"{SAME} --num-envs 3", id="hidden-3"),

@@ -1,5 +1,6 @@
 """The tools that measure speed and list bugs; report.py has a file of its own."""
 
+import gzip
 import json
 import os
 import subprocess
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, WALL_CLOCK
 
 ENVIRON = os.environ | {"PYTHONPATH": str(ROOT)}
 
@@ -29,6 +30,34 @@ def test_committed_speed_is_that_of_the_committed_figures(name):
 def test_committed_mutants_are_those_of_the_committed_file():
     code, out, _ = tool("../tests/mutate.py", "--report")
     assert code == 0 and out in (ROOT / "results" / "mutants.md").read_text()
+
+
+def test_committed_costs_of_checkpoints_are_those_of_the_committed_figures():
+    code, out, _ = tool("checkpoints.py", "--file", "results/checkpoints.json")
+    assert code == 0 and out in (ROOT / "results" / "checkpoints.md").read_text()
+
+
+def test_costs_of_checkpoints(tmp_path):
+    """A small buffer: its file is as large as its rows, and the run goes on."""
+    options = ["--file", tmp_path / "found.json", "--rows", 2000, "--every", 500]
+    code, out, err = tool("checkpoints.py", *options, "InvertedPendulum-v4")
+    assert code == 0, err
+    found = json.loads((tmp_path / "found.json").read_text())["environments"]["InvertedPendulum-v4"]
+    width = 4 * (4 + 1 + 1 + 1 + 4) + 4  # obs, action, reward, terminated, next_obs; checksum
+    (size,) = [size for name, size in found["sizes"].items() if name.startswith("rows-")]
+    assert 2000 * width <= size <= (2000 + 2001) * width
+    assert len(found["seconds"]) >= 3 and 0 < min(found["seconds"]) < found["resume"] < 60
+    assert "| InvertedPendulum-v4 | 2,000 |" in out
+
+
+def test_the_run_that_was_killed_equals_the_other():
+    rows = []
+    for name in ("whole", "killed"):
+        with gzip.open(ROOT / "results" / "resume" / name / "metrics.jsonl.gz", "rt") as file:
+            found = [json.loads(line) for line in file]
+        kept = [{k: v for k, v in row.items() if not WALL_CLOCK.fullmatch(k)} for row in found]
+        rows.append(kept)
+    assert rows[0] == rows[1] and len(rows[0]) == 145
 
 
 LOOP = """import time, gymnasium

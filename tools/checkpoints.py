@@ -20,18 +20,16 @@ import time
 from pathlib import Path
 from statistics import median
 
-EVERY = 50_000  # transitions between checkpoints: the default of a run of a million
 
-
-def command(script, env_id, rows, folder):
-    """Return the command of a run that fills a buffer and goes on for three checkpoints."""
-    total = rows + 8 * EVERY  # more than is waited for
+def command(script, env_id, rows, every, folder):
+    """Return the command of a run that fills a buffer and goes on for some checkpoints."""
+    total = rows + 100 * every  # more than is waited for
     return [
         sys.executable,
         script,
         *("--env-id", env_id, "--run-dir", str(folder)),
         *("--buffer-size", str(rows), "--learning-starts", str(total - 1), "--total-timesteps"),
-        *(str(total), "--checkpoint-every", str(EVERY), "--log-every", str(EVERY)),
+        *(str(total), "--checkpoint-every", str(every), "--log-every", str(every)),
         *("--eval-every", "0", "--compile", "off", "--threads", "1"),
     ]
 
@@ -52,14 +50,14 @@ def wait_for_step(process, folder, step):
         time.sleep(2)
 
 
-def measure(script, env_id, rows):
+def measure(script, env_id, rows, every):
     """Return the figures of one environment."""
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent, "run")
-        words = command(script, env_id, rows, folder)
+        words = command(script, env_id, rows, every, folder)
         log = open(Path(parent, "log"), "w")  # noqa: SIM115
         process = subprocess.Popen(words, stdout=log, stderr=log)
-        wait_for_step(process, folder, rows + 4 * EVERY)
+        wait_for_step(process, folder, rows + 4 * every)
         process.send_signal(signal.SIGKILL)
         process.wait()
         found = rows_of(folder)
@@ -79,22 +77,26 @@ def measure(script, env_id, rows):
         resumed = time.perf_counter() - start
         process.kill()
         process.wait()
-    return {"rows": rows, "seconds": seconds, "sizes": sizes, "resume": resumed}
+    return {"rows": rows, "every": every, "seconds": seconds, "sizes": sizes, "resume": resumed}
 
 
 def describe(found):
     """Return all figures in Markdown."""
     lines = [f"{found['date']}, {found['cpus']} CPUs, {found['system']}", ""]
-    lines.append(
-        "| environment | stored rows | state.pt | rows of the buffer | seconds a checkpoint"
-    )
-    lines[-1] += f" ({EVERY:,} new rows) | seconds from launch to the first step after --resume |"
-    lines.append("|---|---|---|---|---|---|")
+    lines.append("| environment | stored rows | state.pt | rows of the buffer | new rows |")
+    lines[-1] += " seconds a checkpoint | seconds from launch to the first step after --resume |"
+    lines.append("|---|---|---|---|---|---|---|")
     for env_id, one in found["environments"].items():
         low, middle, high = (f"{f(one['seconds']):.2f}" for f in (min, median, max))
         state = one["sizes"]["state.pt"] / 1e6
         rows = sum(size for name, size in one["sizes"].items() if name != "state.pt") / 1e6
-        cells = [env_id, f"{one['rows']:,}", f"{state:.1f} MB", f"{rows:,.0f} MB"]
+        cells = [
+            env_id,
+            f"{one['rows']:,}",
+            f"{state:.1f} MB",
+            f"{rows:,.0f} MB",
+            f"{one['every']:,}",
+        ]
         cells += [f"{middle} ({low} to {high})", f"{one['resume']:.1f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -106,13 +108,15 @@ def main():
     parser.add_argument("environments", nargs="*", help="none: print the table of --file")
     parser.add_argument("--script", default="sac_continuous.py", help="with a replay buffer")
     parser.add_argument("--rows", type=int, default=1_000_000, help="that the buffer holds")
+    help = "transitions between checkpoints; default: that of a run of a million"
+    parser.add_argument("--every", type=int, default=50_000, help=help)
     parser.add_argument("--file", type=Path, required=True, help="JSON file of all figures")
     args = parser.parse_args()
     if args.environments:
         found = {"date": time.strftime("%F"), "cpus": os.cpu_count(), "environments": {}}
         found["system"] = platform.platform()
         for env_id in args.environments:
-            found["environments"][env_id] = measure(args.script, env_id, args.rows)
+            found["environments"][env_id] = measure(args.script, env_id, args.rows, args.every)
             args.file.write_text(json.dumps(found, indent=1) + "\n")
     print(describe(json.loads(args.file.read_text())))
 
