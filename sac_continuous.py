@@ -498,8 +498,10 @@ NO_FILM = "no videos (they need rgb_array frames; apt-get install libegl1 libgl1
 # --- messages -------------------------------------------------------------------------------------
 def say(text, file=None):
     """Print a line above the progress bar; a closed pipe must not end a run."""
+    file = file or sys.stdout
+    if file is None:
+        return  # the program was started without one
     try:
-        file = file or sys.stdout
         tqdm.write(text, file=file)
         file.flush()
     except (OSError, ValueError, RuntimeError):  # the last where a signal interrupts a print
@@ -1064,8 +1066,10 @@ class Progress:
     """A live bar on a terminal; elsewhere a plain line for each row of metrics."""
 
     def __init__(self, step, total):
-        # disable=None: no bar unless stderr is a terminal
-        self.bar = tqdm(total=total, initial=step, unit="step", dynamic_ncols=True, disable=None)
+        on_terminal = sys.stderr is not None and sys.stderr.isatty()
+        self.bar = tqdm(
+            total=total, initial=step, unit="step", dynamic_ncols=True, disable=not on_terminal
+        )
         self.notes = {}
 
     def update(self, step, **notes):
@@ -1095,7 +1099,7 @@ def git_state():
 
     try:
         commit = git("rev-parse", "HEAD").decode().strip()
-        changes = git("diff", "HEAD", "--", ".")
+        changes = git("diff", "HEAD")
     except (OSError, subprocess.SubprocessError):
         return None, b""
     return commit, changes

@@ -8,6 +8,8 @@ import json
 import math
 import os
 import re
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -563,6 +565,50 @@ def test_not_finite(train, S, env, name, steps, capfd):
     assert out.count("failed") == out.count(found["reason"]) == 1
     assert all(math.isfinite(value) for row in read("run") for value in row.values())
     assert re.search(rf"\b{found['global_step']}\b", found["reason"])  # says when
+
+
+@pytest.mark.parametrize("redirection", ["| head -n 1", ">&- 2>&-"])
+def test_nobody_listens(S, script, spaces, launch, tmp_path, redirection):
+    """A pipe that closes after a line, or no terminal at all, is not worth a run."""
+    need(S, "say", "compile_update")
+    shutil.copy(script, tmp_path)
+    words = shown(spaces, [*tiny(S), "--run-dir", "run"])
+    command = f"{shlex.join([sys.executable, script.name, *words])} {redirection}"
+    environ = ENVIRON | {"PYTHONPATH": str(ROOT)}
+    subprocess.run(["bash", "-c", command], cwd=tmp_path, env=environ, capture_output=True)
+    for _ in range(300):  # the end of the pipe is not that of the run
+        if (tmp_path / "run" / "summary.json").exists():
+            break
+        time.sleep(0.1)
+    assert summary(tmp_path / "run")["status"] == "finished"
+
+
+def test_git_commit_and_changes(S, script, spaces, tmp_path):
+    """The summary names the commit; what differs from it, in the whole checkout, is kept."""
+    need(S, "git_state")
+
+    def git(*words):
+        command = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b", *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    shutil.copy(script, folder)
+    (tmp_path / "module.py").write_text("one = 1\n")
+    git("init")
+    git("add", "module.py", f"folder/{script.name}")
+    git("commit", "-m", "a")
+    words = shown(spaces, [*tiny(S), "--eval-every", "0", "--run-dir"])
+    for name, text in {"clean": "one = 1\n", "dirty": "one = 2\n"}.items():
+        (tmp_path / "module.py").write_text(text)
+        command = [sys.executable, script.name, *words, name]
+        environ = ENVIRON | {"PYTHONPATH": str(ROOT)}
+        subprocess.run(command, cwd=folder, env=environ, check=True, capture_output=True)
+        found = summary(folder / name)
+        assert found["git_commit"] == git("rev-parse", "HEAD").strip()
+        assert found["git_dirty"] == (name == "dirty")
+    assert not (folder / "clean" / "changes.diff").exists()
+    assert "+one = 2" in (folder / "dirty" / "changes.diff").read_text()
 
 
 NO_OPENGL = """import ctypes.util
