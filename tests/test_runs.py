@@ -404,7 +404,7 @@ def test_defaults_of_a_run(train, S, monkeypatch):
     need(S, "compile_update")
     tried, filmed, told = [], [], []
     monkeypatch.setattr(S.torch, "compile", lambda update, **_: (tried.append(1), update)[1])
-    monkeypatch.setattr(S, "save_video", lambda path, *rest: (filmed.append(path.name), True)[1])
+    monkeypatch.setattr(S, "save_video", lambda path, *rest: (filmed.append(path.name), path)[1])
     resolve = S.resolve
     spy = lambda args, *rest, **names: (told.append(names), resolve(args, *rest, **names))[1]  # noqa: E731
     monkeypatch.setattr(S, "resolve", spy)
