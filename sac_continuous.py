@@ -460,7 +460,9 @@ def main(args):
                 run.updates += 1
             run.lap("update")
 
-            run.log_step(infos, truncated)
+            run.log_episodes(infos, truncated)
+            if run.log_due():
+                run.log_interval()
             if run.evaluation_due():
                 run.evaluate()
             if run.checkpoint_due():
@@ -1446,7 +1448,7 @@ class Run:
         self.global_step = 0  # environment transitions, over all environments
         self.updates = 0  # gradient steps
         self.scores = []  # mean return of every evaluation
-        self.evaluated = None  # the step of the last one
+        self.evaluated = -1  # the step of the last one
         self.recent = deque(maxlen=100)  # (return, length, truncated) of finished episodes
         self.pending = {}  # metrics of the updates since the last row: {their names: values}
         self.id = secrets.token_hex(4)  # of the run, at W&B too
@@ -1458,6 +1460,7 @@ class Run:
         self.film = args.capture_video
         self.spent = Counter()  # seconds by activity, since the last row
         self.logged = 0  # the step of the last row
+        self.checkpointed = 0  # the step of the last checkpoint
         self.board = self.tracker = self.progress = None  # not there before begin()
 
     # --- begin and end
@@ -1628,16 +1631,20 @@ class Run:
         text = json.dumps(summary, indent=1).encode()
         write_atomically(self.path / "summary.json", lambda file: file.write(text))
 
-    # --- checkpoints
-    def due(self, every):
-        """Tell whether a period of that many transitions, or the run, ended in the latest step."""
-        ended = self.global_step >= self.args.total_timesteps
-        return every > 0 and (ended or self.global_step % every < self.args.num_envs)
+    def ended(self):
+        """Tell whether all transitions have been made."""
+        return self.global_step >= self.args.total_timesteps
 
+    def due(self, every, since):
+        """Tell whether a period of that many transitions, or the run, ended after a step."""
+        return every > 0 and (self.ended() or self.global_step // every > since // every)
+
+    # --- checkpoints
     def checkpoint_due(self):
         """Tell whether it is time to save, or a signal asks for it."""
-        ended = self.global_step >= self.args.total_timesteps  # then model.pt is written
-        return bool(self.stopping) or (self.due(self.args.checkpoint_every) and not ended)
+        if self.ended():  # then model.pt is written
+            return bool(self.stopping)
+        return bool(self.stopping) or self.due(self.args.checkpoint_every, self.checkpointed)
 
     def checkpoint(self):
         """Save all that decides how the run goes on; if a signal came, end the run."""
@@ -1651,6 +1658,7 @@ class Run:
             if not self.warned:
                 say(f"warning: no checkpoint at step {step}, the last one stays: {error}")
             self.warned = True
+        self.checkpointed = self.global_step
         self.lap("checkpoint")
         if self.stopping:
             raise KeyboardInterrupt
@@ -1695,7 +1703,7 @@ class Run:
     def load_state_dict(self, state):
         """Take over what state_dict returned."""
         self.id = state["id"]
-        self.global_step = self.logged = state["global_step"]
+        self.global_step = self.logged = self.checkpointed = state["global_step"]
         self.updates = state["updates"]
         self.scores = state["scores"]
         self.evaluated = state["evaluated"]
@@ -1749,15 +1757,17 @@ class Run:
         self.board.log(metrics, self.global_step)
         self.tracker.log(row, video)
 
-    def log_step(self, infos, truncated):
-        """Log the episodes that ended in the latest step and, if due, a row of metrics."""
+    def log_due(self):
+        """Tell whether it is time for a row of metrics."""
+        return self.due(self.args.log_every, self.logged)
+
+    def log_episodes(self, infos, truncated):
+        """Log the episodes that ended in the latest step, and move the bar."""
         for i in np.flatnonzero(infos.get("_episode_return", [])):
             episode_return = float(infos["episode_return"][i])
             length = int(infos["episode_length"][i])
             self.recent.append((episode_return, length, bool(truncated[i])))
             self.log({"charts/episodic_return": episode_return, "charts/episodic_length": length})
-        if self.due(self.args.log_every):
-            self.log_interval()
         self.progress.update(self.global_step)
         self.lap("log")
 
@@ -1792,17 +1802,18 @@ class Run:
         self.progress.line(
             f"step {self.global_step}/{total} SPS {sps:.0f}{left} return {mean_return:.4g}"
         )
+        self.lap("log")
 
     # --- evaluation
     def evaluation_due(self):
         """Tell whether it is time to evaluate, which a signal may have cut short before."""
-        return self.due(self.args.eval_every) and self.evaluated != self.global_step
+        evaluated = self.evaluated == self.global_step
+        return self.due(self.args.eval_every, self.evaluated) and not evaluated
 
     def evaluate(self):
         """Score the agent; film every eighth evaluation and the last."""
         number = len(self.scores)
-        last = self.global_step >= self.args.total_timesteps
-        film = self.film and (number % 8 == 0 or last) and can_film(self.eval_envs)
+        film = self.film and (number % 8 == 0 or self.ended()) and can_film(self.eval_envs)
         stream = (EVALUATE, self.args.seed, number)
         stopped = lambda: bool(self.stopping)  # noqa: E731
         evaluation = evaluate(self.agent, self.eval_envs, stream, film, stopped)

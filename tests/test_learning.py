@@ -18,8 +18,8 @@ def test_inverted_pendulum_reaches_1000(S, spaces, tmp_path, monkeypatch):
     flags += " --learning-starts 1000" * delayed
     evaluate = S.Run.evaluate
 
-    def evaluate_and_stop(run, envs):
-        evaluate(run, envs)
+    def evaluate_and_stop(run, *envs):
+        evaluate(run, *envs)
         if run.scores[-1] == 1000:
             raise KeyboardInterrupt
 

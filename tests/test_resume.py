@@ -1414,7 +1414,7 @@ DIE = """
 def dying(run, *inputs):
     run.board.flush()
     os.kill(os.getpid(), signal.SIGKILL)
-S.Run.log_step = dying
+S.Run.log_episodes = dying
 """
 
 
@@ -1594,13 +1594,13 @@ def test_an_episode_that_differs_is_noticed(S):
 
 def test_pythons_generator(begin, interrupt, resume, S, monkeypatch):
     """It is put back as the others, though we do not draw from it."""
-    log_step = S.Run.log_step
+    log_episodes = S.Run.log_episodes
 
     def draw(run, *inputs):
         random.random(), np.random.rand(), torch.rand(())
-        log_step(run, *inputs)
+        log_episodes(run, *inputs)
 
-    monkeypatch.setattr(S.Run, "log_step", draw)
+    monkeypatch.setattr(S.Run, "log_episodes", draw)
     begin(f"{SAME} --run-dir whole")
     for step in (130, 150):
         interrupt(f"{SAME} --run-dir a --resume auto", step)

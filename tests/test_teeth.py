@@ -541,7 +541,7 @@ SAC = {
         f"{RUNS}defaults_of_a_run",
     ),
     "the last evaluation is not filmed": (
-        " or last)",
+        " or self.ended())",
         ")",
         f"{RUNS}defaults_of_a_run",
     ),
@@ -572,8 +572,8 @@ SAC = {
         f"{RUNS}not_finite",
     ),
     "a row is due in two steps": (
-        "every < ",
-        "every <= ",
+        "every > since",
+        "every >= since",
         f"{MATH}t13_fixed_temperature_and_logs_before_the_first_update",
     ),
     "SPS counts evaluations": (
@@ -911,8 +911,8 @@ RESUME_BUGS = {
         f"{RESUME}killed_while_writing[the first row of metrics]",
     ),
     "a signal saves no checkpoint": (
-        "return bool(self.stopping) or (self.due",
-        "if self.stopping:\n            raise KeyboardInterrupt\n        return (self.due",
+        "return bool(self.stopping) or self.due",
+        "if self.stopping:\n            raise KeyboardInterrupt\n        return self.due",
         f"{RESUME}signal_in_the_first_step[1]",
     ),
     "SIGHUP is not heeded": (
