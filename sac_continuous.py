@@ -1,20 +1,23 @@
 """Soft Actor-Critic (SAC, arXiv 1801.01290) with a learned temperature (arXiv 1812.05905).
 
-Every environment step stores one transition (obs, action, reward, terminated, next_obs), and one
-update follows, on a batch drawn uniformly from all that is stored. Actions are in [-1, 1] here:
+Every environment step stores one transition (obs, action, reward, terminated, next_obs). After the
+first learning_starts of them, an update follows each step by default, on a batch drawn uniformly
+from all that is stored. Actions are in [-1, 1] here:
 
 (1) action = tanh(u), u = mean + exp(log_std) * noise, noise ~ N(0, 1), (mean, log_std) = actor(obs)
-    logp = sum over dimensions of log N(u; mean, exp(log_std)) - log(1 - tanh(u)^2)
+    logp = sum over dimensions of (log N(u; mean, exp(log_std)) - log(1 - tanh(u)^2))
 (2) td_target = reward + gamma * (1 - terminated)
-                * (min over both of critic_target(next_obs, next_action) - alpha * next_logp)
+                * (min over both of critic_target(next_obs, next_action) - alpha * next_logp),
+    next_action and next_logp are those of (1) for next_obs
 (3) critic_loss = sum over both critics of mean((critic(obs, action) - td_target)^2)
-(4) actor_loss = mean(alpha * logp - min over both of critic(obs, action of the actor))
+(4) actor_loss = mean(alpha * logp - min over both of critic(obs, action)), of a new action by (1)
 (5) alpha_loss = -mean(log_alpha * (logp + target_entropy)), alpha = exp(log_alpha)
+    td_target and alpha are constants in (2) to (4), and logp is one in (5)
 (6) critic_target = critic_target + tau * (critic - critic_target)
 
 Differs from arXiv 1812.05905: critic_lr is 1e-3, not 3e-4; alpha starts at 0.1; (3) has no factor
 1/2; (5) multiplies by log_alpha, not by alpha, and shares its logp with (4); the first
-learning_starts actions are uniform; truncated episodes bootstrap.
+learning_starts actions are uniform; (2) bootstraps past a time limit.
 
 python sac_continuous.py --env-id Hopper-v4
 python sac_continuous.py --env-id InvertedPendulum-v4 --total-timesteps 5000 --learning-starts 1000
@@ -58,7 +61,7 @@ import tomllib
 import zipfile
 import zlib
 from collections import Counter, deque
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from ctypes.util import find_library
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -79,7 +82,10 @@ from tqdm import tqdm
 # --- arguments ------------------------------------------------------------------------------------
 @dataclass
 class Args:
-    """Train Soft Actor-Critic; --evaluate scores and films a trained agent instead."""
+    """Train Soft Actor-Critic; --evaluate scores and films a trained agent instead.
+
+    Numbers in brackets are those of the equations at the top of the script.
+    """
 
     # task
     env_id: str = "Hopper-v4"  # Gymnasium id; my_module:MyEnv-v0 imports my_module
@@ -94,7 +100,7 @@ class Args:
     utd: float = 1.0  # updates per environment transition
     hidden_size: int = 256  # units in each fully connected hidden layer
     log_std_min: float = -20.0  # (1) log_std is clamped to this minimum
-    log_std_max: float = 2.0  # (1) and to this maximum
+    log_std_max: float = 2.0  # (1) log_std is clamped to this maximum
     gamma: float = 0.99  # (2) discount per step
     critic_lr: float = 1e-3  # (3) Adam's step size
     actor_lr: float = 3e-4  # (4) Adam's step size
@@ -109,10 +115,10 @@ class Args:
     threads: int | None = None  # CPU threads; None: all cores, at most 4
     compile: Literal["auto", "on", "off"] = "auto"  # auto: if the run is long enough to gain
     log_every: int = 1_000  # transitions between two rows of metrics; 0: none
-    eval_every: int | None = None  # transitions between evaluations; default up to 25; 0: none
+    eval_every: int | None = None  # transitions between evaluations; default total / 24; 0: none
     eval_episodes: int = 10  # episodes per evaluation, with deterministic actions
     capture_video: bool = True  # film an episode of every eighth evaluation and of the last
-    checkpoint_every: int | None = None  # transitions between; default 20 a run; 0: on signals only
+    checkpoint_every: int | None = None  # likewise; default total / 20; 0: only when interrupted
     resume: str | None = None  # run folder to go on with; auto: --run-dir, if it holds a run
     track: bool = False  # send metrics, source and videos to Weights & Biases
     wandb_project_name: str | None = None  # project there; default $WANDB_PROJECT
@@ -205,7 +211,7 @@ class Batch(NamedTuple):
 class ReplayBuffer:
     """Ring of the latest transitions, each one row of numbers, so that a batch is one gather.
 
-    Checkpoints save rows and added, and nothing else of it.
+    Checkpoints save rows and added; whatever else you keep here is lost with --resume.
     """
 
     def __init__(self, capacity, obs_dim, action_dim, device):
@@ -237,13 +243,14 @@ class ReplayBuffer:
 class Agent(nn.Module):
     """Networks, temperature and optimizers; it acts and learns.
 
-    Checkpoints save its parameters and buffers (nn.Buffer), those of the optimizers included.
+    Checkpoints save parameters and buffers (nn.Buffer), those of the optimizers included; whatever
+    else you keep here is lost with --resume.
     """
 
     def __init__(self, args, obs_dim, low, high, device="cpu"):
         super().__init__()
         self.args = args
-        self.sizes = {
+        self.sizes = {  # with these a saved agent is built anew, see load_agent
             "obs_dim": obs_dim,
             "low": np.array(low).tolist(),
             "high": np.array(high).tolist(),
@@ -263,7 +270,8 @@ class Agent(nn.Module):
             self.target_entropy = -self.action_dim
         self.to(device)  # first, so that the optimizers' averages are made there
 
-        # to use another optimizer copy Adam, from below, and change its step()
+        # not torch.optim, which would break up the one compiled graph of an update; to use another
+        # optimizer copy Adam, from below, and change its step()
         self.critic_opt = Adam(self.critic.parameters(), args.critic_lr)
         self.actor_opt = Adam(self.actor.parameters(), args.actor_lr)
         self.alpha_opt = Adam([self.log_alpha], args.alpha_lr)
@@ -289,8 +297,9 @@ class Agent(nn.Module):
         """Sample actions [N, A] in [-1, 1] for obs [N, O], to learn from."""
         mean, log_std = self.actor(self.tensor(obs))
         mean = mean.cpu().numpy()
-        std = np.exp(log_std.cpu().numpy())  # NumPy: quicker for few rows, the same on all devices
-        return np.tanh(mean + std * np.random.standard_normal(mean.shape))  # (1)
+        std = np.exp(log_std.cpu().numpy())
+        noise = np.random.standard_normal(mean.shape)  # NumPy's is the same on all devices
+        return np.tanh(mean + std * noise)  # (1)
 
     @torch.inference_mode()
     def act(self, obs, deterministic=True):
@@ -302,7 +311,10 @@ class Agent(nn.Module):
 
     @torch.inference_mode()
     def value(self, obs):
-        """Estimate the return [N] from obs [N, O]: min over critics of Q(s, pi(s)), no entropy."""
+        """Estimate the return [N] from obs [N, O]: min over critics of Q(s, pi(s)), no entropy.
+
+        Training does not need it; it is there to look at what an agent has learned.
+        """
         obs = self.tensor(obs)
         mean, _ = self.actor(obs)
         return self.critic(obs, torch.tanh(mean)).min(0).values.cpu().numpy()
@@ -320,8 +332,9 @@ class Agent(nn.Module):
             obs, action, reward, terminated, next_obs, alpha, noise[0]
         )
         actor_metrics = self.update_actor(obs, alpha, noise[1])
+        alpha_metrics = self.update_alpha(actor_metrics["policy/entropy"])
         self.update_target()
-        return {**critic_metrics, **actor_metrics}
+        return {**critic_metrics, **actor_metrics, **alpha_metrics}
 
     def update_critic(self, obs, action, reward, terminated, next_obs, alpha, noise):
         """Fit both critics to the bootstrapped target; noise [B, A]."""
@@ -337,25 +350,30 @@ class Agent(nn.Module):
         assert q.shape[1:] == td_target.shape == reward.shape  # [2, B] - [B, 1] would be [2, B, B]
         losses = (q - td_target).square().mean(1)  # [2]
         grad_norm = self.critic_opt.minimize(losses.sum())  # (3)
-        return self.critic_metrics(obs, reward, q.detach(), losses.detach(), td_target, grad_norm)
+        return self.describe_critic(obs, reward, q.detach(), losses.detach(), td_target, grad_norm)
 
     def update_actor(self, obs, alpha, noise):
-        """Improve the policy against the critics, then adapt the temperature; noise [B, A]."""
+        """Improve the policy by the critics, plus alpha times its entropy; noise [B, A]."""
         mean, log_std = self.actor(obs)
         action, logp = squash(mean, log_std, noise)  # (1)
         q = self.critic(obs, action).min(0).values
         assert q.shape == logp.shape == obs.shape[:1]
         actor_loss = (alpha * logp - q).mean()
         grad_norm = self.actor_opt.minimize(actor_loss)  # (4), which moves the actor alone
+        return self.describe_actor(
+            actor_loss.detach(), alpha, action.detach(), log_std.detach(), logp.detach(), grad_norm
+        )
 
-        # -mean(log_alpha * (logp + target_entropy)): with less entropy than the target alpha grows
-        entropy = -logp.detach().mean()
+    def update_alpha(self, entropy):
+        """Adapt the temperature to the policy's entropy: below its target, alpha grows."""
+        # the mean of (5), for entropy = -mean(logp)
         alpha_loss = self.log_alpha.squeeze() * (entropy - self.target_entropy)
         if self.args.autotune:
             self.alpha_opt.minimize(alpha_loss)  # (5)
-        return self.actor_metrics(
-            actor_loss, alpha_loss, alpha, entropy, action, log_std, grad_norm
-        )
+        return {
+            "losses/alpha_loss": alpha_loss.detach(),
+            "policy/entropy_gap": entropy - self.target_entropy,
+        }
 
     def update_target(self):
         """Let the target critics follow the critics slowly."""
@@ -365,10 +383,10 @@ class Agent(nn.Module):
             ):
                 target.lerp_(parameter, self.args.tau)  # (6)
 
-    # metrics; a NaN or an infinity in any of them ends the run
-    def critic_metrics(self, obs, reward, q, losses, td_target, grad_norm):
+    # metrics; a NaN or an infinity in a mean that is logged ends the run
+    def describe_critic(self, obs, reward, q, losses, td_target, grad_norm):
         """Describe the critics' step: q [2, B], losses [2]."""
-        q1_value, q2_value = q.mean(1)[:2]
+        q1_value, q2_value = q.mean(1)[:2]  # a copy may have more critics
         return {
             "losses/qf1_loss": losses[0],
             "losses/qf2_loss": losses[1],
@@ -385,17 +403,15 @@ class Agent(nn.Module):
             **describe("env/reward", reward),
         }
 
-    def actor_metrics(self, actor_loss, alpha_loss, alpha, entropy, action, log_std, grad_norm):
-        """Describe the actor's step and the temperature's."""
+    def describe_actor(self, actor_loss, alpha, action, log_std, logp, grad_norm):
+        """Describe the actor's step: action and log_std [B, A], logp [B]."""
         return {
-            "losses/actor_loss": actor_loss.detach(),
-            "losses/alpha_loss": alpha_loss.detach(),
+            "losses/actor_loss": actor_loss,
             "losses/alpha": alpha.squeeze(),
             "grad/norm_actor": grad_norm,
-            "policy/entropy": entropy,
-            "policy/entropy_gap": entropy - self.target_entropy,
-            "policy/saturation": (action.detach().abs() > 0.99).float().mean(),
-            "policy/log_std": log_std.detach().mean(),
+            "policy/entropy": -logp.mean(),
+            "policy/saturation": (action.abs() > 0.99).float().mean(),
+            "policy/log_std": log_std.mean(),
         }
 
     def learning_rates(self):
@@ -420,21 +436,21 @@ def main(args):
         eval_envs = make_envs(args.env_id, args.eval_episodes, film=args.capture_video)
     sizes = box_sizes(envs, args.env_id)
     action_dim = np.size(sizes["low"])
-    check_memory(
-        args.device, "buffer_size", args.buffer_size, 4 * (2 * sizes["obs_dim"] + action_dim + 2)
-    )
+    row_bytes = 4 * (2 * sizes["obs_dim"] + action_dim + 2)
+    check_memory(args.device, "buffer_size", args.buffer_size, row_bytes)
 
     seed_everything(args.seed)  # after building environments, which may draw random numbers
     agent = Agent(args, **sizes, device=args.device)
     buffer = ReplayBuffer(args.buffer_size, sizes["obs_dim"], action_dim, args.device)
-    noise = torch.zeros(2, args.batch_size, action_dim, device=args.device)
+    noise = torch.zeros(2, args.batch_size, action_dim, device=args.device)  # refilled each update
+    # a batch of zeros, on which the update is compiled
     example = buffer.unpack(torch.zeros(args.batch_size, sum(buffer.widths), device=args.device))
 
-    with Run(args, agent, envs, eval_envs, buffer) as run:
+    with Run(args, agent, envs, eval_envs, buffer) as run:  # --resume loads agent and buffer here
         update = run.compile(Agent.update, example, noise)
         obs = run.begin()  # the first observations, or those of the checkpoint
         say(f"actions are random until step {args.learning_starts:,}, then updates begin")
-        if run.evaluation_due():
+        if run.evaluation_due():  # at step 0 it is
             run.evaluate()
             run.checkpoint()  # which spares --resume this evaluation
         while run.global_step < args.total_timesteps:
@@ -444,18 +460,18 @@ def main(args):
                 action = agent.explore(obs)
             run.lap("act")  # counts the time since the last lap as acting
 
-            # nothing is reset in here: next_obs is the true one, at the end of an episode too
+            # no environment resets itself: next_obs is the true one, at the end of an episode too
             next_obs, reward, terminated, truncated, infos = envs.step(agent.scale(action))
             require_finite(obs=obs, action=action, next_obs=next_obs, reward=reward)
             run.global_step += args.num_envs
-            buffer.add(obs, action, reward, terminated, next_obs)  # not truncated: (2) goes on
+            buffer.add(obs, action, reward, terminated, next_obs)  # no time limit stops (2)
             obs = reset_finished(envs, terminated | truncated, next_obs)
             run.lap("env")
 
-            # none, one or several, until there are utd updates for each transition
+            # none, one or several, until there are utd updates per transition since learning_starts
             while run.updates < args.utd * (run.global_step - args.learning_starts):
                 batch = buffer.sample(args.batch_size)
-                metrics = update(batch, noise.normal_())
+                metrics = update(batch, noise.normal_())  # Agent.update, perhaps compiled
                 run.record(metrics)
                 run.updates += 1
             run.lap("update")
@@ -466,7 +482,7 @@ def main(args):
             if run.evaluation_due():
                 run.evaluate()
             if run.checkpoint_due():
-                run.checkpoint()
+                run.checkpoint()  # and end here, if a signal came
     return agent
 
 
@@ -591,12 +607,12 @@ def parse_args(cls, argv):
 def resolve(args, preferred_device, least_steps_to_compile, least_eval_period):
     """Return args with all that they leave open settled; with --resume take those of the run."""
     args = adopt_settings(args, least_eval_period)
-    pays = args.total_timesteps >= least_steps_to_compile
+    long_enough = args.total_timesteps >= least_steps_to_compile
     return replace(
         args,
         device=choose_device(args.device, preferred_device),
-        threads=choose_threads(args.threads),
-        compile=choose_compile(args.compile, pays),
+        threads=limit_threads(args.threads),
+        compile=choose_compile(args.compile, long_enough),
         eval_every=period(args.eval_every, args.total_timesteps, 24, least_eval_period),
         checkpoint_every=period(args.checkpoint_every, args.total_timesteps, 20, 2_000),
     )
@@ -611,7 +627,7 @@ def choose_device(device, preferred):
     return device
 
 
-def choose_threads(threads):
+def limit_threads(threads):
     """Limit every pool of threads in this process; return their number.
 
     It is saved with the run, since results depend on it in the last bits.
@@ -625,10 +641,10 @@ def choose_threads(threads):
     return threads
 
 
-def choose_compile(mode, pays):
-    """Return "on" or "off"; compilation needs a C++ compiler."""
+def choose_compile(mode, long_enough):
+    """Return "on" or "off"; compilation takes a minute, and needs a C++ compiler."""
     if mode == "auto":
-        mode = "on" if pays and shutil.which(os.environ.get("CXX", "c++")) else "off"
+        mode = "on" if long_enough and shutil.which(os.environ.get("CXX", "c++")) else "off"
     return mode
 
 
@@ -780,10 +796,11 @@ def compile_update(agent, method, example, compile):
 class Episodes(gym.Wrapper):
     """Seeds and counts the episodes of an environment, and can repeat the current one.
 
-    Each begins with a seed of its own, derived from (*stream, environment, episode). A run that
-    goes on repeats the actions since then, for most environments cannot save their state; so an
-    episode without end costs memory and time. Infos, which nobody reads, are left out: an episode
-    tells its return and length at its end.
+    Each begins with a seed of its own, derived from (*stream, environment, episode), where stream
+    is (TRAIN, seed) or (EVALUATE, seed, evaluation). A run that goes on repeats the actions since
+    then, for most environments cannot save their state; so an episode without end costs memory and
+    time. Infos, which nobody reads, are left out: an episode tells its return and length at its
+    end.
     """
 
     def __init__(self, env, index):
@@ -902,7 +919,8 @@ class Evaluation(NamedTuple):
 def evaluate(agent, envs, stream, film=False, stopped=lambda: False):
     """Play one deterministic episode in each environment; None if it is stopped.
 
-    No random number of training is used up. Frames are taken of the first 500 steps.
+    The stream names the seeds, see Episodes; no random number of training is used up. Frames are
+    taken of the first 500 steps.
     """
     returns, lengths, frames = {}, {}, []
     with undisturbed_generators():
@@ -944,7 +962,7 @@ def save_video(path, frames, fps):
             for frame in frames:
                 writer.write_frame(frame)
 
-    if frames and attempt(NO_FILM, encode):
+    if frames and attempt("no video, since it cannot be encoded", encode):
         return path
     path.unlink(missing_ok=True)
     return None
@@ -1054,9 +1072,13 @@ class Tracker:
     def log(self, row, video=None):
         """Send a row of metrics and a video."""
         if self.run:
-            if video:
-                row = {**row, "videos": self.video(str(video))}
-            self.attempt(lambda: self.run.log(row))
+            self.attempt(lambda: self.send(row, video))
+
+    def send(self, row, video):
+        """Send a row, or raise whatever W&B raises."""
+        if video:
+            row = {**row, "videos": self.video(str(video))}
+        self.run.log(row)
 
     def finish(self, exit_code):
         """Upload what is left."""
@@ -1108,8 +1130,8 @@ def git_state():
 
 
 # --- run folder -----------------------------------------------------------------------------------
-# What --resume may change, since no weight and no metric depends on it. A script with a schedule
-# over total_timesteps must take that out.
+# The settings that --resume may change, since no weight and no metric depends on them. A script
+# with a schedule over total_timesteps must not list it here.
 FREE = {
     "total_timesteps",
     "checkpoint_every",
@@ -1135,8 +1157,20 @@ def write_atomically(path, write):
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-    finally:
+    except BaseException:
         part.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(path):
+    """Put on the disk which files a folder holds, where the file system can do that."""
+    with suppress(OSError):
+        folder = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def write_tensors(path, content):
@@ -1283,7 +1317,10 @@ class RunFolder:
         self.lock()
 
     def lock(self):
-        """Refuse a folder that another living process writes to."""
+        """Refuse a folder that another living process writes to.
+
+        The lock is on metrics.jsonl, which is open until the end. Whatever ends a process frees it.
+        """
         try:
             fcntl.flock(self.metrics.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -1304,11 +1341,13 @@ class RunFolder:
 
 
 # --- checkpoints ----------------------------------------------------------------------------------
-# A checkpoint is checkpoint/state.pt, which is replaced as a whole, and the rows of the replay
-# buffer in a file of their own, which is too large to be written anew each time. That file is a
-# ring with room for more rows than the buffer holds: new rows only ever lie over rows that had left
-# the buffer by the last checkpoint. So whenever the process dies, state.pt and the rows that it
-# names are whole, and the run goes on from there to the same bits.
+# A checkpoint is checkpoint/state.pt and the rows of the replay buffer, in a file beside it. Those
+# are too many to be written anew each time, so that file is a ring as well, of as many rows as the
+# buffer holds and as many again as are added between two checkpoints. A checkpoint
+#   1. writes the rows added since the last one, over rows that had left the buffer by then
+#   2. renames a new state.pt to its place; it says which rows are the buffer's
+# Killed in 1, the state.pt of before is there with all its rows; killed in 2, one or the other is.
+# The run goes on from there, with all random generators, and so to the same bits.
 class BufferFile:
     """The rows of a replay buffer on the disk, each with a checksum of its content and number.
 
@@ -1318,24 +1357,24 @@ class BufferFile:
     def __init__(self, folder, buffer, room, salt):
         self.folder = folder
         self.buffer = buffer
-        self.room = room  # rows that come between two checkpoints
+        self.room = room  # rows in the file beyond those of the buffer
         self.salt = salt  # of the run, so that rows of another one are noticed
-        self.saved = None  # where the last checkpoint finds its rows
+        self.saved = None  # where the last checkpoint finds its rows: name, length, added
 
     def save(self):
         """Write the rows added since the last checkpoint; return where to find all of them."""
         capacity = len(self.buffer.rows)
         added = self.buffer.added
+        start = max(0, added - capacity)
         if self.has_space(added):
             place = self.saved
-            start = place["added"]
+            start = max(start, place["added"])
         else:
             place = {"name": f"rows-{added}.bin", "length": capacity + self.room}
-            start = max(0, added - capacity)
         path = self.folder / place["name"]
         with open(path, "r+b" if path.exists() else "w+b") as file:
-            for first, count in self.parts(start, added, place["length"]):
-                rows = self.signed(first, count)
+            for first, count in self.chunks(start, added, place["length"]):
+                rows = self.with_checksums(first, count)
                 file.seek(first % place["length"] * rows.shape[1])
                 file.write(rows)
             file.flush()
@@ -1353,17 +1392,18 @@ class BufferFile:
 
     def restore(self, place):
         """Read the rows that a checkpoint names into the buffer, or raise ValueError."""
-        width = self.signed(0, 1).shape[1]
+        width = self.with_checksums(0, 1).shape[1]
         start = max(0, place["added"] - len(self.buffer.rows))
         with open(self.folder / place["name"], "rb") as file:
-            for first, count in self.parts(start, place["added"], place["length"]):
+            for first, count in self.chunks(start, place["added"], place["length"]):
                 file.seek(first % place["length"] * width)
                 content = file.read(count * width)
                 if len(content) < count * width:
                     raise ValueError(f"{place['name']} is too short")
                 rows = np.frombuffer(content, np.uint8).reshape(count, width)
-                self.put(first, rows[:, :-4].copy())  # before the check, which reads them there
-                if not np.array_equal(rows, self.signed(first, count)):
+                self.put(first, rows[:, :-4].copy())
+                # with_checksums takes the rows from the buffer, so they are put there first
+                if not np.array_equal(rows, self.with_checksums(first, count)):
                     raise ValueError(f"{place['name']} is damaged")
         self.buffer.added = place["added"]
         self.saved = place
@@ -1374,9 +1414,9 @@ class BufferFile:
             if self.saved is None or path.name != self.saved["name"]:
                 path.unlink()
 
-    def signed(self, first, count):
+    def with_checksums(self, first, count):
         """Return rows of the buffer as bytes, uint8 [count, W + 4], with a CRC-32 at their ends."""
-        rows = self.buffer.rows[self.places(first, count)].cpu().numpy()
+        rows = self.buffer.rows[self.buffer_index(first, count)].cpu().numpy()
         rows = rows.reshape(count, -1).view(np.uint8)
         sums = [zlib.crc32(row, self.salt ^ (first + i)) for i, row in enumerate(rows)]
         return np.concatenate([rows, np.array(sums, "<u4")[:, None].view(np.uint8)], 1)
@@ -1385,26 +1425,26 @@ class BufferFile:
         """Put rows of bytes, uint8 [count, W], into the buffer."""
         stored = self.buffer.rows
         rows = torch.from_numpy(rows).view(stored.dtype).reshape(len(rows), *stored.shape[1:])
-        stored[self.places(first, len(rows))] = rows.to(stored.device)
+        stored[self.buffer_index(first, len(rows))] = rows.to(stored.device)
 
-    def places(self, first, count):
+    def buffer_index(self, first, count):
         """Return where in the buffer rows are, the first-th of the run and those that follow."""
         return torch.arange(first, first + count) % len(self.buffer.rows)
 
-    def parts(self, start, stop, length):
+    def chunks(self, start, stop, length):
         """Split rows into (first, count) of at most 10,000, none across the end of the file."""
-        parts = []
+        chunks = []
         while start < stop:
             count = min(stop - start, 10_000, length - start % length)
-            parts.append((start, count))
+            chunks.append((start, count))
             start += count
-        return parts
+        return chunks
 
 
 def read_checked(path, device="cpu"):
     """Return what torch.save wrote, or raise; torch.load alone misses most flipped bits."""
     with zipfile.ZipFile(path) as file:
-        # by one bit of it torch.load takes a tensor for a folder, and leaves it as memory was
+        # one flipped bit there makes torch.load skip a tensor's data, without an error
         has_attributes = any(part.external_attr for part in file.infolist())
         if file.testzip() or has_attributes:
             raise ValueError(f"{path.name} is damaged")
@@ -1435,7 +1475,8 @@ def load_agent(cls, args_class, folder, device):
 class Run:
     """All of a run but the algorithm: counters, logs, evaluations, checkpoints and its end.
 
-    What decides how a run goes on is in the agent, the buffer, the environments and here.
+    What decides how a run goes on is in the agent, the buffer, the environments and here. A counter
+    that you add goes on with --resume if __init__, state_dict and load_state_dict name it.
     """
 
     def __init__(self, args, agent, envs, eval_envs=None, buffer=None):
@@ -1453,7 +1494,7 @@ class Run:
         self.pending = {}  # metrics of the updates since the last row: {their names: values}
         self.id = secrets.token_hex(4)  # of the run, at W&B too
         # not saved
-        self.checkpoint_saved = None  # what --resume has loaded
+        self.loaded = None  # the checkpoint that --resume has loaded
         self.stopping = ""  # the signal that came
         self.phase = "starting"
         self.warned = False  # that there is no space for checkpoints
@@ -1475,6 +1516,7 @@ class Run:
         self.buffer_file = None
         if self.buffer is not None:
             folder = self.path / "checkpoint"
+            # the rows between two checkpoints; 2,000 if none are due but those of signals
             room = max(self.args.checkpoint_every, 2_000) + self.args.num_envs
             self.buffer_file = BufferFile(folder, self.buffer, room, salt=int(self.id, 16))
         try:
@@ -1505,7 +1547,7 @@ class Run:
     def stop(self, number, frame):
         """Remember a signal; before the first step there is nothing to wait for."""
         if self.phase == "ending":
-            return  # a run that writes its end is not disturbed
+            return  # nothing disturbs a run that writes its end, but a second Ctrl-C
         self.stopping = signal.Signals(number).name
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -1527,7 +1569,7 @@ class Run:
 
     def begin(self):
         """Start where the checkpoint stopped, or at the beginning; return the first obs [N, O]."""
-        saved = self.checkpoint_saved
+        saved = self.loaded
         self.folder.metrics.file.truncate(saved["metrics_bytes"] if saved else 0)
         for name in ["summary.json", "model.pt"]:  # of an earlier end
             (self.path / name).unlink(missing_ok=True)
@@ -1547,12 +1589,12 @@ class Run:
             set_generators(saved["generators"])
             say(f"going on at step {self.global_step}")
         self.lap("update")  # compilation, above all
-        if not saved:
-            self.checkpoint()
         gc.collect()
         gc.freeze()  # searching all that was imported for garbage stalls steps
         self.progress = Progress(self.global_step, self.args.total_timesteps)
-        self.phase = "training"
+        self.phase = "training"  # from here on signals wait, also for the checkpoint that follows
+        if not saved:
+            self.checkpoint()
         return obs
 
     def __exit__(self, kind, error, trace):
@@ -1647,7 +1689,7 @@ class Run:
         return bool(self.stopping) or self.due(self.args.checkpoint_every, self.checkpointed)
 
     def checkpoint(self):
-        """Save all that decides how the run goes on; if a signal came, end the run."""
+        """Save all that decides how the run goes on; if a signal came, end by KeyboardInterrupt."""
         weights = self.agent.named_parameters()
         require_finite(**{name: weight.detach().cpu().numpy() for name, weight in weights})
         try:
@@ -1733,7 +1775,7 @@ class Run:
             sentence = f"fails ({error!r:.200}); {self.folder.shown} is left as it is"
             refuse("resume", f"{sentence}: delete it to begin anew")
         self.start -= saved["seconds"]
-        self.checkpoint_saved = saved
+        self.loaded = saved
 
     # --- logs
     def lap(self, activity):
@@ -1818,8 +1860,8 @@ class Run:
         stopped = lambda: bool(self.stopping)  # noqa: E731
         evaluation = evaluate(self.agent, self.eval_envs, stream, film, stopped)
         if evaluation is None:
-            self.checkpoint()  # with --resume this evaluation begins again
-            raise KeyboardInterrupt
+            self.checkpoint()  # which ends the run; --resume evaluates again
+            return
         video = None
         if film:
             path = self.path / "videos" / f"step-{self.global_step}.mp4"

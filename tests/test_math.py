@@ -153,14 +153,16 @@ def test_t09_a_permuted_batch_gives_the_same_losses(S, agent, batch):
 
 
 def test_each_step_moves_only_its_own_parameters(agent, batch):
-    """Critic step: critic only. Actor step: actor and temperature only. Target: polyak only."""
+    """Each of the steps of critics, actor and temperature leaves alone what the others move."""
     columns, noise = batch
     parts = ["actor", "critic", "critic_target", "log_alpha"]
     alpha = agent.log_alpha.detach().exp()
     critic_step = lambda: agent.update_critic(*columns, alpha, noise[0])  # noqa: E731
     assert moved(agent, parts, critic_step) == ["critic"]
     actor_step = lambda: agent.update_actor(columns[0], alpha, noise[1])  # noqa: E731
-    assert moved(agent, parts, actor_step) == ["actor", "log_alpha"]
+    assert moved(agent, parts, actor_step) == ["actor"]
+    entropy = torch.tensor(0.7)
+    assert moved(agent, parts, lambda: agent.update_alpha(entropy)) == ["log_alpha"]
 
 
 def test_target_follows_the_closed_form(agent, batch):
@@ -299,7 +301,8 @@ def test_t11_temperature_moves_against_the_entropy_gap(S, agent, batch, gap, dir
     agent.target_entropy = -logp.mean() + gap
     before = agent.log_alpha.item()
     recorded(agent.alpha_opt)
-    agent.update_actor(columns[0], agent.log_alpha.detach().exp(), noise[1])
+    found = agent.update_actor(columns[0], agent.log_alpha.detach().exp(), noise[1])
+    agent.update_alpha(found["policy/entropy"])
     assert agent.alpha_opt.loss == pytest.approx(
         -before * (logp.mean() + agent.target_entropy), rel=1e-4
     )
@@ -581,6 +584,7 @@ def test_metrics_of_an_update(agent, batch):
     new_action, logp = policy(agent, actor, obs, noise[1].double().numpy())
     new_q = forward(agent, "critic", critic, obs, new_action).min(0)
     found |= agent.update_actor(columns[0], agent.log_alpha.detach().exp(), noise[1])
+    found |= agent.update_alpha(found["policy/entropy"])
     expected |= {
         "losses/actor_loss": (0.3 * logp - new_q).mean(),
         "losses/alpha_loss": -np.log(0.3) * (logp - A).mean(),

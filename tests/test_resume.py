@@ -1153,6 +1153,24 @@ S.Run.checkpoint_due = stop
     assert ended in (130, -signal.SIGTERM) and "Traceback" not in nursery.said()
 
 
+def test_signal_in_the_first_checkpoint(whole, begin, resume, S, monkeypatch):
+    """It comes when state.pt is written, and the rows that it names must stay."""
+    whole()
+    write = S.write_tensors
+
+    def signalling(path, content):
+        write(path, content)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(S, "write_tensors", signalling)
+        with pytest.raises(SystemExit) as end:
+            begin(f"{SAME} --run-dir a")
+    assert end.value.code == 130 and summary("a")["global_step"] == 0
+    resume("--resume a")
+    assert_equal("whole", "a")
+
+
 @pytest.mark.parametrize("name", ["write_model", pytest.param("write_summary", marks=slow)])
 def test_signal_while_the_end_is_written(whole, begin, S, monkeypatch, name):
     whole()
@@ -1497,7 +1515,7 @@ def test_only_new_rows_are_written(begin, S, monkeypatch):
     rows, save = [], S.BufferFile.save
 
     def spy(file):
-        rows.append((file.buffer.added, file.signed(0, 1).shape[1]))
+        rows.append((file.buffer.added, file.with_checksums(0, 1).shape[1]))
         return save(file)
 
     monkeypatch.setattr(S, "open", counting, raising=False)

@@ -654,6 +654,19 @@ def test_full_disk_for_the_video(train, S, monkeypatch, capfd):
 
 
 @pytest.mark.quick
+def test_a_video_that_wandb_refuses(S, capfd):
+    need(S, "Tracker")
+
+    def refuse(path):
+        raise ValueError("no video")
+
+    tracker = S.Tracker(S.Args(), None, None)
+    tracker.run, tracker.video = "a run", refuse
+    tracker.log({"global_step": 1}, "a video")
+    assert tracker.run is None and "no W&B from here on" in capfd.readouterr().out
+
+
+@pytest.mark.quick
 def test_wandb_is_not_installed(train, monkeypatch, capfd):
     monkeypatch.setitem(sys.modules, "wandb", None)
     train("--run-dir a")

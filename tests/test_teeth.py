@@ -367,8 +367,8 @@ SAC = {
         f"{MATH}explored_actions_follow_the_policy",
     ),
     "exploration has half of the deviation": (
-        "std * np",
-        "std / 2 * np",
+        "mean + std * noise)",
+        "mean + std / 2 * noise)",
         f"{MATH}explored_actions_follow_the_policy",
     ),
     "the first actions are all positive": (
@@ -687,8 +687,13 @@ SAC = {
         "20, 1_000",
         f"{RUNS}defaults_of_a_run",
     ),
+    "a video that W&B refuses ends the run": (
+        "self.attempt(lambda: self.send(row, video))",
+        "self.send(row, video)",
+        f"{RUNS}a_video_that_wandb_refuses",
+    ),
     "short runs are compiled": (
-        "pays and ",
+        "long_enough and ",
         "",
         f"{RUNS}defaults_of_a_run",
     ),
@@ -720,8 +725,8 @@ RESUME_BUGS = {
         f"{RESUME}buffer_file_survives_all",
     ),
     "a new file of rows begins with those that come": (
-        "start = max(0, added - capacity)\n        path",
-        "start = max(0, added - self.room)\n        path",
+        "added - capacity)",
+        "added - self.room)",
         f"{RESUME}buffer_file_survives_all",
     ),
     "rows that a failed checkpoint wrote count as saved": (
@@ -730,8 +735,8 @@ RESUME_BUGS = {
         f"{RESUME}buffer_file_survives_all",
     ),
     "the whole buffer is written each time": (
-        '            start = place["added"]\n',
-        "            start = max(0, added - capacity)\n",
+        'start = max(start, place["added"])',
+        "pass",
         f"{RESUME}only_new_rows_are_written",
     ),
     "rows are signed without their number": (
@@ -750,7 +755,7 @@ RESUME_BUGS = {
         f"{RESUME}buffer_file_notices_damage",
     ),
     "damaged rows are taken": (
-        "if not np.array_equal(rows, self.signed(first, count)):",
+        "if not np.array_equal(rows, self.with_checksums(first, count)):",
         "if False:",
         f"{RESUME}damaged_rows[flipped]",
     ),
@@ -914,6 +919,11 @@ RESUME_BUGS = {
         "return bool(self.stopping) or self.due",
         "if self.stopping:\n            raise KeyboardInterrupt\n        return self.due",
         f"{RESUME}signal_in_the_first_step[1]",
+    ),
+    "a signal cuts the first checkpoint short": (
+        "        if not saved:\n            self.checkpoint()\n",
+        '        self.phase = "starting"\n        if not saved:\n            self.checkpoint()\n',
+        f"{RESUME}signal_in_the_first_checkpoint",
     ),
     "SIGHUP is not heeded": (
         "(signal.SIGINT, signal.SIGTERM, signal.SIGHUP)",
