@@ -233,6 +233,10 @@ class ReplayBuffer:
         index = torch.randint(filled, (batch_size,), device=self.rows.device)
         return self.unpack(self.rows.index_select(0, index))
 
+    def example(self, batch_size):
+        """Return a batch of zeros, to compile an update with."""
+        return self.unpack(self.rows.new_zeros(batch_size, sum(self.widths)))
+
     def unpack(self, rows):
         """Split rows [B, D] into the columns of a batch."""
         obs, action, reward, terminated, next_obs = rows.split(self.widths, 1)
@@ -443,8 +447,7 @@ def main(args):
     agent = Agent(args, **sizes, device=args.device)
     buffer = ReplayBuffer(args.buffer_size, sizes["obs_dim"], action_dim, args.device)
     noise = torch.zeros(2, args.batch_size, action_dim, device=args.device)  # refilled each update
-    # a batch of zeros, on which the update is compiled
-    example = buffer.unpack(torch.zeros(args.batch_size, sum(buffer.widths), device=args.device))
+    example = buffer.example(args.batch_size)
 
     with Run(args, agent, envs, eval_envs, buffer) as run:  # --resume loads agent and buffer here
         update = run.compile(Agent.update, example, noise)

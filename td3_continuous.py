@@ -1,10 +1,10 @@
-# --- method ---------------------------------------------------------------------------------------
 """Twin Delayed Deep Deterministic policy gradient (TD3, arXiv 1802.09477).
 
-Every environment step stores one transition (obs, action, reward, terminated, next_obs), and one
-update follows, on a batch drawn uniformly from all that is stored. Actions are in [-1, 1] here:
+Every environment step stores one transition (obs, action, reward, terminated, next_obs). After the
+first learning_starts of them, an update follows each step by default, on a batch drawn uniformly
+from all that is stored. Actions are in [-1, 1] here:
 
-(1) action = clip(actor(obs) + exploration_noise * noise, -1, 1), noise ~ N(0, 1), for exploring
+(1) action = clip(actor(obs) + exploration_noise * noise, -1, 1), noise ~ N(0, 1), to explore
 (2) next_action = clip(actor_target(next_obs) + clip(policy_noise * noise, -c, c), -1, 1),
     c = noise_clip, noise ~ N(0, 1)
 (3) td_target = reward + gamma * (1 - terminated)
@@ -15,57 +15,86 @@ and in every policy_delay-th update
 (6) target = target + tau * (network - target), for critic_target and actor_target
 
 Differs from the paper: hidden layers of 256 and 256 units, learning rates 3e-4, batches of 256,
-25,000 uniformly random actions at first; (2) is clipped to the bounds, as in the authors' code.
+25,000 uniformly random actions at first; (2) is clipped to the bounds, as in the authors' code; (3)
+bootstraps past a time limit.
 
 python td3_continuous.py --env-id Hopper-v4
 python td3_continuous.py --env-id InvertedPendulum-v4 --total-timesteps 5000 --learning-starts 1000
 """
 
-# --- imports --------------------------------------------------------------------------------------
+# /// script
+# requires-python = ">=3.11,<3.14"
+# dependencies = [
+#     "torch==2.13.0",
+#     "gymnasium[mujoco]==1.4.0",
+#     "mujoco==3.17.0",
+#     "numpy==2.4.6",
+#     "tyro==1.0.17",
+#     "wandb==0.31.0",
+#     "tensorboard==2.21.0",
+#     "moviepy==2.2.1",
+#     "tqdm==4.70.1",
+#     "psutil==7.2.2",
+#     "threadpoolctl==3.8.0",
+# ]
+# ///
+
 import copy
+import fcntl
 import gc
+import io
 import json
 import math
 import os
 import platform
 import random
 import re
+import secrets
 import shutil
 import signal
+import subprocess
 import sys
+import threading
 import time
 import tomllib
+import zipfile
+import zlib
 from collections import Counter, deque
-from contextlib import AbstractContextManager
+from contextlib import contextmanager, suppress
 from ctypes.util import find_library
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import gymnasium as gym
-import imageio.v2 as imageio
 import numpy as np
 import psutil
 import torch
 import tyro
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
 
 
 # --- arguments ------------------------------------------------------------------------------------
 @dataclass
 class Args:
-    """Train TD3; --evaluate scores and films a trained agent instead."""
+    """Train TD3; --evaluate scores and films a trained agent instead.
+
+    Numbers in brackets are those of the equations at the top of the script.
+    """
 
     # task
     env_id: str = "Hopper-v4"  # Gymnasium id; my_module:MyEnv-v0 imports my_module
     total_timesteps: int = 1_000_000  # environment transitions, over all environments
     num_envs: int = 1  # environments stepped together
     seed: int = 1  # drives networks, environments, exploration and batches
+
     # algorithm
     buffer_size: int = 1_000_000  # transitions kept for replay
-    learning_starts: int = 25_000  # transitions of exploration before the updates
+    learning_starts: int = 25_000  # transitions of random actions before the updates
     batch_size: int = 256  # transitions per update
     utd: float = 1.0  # updates per environment transition
     hidden_size: int = 256  # units in each fully connected hidden layer
@@ -77,54 +106,54 @@ class Args:
     actor_lr: float = 3e-4  # (5) Adam's step size
     policy_delay: int = 2  # (5) updates of the critics per update of actor and targets
     tau: float = 0.005  # (6) target smoothing
+
     # run
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: CUDA if present, for PPO the CPU
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: where training is fastest
     threads: int | None = None  # CPU threads; None: all cores, at most 4
     compile: Literal["auto", "on", "off"] = "auto"  # auto: if the run is long enough to gain
     log_every: int = 1_000  # transitions between two rows of metrics; 0: none
-    eval_every: int | None = None  # transitions between evaluations; default up to 25; 0: none
+    eval_every: int | None = None  # transitions between evaluations; default total / 24; 0: none
     eval_episodes: int = 10  # episodes per evaluation, with deterministic actions
     capture_video: bool = True  # film an episode of every eighth evaluation and of the last
+    checkpoint_every: int | None = None  # likewise; default total / 20; 0: only when interrupted
+    resume: str | None = None  # run folder to go on with; auto: --run-dir, if it holds a run
     track: bool = False  # send metrics, source and videos to Weights & Biases
+    wandb_project_name: str | None = None  # project there; default $WANDB_PROJECT
+    wandb_entity: str | None = None  # team there; default $WANDB_ENTITY
     notes: str = ""  # the hypothesis, kept beside the run
     run_dir: str | None = None  # folder of this run; default runs/<env>__<script>__<seed>__<id>
     config: str | None = None  # start from the config.toml of a run; flags override it
     evaluate: str | None = None  # run folder to score and film instead of training
 
-    def check(self):
-        """Refuse values that can not work."""
-        positive = "total_timesteps num_envs buffer_size batch_size hidden_size eval_episodes "
-        for name in (positive + "utd policy_delay critic_lr actor_lr").split():
-            require(0 < getattr(self, name) < math.inf, name, "must be positive")
-        for name in ["exploration_noise", "policy_noise", "noise_clip"]:
-            require(0 <= getattr(self, name) < math.inf, name, "must not be negative")
-        for name in ["gamma", "tau"]:
-            require(0 <= getattr(self, name) <= 1, name, "must be between 0 and 1")
-        for name in ["seed", "log_every", "eval_every", "threads"]:
-            require(0 <= (getattr(self, name) or 0) < 2**63, name, "must not be negative or huge")
-        starts = self.learning_starts
-        require(self.batch_size <= starts, "batch_size", "must be at most --learning-starts")
-        require(self.total_timesteps > starts, "total_timesteps", "must be above --learning-starts")
-
 
 # --- networks -------------------------------------------------------------------------------------
 def mlp(inputs, hidden_size, outputs, layer=nn.Linear):
     """Stack two hidden ReLU layers and a linear output."""
-    first, second = layer(inputs, hidden_size), layer(hidden_size, hidden_size)
-    return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), layer(hidden_size, outputs))
+    return nn.Sequential(
+        layer(inputs, hidden_size),
+        nn.ReLU(),
+        layer(hidden_size, hidden_size),
+        nn.ReLU(),
+        layer(hidden_size, outputs),
+    )
 
 
 class TwinLinear(nn.Module):
-    """Two independent linear layers in one batched matrix product."""
+    """A linear layer for each critic, in one batched matrix product.
+
+    Any layer with parameters that is put between these needs a copy for each critic, too.
+    """
+
+    twins = 2
 
     def __init__(self, inputs, outputs):
         super().__init__()
-        twins = [nn.Linear(inputs, outputs) for _ in range(2)]
-        self.weight = nn.Parameter(torch.stack([twin.weight.T for twin in twins]))  # [2, I, O]
-        self.bias = nn.Parameter(torch.stack([twin.bias[None] for twin in twins]))  # [2, 1, O]
+        layers = [nn.Linear(inputs, outputs) for _ in range(self.twins)]
+        self.weight = nn.Parameter(torch.stack([layer.weight.T for layer in layers]))  # [2, I, O]
+        self.bias = nn.Parameter(torch.stack([layer.bias[None] for layer in layers]))  # [2, 1, O]
 
     def forward(self, x):
-        """Map x [T, B, I] to [T, B, O] by the first T layers."""
+        """Map x [T, B, I] to [T, B, O] by the first T layers, each its part."""
         return x @ self.weight[: len(x)] + self.bias[: len(x)]
 
 
@@ -135,12 +164,13 @@ class Critic(nn.Module):
         super().__init__()
         self.net = mlp(obs_dim + action_dim, hidden_size, 1, TwinLinear)
 
-    def forward(self, obs, action, twins=2):
+    def forward(self, obs, action, twins=TwinLinear.twins):
         """Map obs [B, O] and action [B, A] in [-1, 1] to values [T, B] of the first T critics."""
-        return self.net(torch.cat([obs, action], -1).expand(twins, -1, -1)).squeeze(-1)
+        x = torch.cat([obs, action], -1).expand(twins, -1, -1)  # [T, B, O + A]
+        return self.net(x).squeeze(-1)
 
 
-class DeterministicActor(nn.Module):
+class Actor(nn.Module):
     """Deterministic policy."""
 
     def __init__(self, obs_dim, action_dim, hidden_size):
@@ -152,14 +182,27 @@ class DeterministicActor(nn.Module):
         return torch.tanh(self.net(obs))
 
 
-# --- experience -----------------------------------------------------------------------------------
+# --- replay buffer --------------------------------------------------------------------------------
+class Batch(NamedTuple):
+    """Transitions; terminated is 1 where the episode really ended, not where time ran out."""
+
+    obs: torch.Tensor  # [B, O]
+    action: torch.Tensor  # [B, A] in [-1, 1]
+    reward: torch.Tensor  # [B]
+    terminated: torch.Tensor  # [B]
+    next_obs: torch.Tensor  # [B, O], of the same episode, at its end too
+
+
 class ReplayBuffer:
-    """Ring of transitions, one packed row each: obs, action, reward, terminated, next_obs."""
+    """Ring of the latest transitions, each one row of numbers, so that a batch is one gather.
+
+    Checkpoints save rows and added; whatever else you keep here is lost with --resume.
+    """
 
     def __init__(self, capacity, obs_dim, action_dim, device):
         self.widths = [obs_dim, action_dim, 1, 1, obs_dim]
         self.rows = torch.empty(capacity, sum(self.widths), device=device)
-        self.added = 0  # rows ever written
+        self.added = 0  # rows ever added; the next one goes to added % capacity
 
     def add(self, obs, action, reward, terminated, next_obs):
         """Copy N transitions in, arrays [N, O], [N, A], [N], [N], [N, O]; the oldest fall out."""
@@ -170,75 +213,73 @@ class ReplayBuffer:
             self.added += 1
 
     def sample(self, batch_size):
-        """Draw B transitions uniformly, with replacement: [B, O], [B, A], [B], [B], [B, O]."""
+        """Draw B transitions uniformly, with replacement."""
         filled = min(self.added, len(self.rows))
         index = torch.randint(filled, (batch_size,), device=self.rows.device)
         return self.unpack(self.rows.index_select(0, index))
 
+    def example(self, batch_size):
+        """Return a batch of zeros, to compile an update with."""
+        return self.unpack(self.rows.new_zeros(batch_size, sum(self.widths)))
+
     def unpack(self, rows):
-        """Split packed rows [B, D] into the five columns of a batch."""
+        """Split rows [B, D] into the columns of a batch."""
         obs, action, reward, terminated, next_obs = rows.split(self.widths, 1)
-        return obs, action, reward.squeeze(1), terminated.squeeze(1), next_obs
+        return Batch(obs, action, reward.squeeze(1), terminated.squeeze(1), next_obs)
 
 
 # --- agent ----------------------------------------------------------------------------------------
-class Adam(nn.Module):
-    """Adam (arXiv 1412.6980), whose averages over all parameters are one vector each."""
-
-    def __init__(self, parameters, lr, beta1=0.9, beta2=0.999, eps=1e-8, max_norm=math.inf):
-        super().__init__()
-        self.leaves, self.lr, self.max_norm = [*parameters], lr, max_norm
-        self.beta1, self.beta2, self.eps = beta1, beta2, eps
-        self.sizes = [leaf.numel() for leaf in self.leaves]
-        zeros = self.leaves[0].detach().new_zeros(sum(self.sizes))
-        self.mean, self.square = nn.Buffer(zeros), nn.Buffer(zeros.clone())
-        self.mean_seen, self.square_seen = (nn.Buffer(zeros.new_zeros(())) for _ in range(2))
-
-    def step(self, loss):
-        """Descend the loss in place, by a gradient cut to max_norm; return its norm before."""
-        gradient = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, self.leaves)])
-        norm = gradient.norm()
-        with torch.no_grad():
-            gradient = gradient * (self.max_norm / (norm + 1e-6)).clamp(max=1)
-            self.mean.lerp_(gradient, 1 - self.beta1)
-            self.square.lerp_(gradient.square(), 1 - self.beta2)
-            self.mean_seen.mul_(self.beta1).add_(1 - self.beta1)  # 1 - beta1^steps
-            self.square_seen.mul_(self.beta2).add_(1 - self.beta2)
-            scale = (self.square / self.square_seen).sqrt() + self.eps
-            moves = (self.lr / self.mean_seen * self.mean / scale).split(self.sizes)
-            for leaf, move in zip(self.leaves, moves, strict=True):
-                leaf.sub_(move.view_as(leaf))
-        return norm
-
-
 class Agent(nn.Module):
-    """TD3: networks, optimizers and the updates."""
+    """Networks and optimizers; it acts and learns.
+
+    Checkpoints save parameters and buffers (nn.Buffer), those of the optimizers included; whatever
+    else you keep here is lost with --resume.
+    """
 
     def __init__(self, args, obs_dim, low, high, device="cpu"):
         super().__init__()
-        self.args, self.obs_dim, self.low, self.high, dim = args, obs_dim, low, high, low.size
-        self.actor = DeterministicActor(obs_dim, dim, args.hidden_size)
-        self.critic = Critic(obs_dim, dim, args.hidden_size)
+        self.args = args
+        self.sizes = {  # with these a saved agent is built anew, see load_agent
+            "obs_dim": obs_dim,
+            "low": np.array(low).tolist(),
+            "high": np.array(high).tolist(),
+        }
+        self.low = np.float32(low)  # the environment's bounds, [*action shape]
+        self.high = np.float32(high)
+        self.action_dim = self.low.size
+
+        self.actor = Actor(obs_dim, self.action_dim, args.hidden_size)
+        self.critic = Critic(obs_dim, self.action_dim, args.hidden_size)
         self.actor_target = copy.deepcopy(self.actor).requires_grad_(False)
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
-        self.to(device)
+        self.to(device)  # first, so that the optimizers' averages are made there
+
+        # not torch.optim, which would break up the one compiled graph of an update; to use another
+        # optimizer copy Adam, from below, and change its step()
         self.critic_opt = Adam(self.critic.parameters(), args.critic_lr)
         self.actor_opt = Adam(self.actor.parameters(), args.actor_lr)
 
+    @classmethod
+    def load(cls, folder, device="cpu"):
+        """Read the agent of a run folder, or exit with 2 if it holds none of this script."""
+        return load_agent(cls, Args, folder, device)
+
+    # acting
     def tensor(self, obs):
         """Put observations on the agent's device as float32."""
-        return torch.as_tensor(np.float32(obs), device=next(self.parameters()).device)
+        return torch.as_tensor(np.float32(obs), device=self.critic_opt.lr.device)
 
     def scale(self, action):
         """Map actions [N, A] in [-1, 1] to the environment's units [N, *action shape]."""
-        units = (self.high - self.low) / 2 * (1 + np.float32(action).reshape(-1, *self.low.shape))
-        return np.minimum(self.low + units, self.high)
+        fraction = (1 + np.float32(action).reshape(-1, *self.low.shape)) / 2
+        units = self.low + (self.high - self.low) * fraction
+        return np.minimum(units, self.high)  # rounding may exceed it, which some refuse
 
     @torch.inference_mode()
     def explore(self, obs):
         """Sample actions [N, A] in [-1, 1] for obs [N, O], to learn from."""
         action = self.actor(self.tensor(obs)).cpu().numpy()
-        noise = np.random.standard_normal(action.shape)
+        noise = np.random.standard_normal(action.shape)  # NumPy's is the same on all devices
         return np.clip(action + self.args.exploration_noise * noise, -1, 1)  # (1)
 
     @torch.inference_mode()
@@ -250,127 +291,215 @@ class Agent(nn.Module):
 
     @torch.inference_mode()
     def value(self, obs):
-        """Estimate the return [N] from obs [N, O]: min over critics of Q(s, pi(s))."""
+        """Estimate the return [N] from obs [N, O]: min over critics of Q(s, pi(s)).
+
+        Training does not need it; it is there to look at what an agent has learned.
+        """
         obs = self.tensor(obs)
         return self.critic(obs, self.actor(obs)).min(0).values.cpu().numpy()
 
+    # learning
     def update_critic(self, batch, noise):
-        """Fit both critics to the bootstrapped target; noise ~ N(0, 1) [B, A]; return metrics."""
+        """Fit both critics to the bootstrapped target; return metrics, tensors of one number.
+
+        The noise ~ N(0, 1) [B, A], for next actions, comes from outside, so that plain and compiled
+        code see the same numbers.
+        """
         obs, action, reward, terminated, next_obs = batch
         with torch.no_grad():
             clip = self.args.noise_clip
             noise = (self.args.policy_noise * noise).clamp(-clip, clip)
             next_action = (self.actor_target(next_obs) + noise).clamp(-1, 1)  # (2)
             next_q = self.critic_target(next_obs, next_action).min(0).values
+            # a truncated episode still has reward ahead: only termination stops the bootstrap
             td_target = reward + self.args.gamma * (1 - terminated) * next_q  # (3)
+
         q = self.critic(obs, action)
-        assert q.shape == (2, *reward.shape) and td_target.shape == reward.shape
+        assert q.shape[1:] == td_target.shape == reward.shape  # [2, B] - [B, 1] would be [2, B, B]
         losses = (q - td_target).square().mean(1)  # [2]
-        grad_norm = self.critic_opt.step(losses.sum())  # (4)
-        q, losses = q.detach(), losses.detach()
-        names = [f"losses/qf{i}_{what}" for what in ("loss", "values") for i in (1, 2)]
-        metrics = dict(zip(names, [*losses, *q.mean(1)], strict=True))
-        metrics |= describe("env/obs", obs) | describe("env/reward", reward)
-        metrics |= describe("q/value", q) | describe("q/target", td_target)
-        metrics["q/td_rel"] = losses.mean().sqrt() / (metrics["q/target_sd"] + 1e-8)
-        metrics["q/twin_gap"] = (q[0] - q[1]).abs().mean() / (metrics["q/value_sd"] + 1e-8)
-        return metrics | {"losses/qf_loss": losses.mean(), "grad/norm_critic": grad_norm}
+        grad_norm = self.critic_opt.minimize(losses.sum())  # (4)
+        return self.describe_critic(obs, reward, q.detach(), losses.detach(), td_target, grad_norm)
 
     def update_actor(self, obs):
-        """Improve the policy against the first critic, then move the targets; return metrics."""
+        """Improve the policy by the first critic, then move the targets; return metrics.
+
+        Call it in every policy_delay-th update only.
+        """
         action = self.actor(obs)
         q = self.critic(obs, action, twins=1)[0]
         assert q.shape == obs.shape[:1]
-        loss = -q.mean()
-        grad_norm = self.actor_opt.step(loss)  # (5)
-        with torch.no_grad():
-            targets = [*self.critic_target.parameters(), *self.actor_target.parameters()]
-            networks = [*self.critic.parameters(), *self.actor.parameters()]
-            for target, parameter in zip(targets, networks, strict=True):
-                target.lerp_(parameter, self.args.tau)  # (6)
-        action = action.detach()
-        metrics = {"losses/actor_loss": loss.detach(), "grad/norm_actor": grad_norm}
-        metrics |= {"policy/saturation": (action.abs() > 0.99).float().mean()}
-        return metrics | {"policy/action_sd": action.std(0, correction=0).mean()}
+        actor_loss = -q.mean()
+        grad_norm = self.actor_opt.minimize(actor_loss)  # (5), which moves the actor alone
+        self.update_targets()
+        return self.describe_actor(actor_loss.detach(), action.detach(), grad_norm)
 
-    @classmethod
-    def load(cls, folder, device="cpu"):
-        """Read the agent of a run folder, or exit with 2 if it is none of this script."""
-        return load_agent(cls, Args, folder, device)
+    @torch.no_grad()
+    def update_targets(self):
+        """Let the target networks follow the networks slowly."""
+        targets = [*self.critic_target.parameters(), *self.actor_target.parameters()]
+        networks = [*self.critic.parameters(), *self.actor.parameters()]
+        for target, parameter in zip(targets, networks, strict=True):
+            target.lerp_(parameter, self.args.tau)  # (6)
+
+    # metrics; a NaN or an infinity in a mean that is logged ends the run
+    def describe_critic(self, obs, reward, q, losses, td_target, grad_norm):
+        """Describe the critics' step: q [2, B], losses [2]."""
+        q1_value, q2_value = q.mean(1)[:2]  # a copy may have more critics
+        return {
+            "losses/qf1_loss": losses[0],
+            "losses/qf2_loss": losses[1],
+            "losses/qf1_values": q1_value,
+            "losses/qf2_values": q2_value,
+            "losses/qf_loss": losses.mean(),
+            "grad/norm_critic": grad_norm,
+            # error of the critics relative to the spread of what they should learn
+            "q/td_rel": losses.mean().sqrt() / (td_target.std(correction=0) + 1e-8),
+            "q/twin_gap": (q[0] - q[1]).abs().mean() / (q.std(correction=0) + 1e-8),
+            **describe("q/value", q),
+            **describe("q/target", td_target),
+            **describe("env/obs", obs),
+            **describe("env/reward", reward),
+        }
+
+    def describe_actor(self, actor_loss, action, grad_norm):
+        """Describe the actor's step: action [B, A]."""
+        return {
+            "losses/actor_loss": actor_loss,
+            "grad/norm_actor": grad_norm,
+            "policy/saturation": (action.abs() > 0.99).float().mean(),
+            "policy/action_sd": action.std(0, correction=0).mean(),
+        }
+
+    def learning_rates(self):
+        """Return the step sizes in use, which a schedule may have changed by lr.fill_(x)."""
+        return {
+            "charts/critic_lr": self.critic_opt.lr,
+            "charts/actor_lr": self.actor_opt.lr,
+        }
 
 
-# --- plumbing -------------------------------------------------------------------------------------
+# --- training -------------------------------------------------------------------------------------
+def main(args):
+    """Train as args say and return the agent; with --evaluate score a trained one instead."""
+    check(args)
+    if args.evaluate:
+        return evaluate_run(Agent, args)
+    args = resolve(args, "cuda", least_steps_to_compile=10_000, least_eval_period=2_000)
+    envs = make_envs(args.env_id, args.num_envs)
+    eval_envs = None
+    if args.eval_every:
+        eval_envs = make_envs(args.env_id, args.eval_episodes, film=args.capture_video)
+    sizes = box_sizes(envs, args.env_id)
+    action_dim = np.size(sizes["low"])
+    row_bytes = 4 * (2 * sizes["obs_dim"] + action_dim + 2)
+    check_memory(args.device, "buffer_size", args.buffer_size, row_bytes)
+    seed_everything(args.seed)  # after building environments, which may draw random numbers
+    agent = Agent(args, **sizes, device=args.device)
+    buffer = ReplayBuffer(args.buffer_size, sizes["obs_dim"], action_dim, args.device)
+    noise = torch.zeros(args.batch_size, action_dim, device=args.device)  # refilled each update
+    example = buffer.example(args.batch_size)
+
+    with Run(args, agent, envs, eval_envs, buffer) as run:  # --resume loads agent and buffer here
+        update_critic = run.compile(Agent.update_critic, example, noise)
+        update_actor = run.compile(Agent.update_actor, example.obs)
+        obs = run.begin()  # the first observations, or those of the checkpoint
+        say(f"actions are random until step {args.learning_starts:,}, then updates begin")
+        if run.evaluation_due():  # at step 0 it is
+            run.evaluate()
+            run.checkpoint()  # which spares --resume this evaluation
+        while run.global_step < args.total_timesteps:
+            if run.global_step < args.learning_starts:
+                action = np.random.uniform(-1, 1, (args.num_envs, action_dim))
+            else:
+                action = agent.explore(obs)
+            run.lap("act")  # counts the time since the last lap as acting
+
+            # no environment resets itself: next_obs is the true one, at the end of an episode too
+            next_obs, reward, terminated, truncated, infos = envs.step(agent.scale(action))
+            require_finite(obs=obs, action=action, next_obs=next_obs, reward=reward)
+            run.global_step += args.num_envs
+            buffer.add(obs, action, reward, terminated, next_obs)  # no time limit stops (3)
+            obs = reset_finished(envs, terminated | truncated, next_obs)
+            run.lap("env")
+
+            # none, one or several, until there are utd updates per transition since learning_starts
+            while run.updates < args.utd * (run.global_step - args.learning_starts):
+                batch = buffer.sample(args.batch_size)
+                run.record(update_critic(batch, noise.normal_()))  # Agent.update_critic, compiled
+                run.updates += 1
+                if run.updates % args.policy_delay == 0:
+                    run.record(update_actor(batch.obs))
+            run.lap("update")
+
+            run.log_episodes(infos, truncated)
+            if run.log_due():
+                run.log_interval()
+            if run.evaluation_due():
+                run.evaluate()
+            if run.checkpoint_due():
+                run.checkpoint()  # and end here, if a signal came
+    return agent
+
+
+def check(args):
+    """Refuse settings that cannot work, in one sentence."""
+    positive = ["total_timesteps", "num_envs", "buffer_size", "batch_size", "utd", "hidden_size"]
+    positive += ["policy_delay", "critic_lr", "actor_lr", "eval_episodes"]
+    for name in positive:
+        require(0 < getattr(args, name) < math.inf, name, "must be positive")
+    for name in ["exploration_noise", "policy_noise", "noise_clip"]:
+        require(0 <= getattr(args, name) < math.inf, name, "must not be negative")
+    for name in ["gamma", "tau"]:
+        require(0 <= getattr(args, name) <= 1, name, "must be between 0 and 1")
+    for name in ["seed", "threads", "log_every", "eval_every", "checkpoint_every"]:
+        require(0 <= (getattr(args, name) or 0) < 2**63, name, "must not be negative or huge")
+    starts = args.learning_starts
+    require(args.batch_size <= starts, "batch_size", f"must be at most --learning-starts, {starts}")
+    sentence = f"must be above --learning-starts, {starts}"
+    require(args.total_timesteps > starts, "total_timesteps", sentence)
+
+
+# ==================================================================================================
+# Plumbing: the same in every script; nothing below is about TD3.
+# ==================================================================================================
+SCRIPT = Path(__file__).resolve()
 TRAIN, EVALUATE = 0, 1  # streams of seeds
-VIDEO = "video (needs rgb_array frames; apt-get install libegl1 libgl1, or pip install pygame)"
+NO_FILM = "no videos (they need rgb_array frames; apt-get install libegl1 libgl1)"
+
+
+# --- messages -------------------------------------------------------------------------------------
+def say(text, file=None):
+    """Print a line above the progress bar; a closed pipe must not end a run."""
+    file = file or sys.stdout
+    if file is None:
+        return  # the program was started without one
+    try:
+        tqdm.write(text, file=file)
+        file.flush()
+    except (OSError, ValueError, RuntimeError):  # the last where a signal interrupts a print
+        pass
+
+
+def refuse(name, sentence):
+    """Say what is wrong with the flag of that name and exit with 2."""
+    say(f"error: --{name.replace('_', '-')} {sentence}", sys.stderr)
+    raise SystemExit(2)
 
 
 def require(condition, name, sentence):
-    """Unless the condition holds, say what is wrong with the flag of that name and exit with 2."""
+    """Refuse the flag of that name unless the condition holds."""
     if not condition:
-        print(f"error: --{name.replace('_', '-')} {sentence}", file=sys.stderr)
-        raise SystemExit(2)
+        refuse(name, sentence)
 
 
-def attempt(what, call, *inputs, **options):
-    """Call what training can do without; if it fails, say so and return False."""
+def attempt(sentence, call, *inputs, **options):
+    """Call what training can do without; if it fails, warn with the sentence and return False."""
     try:
         call(*inputs, **options)
         return True
     except Exception as error:
-        print(f"warning: {what} is off from here on: {error!r:.300}", flush=True)
+        say(f"warning: {sentence}: {error!r:.300}")
         return False
-
-
-def parse_args(cls, argv):
-    """Read flags into cls; --config FILE stands for the flags in FILE, put before all others."""
-    number = r"(?<![^=])\d+(\.\d+)?e\+?\d+$"  # 1e6, alone or as in --total-timesteps=1e6
-    argv = [re.sub(number, lambda match: f"{float(match[0]):.17g}", flag) for flag in argv]
-    file, flags = tyro.cli(cls, args=argv).config, []
-    try:
-        saved = tomllib.loads(Path(file).read_text("utf-8")) if file else {}
-    except (OSError, ValueError) as error:
-        require(False, "config", f"{file} can not be read ({error}): name a config.toml")
-    for name, value in saved.items():
-        flag = f"--no-{name}" if value is False else f"--{name}"
-        flags += [flag] if isinstance(value, bool) else [flag, str(value)]
-    return tyro.cli(cls, args=[*flags, *argv])
-
-
-def resolve(args, preferred, compile_from, stored, row_bytes, eval_gap=2_000):
-    """Return args settled; compile_from, eval_gap: least steps; stored: the flag counting rows."""
-    cuda, total, rows = torch.cuda.is_available(), args.total_timesteps, getattr(args, stored)
-    require(cuda or args.device != "cuda", "device", "cuda finds no CUDA device: use --device cpu")
-    device = args.device if args.device != "auto" else preferred if cuda else "cpu"
-    free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
-    fits, need = int(0.8 * free / row_bytes), f"needs {rows * row_bytes / 1e9:.1f} GB"
-    require(rows <= fits, stored, f"{need}: --{stored.replace('_', '-')} {fits} fits")
-    torch.set_flush_denormal(True)  # averages of zero gradients decay to slow, tiny numbers
-    torch.set_num_threads(args.threads or min(torch.get_num_threads(), 4))
-    gains = total >= compile_from and shutil.which(os.environ.get("CXX", "c++"))
-    compile = {"auto": "on" if gains else "off"}.get(args.compile, args.compile)
-    every = max(math.ceil(total / 24), eval_gap) if args.eval_every is None else args.eval_every
-    threads, horizon = torch.get_num_threads(), 1 / max(1 - args.gamma, 1e-9)
-    print(f"device {device}, {threads} threads; effective horizon {horizon:.0f} steps", flush=True)
-    return replace(args, device=device, threads=threads, compile=compile, eval_every=every)
-
-
-def prepare(agent, method, *example):
-    """Return the metrics' names, and a method of the agent with these as one tensor [M], fast."""
-
-    def update(*inputs):
-        return torch.stack([*getattr(agent, method)(*inputs).values()])
-
-    state = copy.deepcopy(agent.state_dict())
-    names = [*getattr(copy.deepcopy(agent), method)(*example)]
-    if agent.args.compile == "on":
-        print(f"compiling {method}: 20 to 60 s, less if cached, or --compile off", flush=True)
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{Path.home()}/.cache/deep-rl-baselines")
-        torch._dynamo.config.load_config({"trace_autograd_ops": True, "recompile_limit": 200})
-        fast = torch.compile(update, fullgraph=True, dynamic=False, options={"cpp_wrapper": True})
-        works = attempt(f"compilation of {method}", fast, *example)
-        agent.args.compile, update = ("on", fast) if works else ("off", update)
-    agent.load_state_dict(state)
-    return names, update
 
 
 def require_finite(**arrays):
@@ -380,263 +509,1327 @@ def require_finite(**arrays):
             raise FloatingPointError(f"{name} {array} is not finite")
 
 
-def make_envs(env_id, num_envs, seed, film=False, vector=gym.vector.SyncVectorEnv):
-    """Seed all generators; return environments that do not reset themselves, and low and high."""
+# --- settings -------------------------------------------------------------------------------------
+def whole_number(kind):
+    """Teach tyro to read 1e6 as an integer."""
+    if kind.type is not int:
+        return None
 
-    def make(**options):
-        env = gym.make(env_id, disable_env_checker=True, **options)
-        flat = gym.spaces.flatten_space(env.observation_space) == env.observation_space
-        env = env if flat else gym.wrappers.FlattenObservation(env)
-        return gym.wrappers.RecordEpisodeStatistics(env, stats_key="finished")
+    def read(words):
+        try:
+            return int(words[0])
+        except ValueError:
+            number = float(words[0])
+        if not number.is_integer():
+            raise ValueError(f"{words[0]} is not a whole number")
+        return int(number)
 
-    random.seed(seed), np.random.seed(seed % 2**32), torch.manual_seed(seed)
-    if sys.platform == "linux" and not os.environ.get("DISPLAY") and find_library("EGL"):
-        os.environ.setdefault("MUJOCO_GL", "egl")
-    gym.logger.min_level = gym.logger.ERROR  # no word on Hopper-v4 being out of date
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="INT",
+        instance_from_str=read,
+        is_instance=lambda value: isinstance(value, int),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+def parse_args(cls, argv):
+    """Read flags into cls; those of --config FILE or --resume FOLDER count where none is given."""
+    registry = tyro.constructors.ConstructorRegistry()
+    registry.primitive_rule(whole_number)
+    args = tyro.cli(cls, args=argv, registry=registry)
+    flag, file, remedy = "config", args.config, "name a config.toml"
+    if args.resume and args.resume != "auto":
+        flag, file, remedy = "resume", Path(args.resume, "config.toml"), "name a run folder"
+    if not file:
+        return args
     try:
-        envs = vector([make] * num_envs, autoreset_mode="Disabled")
+        saved = tomllib.loads(Path(file).read_text("utf-8-sig"))
+    except (OSError, ValueError) as error:
+        refuse(flag, f"{file} cannot be read ({error}): {remedy}")
+    flags = []
+    for name, value in saved.items():
+        if isinstance(value, bool):
+            flags.append(f"--{name}" if value else f"--no-{name}")
+        elif str(value).startswith("-"):
+            flags.append(f"--{name}={value}")  # or it would be taken for a flag
+        else:
+            flags += [f"--{name}", str(value)]
+    return tyro.cli(cls, args=[*flags, *argv], registry=registry)
+
+
+def resolve(args, preferred_device, least_steps_to_compile, least_eval_period):
+    """Return args with all that they leave open settled; with --resume take those of the run."""
+    args = adopt_settings(args, least_eval_period)
+    long_enough = args.total_timesteps >= least_steps_to_compile
+    return replace(
+        args,
+        device=choose_device(args.device, preferred_device),
+        threads=limit_threads(args.threads),
+        compile=choose_compile(args.compile, long_enough),
+        eval_every=period(args.eval_every, args.total_timesteps, 24, least_eval_period),
+        checkpoint_every=period(args.checkpoint_every, args.total_timesteps, 20, 2_000),
+    )
+
+
+def choose_device(device, preferred):
+    """Return "cpu" or "cuda"."""
+    present = torch.cuda.is_available()
+    require(present or device != "cuda", "device", "cuda finds no CUDA device: use --device cpu")
+    if device == "auto":
+        device = preferred if present else "cpu"
+    return device
+
+
+def limit_threads(threads):
+    """Limit every pool of threads in this process; return their number.
+
+    It is saved with the run, since results depend on it in the last bits.
+    """
+    import threadpoolctl  # here, since it changes os.environ
+
+    threads = threads or min(torch.get_num_threads(), 4)
+    threadpoolctl.threadpool_limits(threads)
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)  # averages of zero gradients decay to slow, tiny numbers
+    return threads
+
+
+def choose_compile(mode, long_enough):
+    """Return "on" or "off"; compilation takes a minute, and needs a C++ compiler."""
+    if mode == "auto":
+        mode = "on" if long_enough and shutil.which(os.environ.get("CXX", "c++")) else "off"
+    return mode
+
+
+def period(every, total, times, least):
+    """Return every, or by default the period that fits so many times into the run."""
+    if every is None:
+        every = max(math.ceil(total / times), least)
+    return every
+
+
+def check_memory(device, name, rows, row_bytes):
+    """Refuse a number of rows, set by the flag of that name, that does not fit into memory."""
+    if device == "cuda":
+        free, _ = torch.cuda.mem_get_info()
+    else:
+        free = psutil.virtual_memory().available
+    fits = int(0.8 * free / row_bytes)
+    flag = f"--{name.replace('_', '-')}"
+    require(rows <= fits, name, f"needs {rows * row_bytes / 1e9:.1f} GB: {flag} {fits} fits")
+
+
+# --- random numbers -------------------------------------------------------------------------------
+def seed_everything(seed):
+    """Seed all global generators; environments have seeds of their own, see episode_seed."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def generators():
+    """Return the states of all global generators, in a form that torch.save writes."""
+    name, keys, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (name, keys.tolist(), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+    }
+
+
+def set_generators(states):
+    """Put all global generators into states that generators() returned."""
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(states["cuda"])
+
+
+@contextmanager
+def undisturbed_generators():
+    """Let what happens inside draw random numbers without changing those drawn later."""
+    states = generators()
+    try:
+        yield
+    finally:
+        set_generators(states)
+
+
+def episode_seed(*key):
+    """Derive a seed from (stream, ..., environment, episode)."""
+    return int(np.random.SeedSequence(key).generate_state(1)[0])
+
+
+# --- optimizer and compilation --------------------------------------------------------------------
+class Adam(nn.Module):
+    """Adam (arXiv 1412.6980), written anew since torch.optim breaks the one graph of an update.
+
+    All averages are one vector each, which takes few operations. The step size lr is a tensor:
+    optimizer.lr.fill_(x) is a schedule that recompiles nothing. All of it is in the state_dict.
+    """
+
+    def __init__(self, parameters, lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0):
+        super().__init__()
+        self.params = list(parameters)  # a plain list: they are the network's, not ours
+        self.sizes = [param.numel() for param in self.params]
+        self.beta1, self.beta2 = betas
+        self.eps = eps
+        self.weight_decay = weight_decay  # decoupled from the gradient, as in AdamW
+        zeros = self.params[0].detach().new_zeros(sum(self.sizes))
+        self.lr = nn.Buffer(zeros.new_tensor(lr))
+        self.exp_avg = nn.Buffer(zeros.clone())
+        self.exp_avg_sq = nn.Buffer(zeros.clone())
+        self.bias_correction1 = nn.Buffer(zeros.new_zeros(()))  # 1 - beta1^steps
+        self.bias_correction2 = nn.Buffer(zeros.new_zeros(()))  # 1 - beta2^steps
+
+    def minimize(self, loss):
+        """Do what zero_grad, backward and step do; return the gradient's norm."""
+        gradient = self.gradient(loss)
+        self.step(gradient)
+        return gradient.norm()
+
+    def gradient(self, loss):
+        """Return the gradient of the loss with respect to all parameters as one vector."""
+        gradients = torch.autograd.grad(loss, self.params)
+        return torch.cat([gradient.reshape(-1) for gradient in gradients])
+
+    @torch.no_grad()
+    def step(self, gradient):
+        """Move the parameters in place."""
+        self.exp_avg.lerp_(gradient, 1 - self.beta1)
+        self.exp_avg_sq.lerp_(gradient.square(), 1 - self.beta2)
+        self.bias_correction1.mul_(self.beta1).add_(1 - self.beta1)
+        self.bias_correction2.mul_(self.beta2).add_(1 - self.beta2)
+        scale = (self.exp_avg_sq / self.bias_correction2).sqrt() + self.eps
+        lr = self.lr * self.bias_correction1.reciprocal()
+        moves = (lr * self.exp_avg / scale).split(self.sizes)
+        for param, move in zip(self.params, moves, strict=True):
+            if self.weight_decay:
+                param.mul_(1 - self.lr * self.weight_decay)
+            param.sub_(move.view_as(param))
+
+
+class Metrics(NamedTuple):
+    """Metrics of an update, left on its device, since reading them would wait for the update."""
+
+    names: tuple
+    values: torch.Tensor  # [M]
+
+
+def compile_update(agent, method, example, compile):
+    """Make a method of the agent fast; compile: "on" or "off".
+
+    Return a function of inputs like the example that returns Metrics, and whether it is compiled.
+    The method is tried on the example, after which the agent is as before.
+    """
+
+    def update(*inputs):
+        return torch.stack(list(method(agent, *inputs).values()))
+
+    names = tuple(method(copy.deepcopy(agent), *example).keys())
+    compiled = False
+    if compile == "on":
+        say(f"compiling {method.__name__}: 20 to 60 s, less if cached; --compile off does without")
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{Path.home()}/.cache/deep-rl-baselines")
+        # trace_autograd_ops: the backward pass is in the same graph; recompile_limit: a process
+        # may compile many updates, as tests do; cpp_wrapper: the graph is called without Python
+        torch._dynamo.config.load_config({"trace_autograd_ops": True, "recompile_limit": 200})
+        fast = torch.compile(update, fullgraph=True, dynamic=False, options={"cpp_wrapper": True})
+        state = copy.deepcopy(agent.state_dict())
+        compiled = attempt(f"{method.__name__} is not compiled", fast, *example)
+        agent.load_state_dict(state)
+    if compiled:
+        update = fast
+    return lambda *inputs: Metrics(names, update(*inputs)), compiled
+
+
+# --- environments ---------------------------------------------------------------------------------
+class Episodes(gym.Wrapper):
+    """Seeds and counts the episodes of an environment, and can repeat the current one.
+
+    Each begins with a seed of its own, derived from (*stream, environment, episode), where stream
+    is (TRAIN, seed) or (EVALUATE, seed, evaluation). A run that goes on repeats the actions since
+    then, for most environments cannot save their state; so an episode without end costs memory and
+    time. Infos, which nobody reads, are left out: an episode tells its return and length at its
+    end.
+    """
+
+    def __init__(self, env, index):
+        super().__init__(env)
+        self.index = index  # among the environments that are stepped together
+        self.stream = None
+        self.episode = 0
+
+    def reset(self, *, seed=None, options=None):
+        """Begin the next episode; options may name a new stream, or states to go on from."""
+        options = options or {}
+        if "stream" in options:
+            self.stream = options["stream"]
+            self.episode = 0
+        if "states" in options:
+            return self.repeat(options["states"][self.index]), {}
+        return self.begin(), {}
+
+    def begin(self):
+        """Begin the next episode and return its first observation."""
+        self.actions = []
+        self.total_reward = 0.0
+        self.obs, _ = self.env.reset(seed=episode_seed(*self.stream, self.index, self.episode))
+        self.episode += 1
+        return self.obs
+
+    def step(self, action):
+        """Step and remember the action."""
+        self.actions.append(np.copy(action))  # the environment may change what it is given
+        self.obs, reward, terminated, truncated, _ = self.env.step(action)
+        self.total_reward += float(reward)
+        info = {}
+        if terminated or truncated:
+            info = {"episode_return": self.total_reward, "episode_length": len(self.actions)}
+        return self.obs, reward, terminated, truncated, info
+
+    def state(self):
+        """Return the actions that repeat the current episode, and what they must lead to."""
+        return {
+            "episode": self.episode,
+            "actions": torch.from_numpy(np.array(self.actions)),
+            "obs": torch.from_numpy(np.array(self.obs)),
+            "total_reward": self.total_reward,
+        }
+
+    def repeat(self, state):
+        """Bring the environment to a state by its seed and actions; return the observation."""
+        self.episode = state["episode"] - 1
+        self.begin()
+        for action in state["actions"].numpy():
+            self.step(action)
+        same = np.array_equal(self.obs, state["obs"].numpy())
+        if not same or self.total_reward != state["total_reward"]:
+            say(f"warning: environment {self.index} does not repeat itself: a new episode begins")
+            self.begin()
+        return self.obs
+
+
+def make_env(env_id, index, film):
+    """Build one environment of flat observations; filmed, it renders rgb_array frames if it can."""
+    env = gym.make(env_id, disable_env_checker=True)
+    if film and "rgb_array" in env.metadata.get("render_modes", []):
+        env.close()  # it had to be built to tell how it renders
+        env = gym.make(env_id, disable_env_checker=True, render_mode="rgb_array")
+        render_cheaply(env.unwrapped)
+    if gym.spaces.flatten_space(env.observation_space) != env.observation_space:
+        env = gym.wrappers.FlattenObservation(env)
+    return Episodes(env, index)
+
+
+def make_envs(env_id, num_envs, film=False, vector=gym.vector.SyncVectorEnv):
+    """Build environments that are stepped together and reset by us; film: the first one renders."""
+    if sys.platform == "linux" and not os.environ.get("DISPLAY") and find_library("EGL"):
+        os.environ.setdefault("MUJOCO_GL", "egl")  # render without a screen
+    gym.logger.min_level = gym.logger.ERROR  # no word on Hopper-v4 being out of date
+    makers = [partial(make_env, env_id, i, film and i == 0) for i in range(num_envs)]
+    try:
+        return vector(makers, autoreset_mode="Disabled")
     except (gym.error.Error, ImportError, ValueError) as error:
-        require(False, "env_id", f"{env_id} fails: {' '.join(str(error).split())}")
-    envs.episodes, space = np.zeros(num_envs, int), envs.single_action_space
+        refuse("env_id", f"{env_id} fails: {' '.join(str(error).split())}")
+
+
+def render_cheaply(env):
+    """Render MuJoCo small and plain, 16 times faster; its free camera would lose HalfCheetah."""
+    if renderer := getattr(env, "mujoco_renderer", None):
+        renderer.width = renderer.height = 256
+        env.model.vis.quality.shadowsize = 0
+        env.model.vis.quality.offsamples = 0
+        renderer.camera_id = 0 if env.model.ncam else -1  # -1: the free one
+
+
+def box_sizes(envs, env_id):
+    """Return what an agent of continuous actions must know: obs_dim, low and high."""
+    space = envs.single_action_space
     bounded = isinstance(space, gym.spaces.Box) and space.is_bounded()
     require(bounded, "env_id", f"{env_id} needs a Box of actions with finite low and high")
-    if film and "rgb_array" in envs.metadata.get("render_modes", []):
-        envs.envs[0] = make(render_mode="rgb_array")
-        if renderer := getattr(env := envs.envs[0].unwrapped, "mujoco_renderer", None):
-            renderer.width = renderer.height = 256
-            env.model.vis.quality.shadowsize = env.model.vis.quality.offsamples = 0  # costly
-            renderer.camera_id = min(env.model.ncam, 1) - 1  # the free one loses HalfCheetah
-    return envs, np.float32(space.low), np.float32(space.high)
+    return {"obs_dim": envs.single_observation_space.shape[0], "low": space.low, "high": space.high}
 
 
-def reset(envs, done, *key):
-    """Begin episodes where done [N], seeded by key, index and episode; return all obs [N, O]."""
-    keys = [done[i] and [*key, i, episode] for i, episode in enumerate(envs.episodes)]
-    seeds = [int(np.random.SeedSequence(key).generate_state(1)[0]) if key else None for key in keys]
-    envs.episodes += done
-    return envs.reset(seed=seeds, options={"reset_mask": done})[0]
+def reset_finished(envs, done, next_obs):
+    """Begin new episodes where done [N]; return the observations [N, O] to act on."""
+    if not done.any():
+        return next_obs
+    obs, _ = envs.reset(options={"reset_mask": done})
+    return obs
 
 
-def describe(name, values):
-    """Return mean, standard deviation, minimum and maximum of a tensor."""
-    found = {f"{name}_mean": values.mean(), f"{name}_sd": values.std(correction=0)}
-    return found | {f"{name}_min": values.min(), f"{name}_max": values.max()}
+# --- evaluation and video -------------------------------------------------------------------------
+class Evaluation(NamedTuple):
+    """What an evaluation found: metrics, and the frames of the first episode."""
+
+    metrics: dict
+    frames: list
 
 
-def evaluate(agent, envs, key, video=None):
-    """Return metrics of a deterministic episode in each environment; film the first into video."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    ends, frames, fps = {}, [], envs.envs[0].metadata.get("render_fps", 30)
-    envs.episodes[:] = 0
-    obs = reset(envs, np.ones(envs.num_envs, bool), *key)
-    while len(ends) < envs.num_envs:
-        if video and 0 not in ends and len(frames) < 500:
-            video = attempt(VIDEO, lambda: frames.append(envs.envs[0].render())) and video
-        obs, _, terminated, truncated, infos = envs.step(agent.act(obs))
-        done = terminated | truncated
-        for i in np.flatnonzero(done):
-            ends.setdefault(i, (infos["finished"]["r"][i], infos["finished"]["l"][i]))
-        obs = reset(envs, done, *key) if done.any() else obs
-    random.setstate(states[0]), np.random.set_state(states[1]), torch.set_rng_state(states[2])
-    if video and not attempt(VIDEO, imageio.mimwrite, video, frames, fps=fps, macro_block_size=2):
-        video.unlink(missing_ok=True)
-    returns, lengths = torch.tensor([*ends.values()], dtype=torch.float64).T
-    return describe("eval/return", returns) | {"eval/length_mean": lengths.mean()}
+def evaluate(agent, envs, stream, film=False, stopped=lambda: False):
+    """Play one deterministic episode in each environment; None if it is stopped.
+
+    The stream names the seeds, see Episodes; no random number of training is used up. Frames are
+    taken of the first 500 steps.
+    """
+    returns, lengths, frames = {}, {}, []
+    with undisturbed_generators():
+        obs, _ = envs.reset(options={"stream": stream})
+        while len(returns) < envs.num_envs:
+            if stopped():
+                return None
+            if film and 0 not in returns and len(frames) < 500:
+                # never tried again after it has failed: OpenGL would abort the process
+                film = attempt(NO_FILM, lambda: frames.append(envs.envs[0].render()))
+            obs, _, terminated, truncated, infos = envs.step(agent.act(obs))
+            done = terminated | truncated
+            for i in np.flatnonzero(done):  # an environment that ends early begins again, uncounted
+                returns.setdefault(i, infos["episode_return"][i])
+                lengths.setdefault(i, infos["episode_length"][i])
+            obs = reset_finished(envs, done, obs)
+    metrics = {
+        **describe("eval/return", torch.tensor(list(returns.values()), dtype=torch.float64)),
+        "eval/length_mean": np.mean(list(lengths.values())),
+    }
+    return Evaluation(metrics, frames)
 
 
-def load_agent(cls, args_class, folder, device):
-    """Read the agent of a run folder, or exit with 2."""
-    try:
-        saved = torch.load(Path(folder, "model.pt"), map_location=device, weights_only=True)
-        args, bounds = args_class(**saved["args"]), np.float32(saved["bounds"])
-        agent = cls(args, saved["obs_dim"], *bounds, device)
-        agent.load_state_dict(saved["state"])
-    except Exception as error:  # torch.load raises many kinds
-        require(False, "evaluate", f"{folder} is no run folder of this script: {error!r:.200}")
+def can_film(envs):
+    """Tell whether the first environment renders frames."""
+    return envs.envs[0].render_mode == "rgb_array"
+
+
+def save_video(path, frames, fps):
+    """Encode frames [H, W, 3] as MP4; return the path, or None if there is no video."""
+
+    def encode():
+        # its ImageSequenceClip would lose frames to rounding
+        from moviepy.video.io.ffmpeg_writer import FFMPEG_VideoWriter
+
+        height, width, _ = frames[0].shape
+        path.parent.mkdir(exist_ok=True)
+        with FFMPEG_VideoWriter(str(path), (width, height), fps) as writer:
+            for frame in frames:
+                writer.write_frame(frame)
+
+    if frames and attempt("no video, since it cannot be encoded", encode):
+        return path
+    path.unlink(missing_ok=True)
+    return None
+
+
+def evaluate_run(cls, args):
+    """Score and film the agent of the run folder --evaluate; print what is found."""
+    agent = cls.load(args.evaluate)
+    envs = make_envs(agent.args.env_id, args.eval_episodes, film=args.capture_video)
+    seed_everything(args.seed)
+    number = 10**6  # no evaluation of the training itself has it, and so its episodes
+    film = args.capture_video and can_film(envs)
+    evaluation = evaluate(agent, envs, (EVALUATE, args.seed, number), film)
+    path = Path(args.evaluate, "videos", f"evaluate-{args.seed}.mp4")
+    video = save_video(path, evaluation.frames, envs.metadata.get("render_fps", 30))
+    scores = {name: round(float(value), 4) for name, value in evaluation.metrics.items()}
+    say(f"{scores} {video or ''}")
+    envs.close()
     return agent
 
 
-class Run(AbstractContextManager):
-    """The run folder and every logging sink behind one log call; leaving it writes the summary."""
+# --- logging --------------------------------------------------------------------------------------
+def describe(name, values):
+    """Return mean, standard deviation, minimum and maximum of a tensor."""
+    return {
+        f"{name}_mean": values.mean(),
+        f"{name}_sd": values.std(correction=0),
+        f"{name}_min": values.min(),
+        f"{name}_max": values.max(),
+    }
 
-    def __init__(self, args, agent):
-        name = f"{args.env_id}__{Path(__file__).stem}__{args.seed}__{time.time_ns() // 10**6}"
-        self.folder = Path(args.run_dir or f"runs/{re.sub('[/:]', '_', name)}")
-        require(not self.folder.exists(), "run_dir", f"{self.folder} is there: name a new folder")
-        (self.folder / "videos").mkdir(parents=True)
-        self.args, self.agent, self.start = args, agent, time.perf_counter()
-        self.global_step = self.updates = self.logged = 0
-        self.last, self.spent, self.scores = self.start, Counter(), []
-        self.recent = deque(maxlen=100)  # (return, length, truncated) of finished episodes
-        config = {k: v for k, v in vars(args).items() if v is not None and k != "run_dir"}
-        lines = [f"{k} = {json.dumps(v, ensure_ascii=False)}\n" for k, v in config.items()]
-        (self.folder / "config.toml").write_text("".join(lines), "utf-8")
-        shutil.copy(__file__, self.folder / "script.py")
-        self.file = open(self.folder / "metrics.jsonl", "w", buffering=1)  # noqa: SIM115
-        self.board, self.tracker = SummaryWriter(self.folder / "tb"), None
-        if args.track and not attempt("W&B", self.track, config):
-            self.tracker = None  # it may have failed halfway
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
-    def track(self, config):
-        """Start a W&B run with the config and the source; offline without an account."""
+class Board:
+    """TensorBoard, which training can do without."""
+
+    def __init__(self, folder, step):
+        purge = step + 1 if step else 0  # hides what a run that goes on had written after it
+        self.writer = None
+        self.hook = threading.excepthook
+        threading.excepthook = self.ignore_full_disk
+        self.attempt(lambda: setattr(self, "writer", SummaryWriter(folder, purge_step=purge)))
+
+    def ignore_full_disk(self, problem):
+        """Leave out the traceback of the writer's thread: the next call tells what is wrong."""
+        if not issubclass(problem.exc_type, OSError):
+            self.hook(problem)
+
+    def attempt(self, call):
+        """Call something of the writer, and do without it once that has failed."""
+        if not attempt("no TensorBoard from here on", call):
+            self.writer = None
+
+    def log(self, metrics, step):
+        """Write scalars."""
+        if self.writer:
+            self.attempt(lambda: [self.writer.add_scalar(*item, step) for item in metrics.items()])
+
+    def flush(self):
+        """Put on the disk what was written."""
+        if self.writer:
+            self.attempt(self.writer.flush)
+
+    def close(self):
+        """Write what is left."""
+        if self.writer:
+            self.attempt(self.writer.close)
+        threading.excepthook = self.hook
+
+
+class Tracker:
+    """Weights & Biases, online or offline; whatever happens to it, training goes on."""
+
+    def __init__(self, args, folder, run_id):
+        self.run = None
+        if args.track:
+            self.attempt(lambda: self.start(args, folder, run_id))
+
+    def attempt(self, call):
+        """Call something of W&B, and do without it once that has failed."""
+        if not attempt("no W&B from here on", call):
+            self.run = None
+
+    def start(self, args, folder, run_id):
+        """Begin the run, or go on with it; offline where there is no account."""
         import wandb
 
-        mode = None if "WANDB_MODE" in os.environ or wandb.login(prompt=False) else "offline"
-        names = {"name": self.folder.name, "notes": self.args.notes, "config": config}
-        names |= {"settings": wandb.Settings(init_timeout=20, finish_timeout=120)}
-        self.tracker, self.media = wandb.init(**names, mode=mode), wandb.Video
-        self.tracker.define_metric("*", step_metric="global_step")
-        self.tracker.log_code(str(self.folder), include_fn=lambda path: path.endswith("script.py"))
+        mode = None
+        if "WANDB_MODE" not in os.environ and not wandb.login(prompt=False):
+            mode = "offline"
+        run = wandb.init(
+            project=args.wandb_project_name or os.environ.get("WANDB_PROJECT", "deep-rl-baselines"),
+            entity=args.wandb_entity,
+            group=f"{args.env_id}__{SCRIPT.stem}",
+            name=folder.name,
+            id=run_id,
+            resume="allow",
+            notes=args.notes,
+            config=config_of(args),
+            mode=mode,
+            settings=wandb.Settings(init_timeout=20, finish_timeout=120),
+        )
+        run.define_metric("*", step_metric="global_step")
+        run.log_code(str(folder), include_fn=lambda path: path.endswith("script.py"))
+        self.video = wandb.Video
+        self.run = run
+
+    def log(self, row, video=None):
+        """Send a row of metrics and a video."""
+        if self.run:
+            self.attempt(lambda: self.send(row, video))
+
+    def send(self, row, video):
+        """Send a row, or raise whatever W&B raises."""
+        if video:
+            row = {**row, "videos": self.video(str(video))}
+        self.run.log(row)
+
+    def finish(self, exit_code):
+        """Upload what is left."""
+        if self.run:
+            self.attempt(lambda: self.run.finish(exit_code))
+
+
+class Progress:
+    """A live bar on a terminal; elsewhere a plain line for each row of metrics."""
+
+    def __init__(self, step, total):
+        on_terminal = sys.stderr is not None and sys.stderr.isatty()
+        self.bar = tqdm(
+            total=total, initial=step, unit="step", dynamic_ncols=True, disable=not on_terminal
+        )
+        self.notes = {}
+
+    def update(self, step, **notes):
+        """Move the bar to a step; notes, such as a return, are shown beside it."""
+        if notes and not self.bar.disable:
+            self.notes.update(notes)
+            shown = [f"{name} {value:.4g}" for name, value in self.notes.items()]
+            self.bar.set_postfix_str(" ".join(shown), refresh=False)
+        self.bar.update(step - self.bar.n)
+
+    def line(self, text):
+        """Print a line, unless the bar tells the same."""
+        if self.bar.disable:
+            say(text)
+
+    def close(self):
+        """Leave the bar as it is."""
+        self.bar.close()
+
+
+def git_state():
+    """Return the commit of the checkout that the script is in, and what differs from it."""
+
+    def git(*words):
+        command = ["git", "-C", str(SCRIPT.parent), *words]
+        return subprocess.run(command, capture_output=True, check=True, timeout=20).stdout
+
+    try:
+        commit = git("rev-parse", "HEAD").decode().strip()
+        changes = git("diff", "HEAD")
+    except (OSError, subprocess.SubprocessError):
+        return None, b""
+    return commit, changes
+
+
+# --- run folder -----------------------------------------------------------------------------------
+# The settings that --resume may change, since no weight and no metric depends on them. A script
+# with a schedule over total_timesteps must not list it here.
+FREE = {
+    "total_timesteps",
+    "checkpoint_every",
+    "capture_video",
+    "track",
+    "wandb_project_name",
+    "wandb_entity",
+    "notes",
+    "run_dir",
+    "config",
+    "evaluate",
+}
+# What a run leaves that died before its config.toml was written
+BEGUN = {"metrics.jsonl", "script.py", "script.part", "changes.diff", "changes.part", "config.part"}
+
+
+def write_atomically(path, write):
+    """Let write(file) fill a file beside, then rename it: others see all of it or nothing."""
+    part = path.with_suffix(".part")
+    try:
+        with open(part, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(path):
+    """Put on the disk which files a folder holds, where the file system can do that."""
+    with suppress(OSError):
+        folder = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def write_tensors(path, content):
+    """Write what torch.load reads; torch.save itself would hide the OSError of a full disk."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_atomically(path, lambda file: file.write(buffer.getbuffer()))
+
+
+def config_of(args):
+    """Return the settings that config.toml holds: all that have a value, without the folder."""
+    settings = {name: value for name, value in vars(args).items() if value is not None}
+    for name in ["run_dir", "resume"]:
+        settings.pop(name, None)
+    return settings
+
+
+def read_config(cls, folder):
+    """Return the settings of a run as cls, or exit with 2."""
+    try:
+        return cls(**tomllib.loads(Path(folder, "config.toml").read_text("utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        refuse("resume", f"{folder} is no run folder of this script: {error!r:.200}")
+
+
+def is_finished(folder):
+    """Tell whether a run has ended as it should; a summary cut short by a crash does not count."""
+    try:
+        return json.loads(Path(folder, "summary.json").read_text("utf-8"))["status"] == "finished"
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def adopt_settings(args, least_eval_period):
+    """With --resume, return the settings of the run that goes on; refuse what differs from them.
+
+    If that run is finished, say so and exit with 0. If "auto" finds no run, return args.
+    """
+    if not args.resume:
+        return args
+    if args.resume != "auto":
+        same = args.run_dir in (None, args.resume)
+        require(same, "run_dir", f"must be {args.resume}, or be left out with --resume")
+        args = replace(args, run_dir=args.resume)
+    require(args.run_dir, "resume", "auto needs --run-dir FOLDER")
+    folder = Path(args.run_dir)
+    if args.resume == "auto" and not (folder / "config.toml").exists():
+        return args
+
+    saved = read_config(type(args), folder)
+    refuse_changes(args, saved, folder, least_eval_period)
+    if is_finished(folder):
+        say(f"{folder} is finished")
+        raise SystemExit(0)
+    free = {name: getattr(args, name) for name in FREE}
+    if args.checkpoint_every is None:
+        free["checkpoint_every"] = saved.checkpoint_every
+    if args.device != "auto":
+        free["device"] = args.device
+    return replace(saved, **free, resume=args.run_dir)
+
+
+def refuse_changes(asked, saved, folder, least_eval_period):
+    """Exit with 2 unless a run with the settings asked for is the one in the folder."""
+    grown = asked.total_timesteps - saved.total_timesteps
+    require(grown >= 0, "total_timesteps", f"can only grow in {folder}")
+    sentence = f"cannot grow: {folder} is finished, and its replay buffer is gone"
+    require(not (grown and is_finished(folder)), "total_timesteps", sentence)
+    # config.toml holds a period where the flag left it open
+    every = period(asked.eval_every, saved.total_timesteps, 24, least_eval_period)
+    asked = replace(asked, eval_every=every)
+    for field in fields(asked):
+        asked_value = getattr(asked, field.name)
+        saved_value = getattr(saved, field.name)
+        left_open = field.name in ("threads", "compile") and asked_value in (None, "auto")
+        if field.name == "compile" and saved_value == "off":
+            left_open = True  # a compilation that failed is not tried again
+        may_change = field.name in FREE | {"resume", "device"}
+        agrees = asked_value == saved_value or left_open or may_change
+        sentence = f"is {saved_value} in {folder} and must stay so: name another --run-dir"
+        require(agrees, field.name, sentence)
+    source = folder / "script.py"
+    same = source.exists() and source.read_bytes() == SCRIPT.read_bytes()
+    remedy = f"go on with python {source} --resume {folder}, or name another --run-dir"
+    require(same, "resume", f"{SCRIPT.name} is not the source that began {folder}: {remedy}")
+
+
+class MetricsFile:
+    """metrics.jsonl, a JSON object a line; rows that find the disk full wait in memory."""
+
+    def __init__(self, path):
+        self.file = open(path, "ab", buffering=0)  # noqa: SIM115
+        self.waiting = b""
+        self.warned = False
+
+    def write(self, row):
+        """Append a row, after those that wait."""
+        self.waiting += json.dumps(row).encode() + b"\n"
+        try:
+            self.flush()
+        except OSError as error:
+            if not self.warned:
+                say(f"warning: metrics.jsonl waits in memory for space on the disk: {error}")
+            self.warned = True
+
+    def flush(self):
+        """Write what waits, or raise OSError."""
+        while self.waiting:
+            written = self.file.write(self.waiting)
+            self.waiting = self.waiting[written:]
+
+    def sync(self):
+        """Put all rows on the disk, or raise OSError; return the size of the file."""
+        self.flush()
+        os.fsync(self.file.fileno())
+        return self.size()
+
+    def size(self):
+        """Return the bytes on the disk."""
+        return os.fstat(self.file.fileno()).st_size
+
+
+class RunFolder:
+    """A folder that belongs to one run and, while it lives, to one process."""
+
+    def __init__(self, args):
+        name = f"{args.env_id}__{SCRIPT.stem}__{args.seed}__{time.time_ns() // 10**6}"
+        self.shown = args.run_dir or f"runs/{re.sub('[/:]', '_', name)}"
+        self.path = Path(self.shown).absolute()  # an environment may change the working directory
+        # adopt_settings has put the folder's name in the place of "auto" where there is a run
+        self.resumed = args.resume not in (None, "auto")
+        is_new = not self.path.exists()
+        there = {path.name for path in self.path.glob("*")}
+        died_at_once = args.resume == "auto" and there <= BEGUN
+        usable = self.resumed or is_new or died_at_once
+        require(usable, "run_dir", f"{self.shown} is there: name a new folder, or --resume a run")
+        complete = not self.resumed or "metrics.jsonl" in there
+        require(complete, "resume", f"fails: {self.shown} has no metrics.jsonl")
+        try:
+            self.path.mkdir(parents=True, exist_ok=bool(args.resume))
+            self.metrics = MetricsFile(self.path / "metrics.jsonl")
+        except OSError as error:
+            refuse("run_dir", f"{self.shown} cannot be written ({error}): name another")
+        self.lock()
+
+    def lock(self):
+        """Refuse a folder that another living process writes to.
+
+        The lock is on metrics.jsonl, which is open until the end. Whatever ends a process frees it.
+        """
+        try:
+            fcntl.flock(self.metrics.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            refuse("run_dir", f"{self.shown} is in use by a living process: name another")
+        except OSError:
+            pass  # a file system without locks
+
+    def write(self, name, content):
+        """Write a file of bytes, whole or not at all."""
+        write_atomically(self.path / name, lambda file: file.write(content))
+
+    def write_config(self, args):
+        """Write config.toml, last of all that a run begins with."""
+        lines = []
+        for name, value in config_of(args).items():
+            lines.append(f"{name} = {json.dumps(value, ensure_ascii=False)}\n")
+        self.write("config.toml", "".join(lines).encode())
+
+
+# --- checkpoints ----------------------------------------------------------------------------------
+# A checkpoint is checkpoint/state.pt and the rows of the replay buffer, in a file beside it. Those
+# are too many to be written anew each time, so that file is a ring as well, of as many rows as the
+# buffer holds and as many again as are added between two checkpoints. A checkpoint
+#   1. writes the rows added since the last one, over rows that had left the buffer by then
+#   2. renames a new state.pt to its place; it says which rows are the buffer's
+# Killed in 1, the state.pt of before is there with all its rows; killed in 2, one or the other is.
+# The run goes on from there, with all random generators, and so to the same bits.
+class BufferFile:
+    """The rows of a replay buffer on the disk, each with a checksum of its content and number.
+
+    The buffer has rows, a tensor [capacity, ...], and added, the number of rows ever added.
+    """
+
+    def __init__(self, folder, buffer, room, salt):
+        self.folder = folder
+        self.buffer = buffer
+        self.room = room  # rows in the file beyond those of the buffer
+        self.salt = salt  # of the run, so that rows of another one are noticed
+        self.saved = None  # where the last checkpoint finds its rows: name, length, added
+
+    def save(self):
+        """Write the rows added since the last checkpoint; return where to find all of them."""
+        capacity = len(self.buffer.rows)
+        added = self.buffer.added
+        start = max(0, added - capacity)
+        if self.has_space(added):
+            place = self.saved
+            start = max(start, place["added"])
+        else:
+            place = {"name": f"rows-{added}.bin", "length": capacity + self.room}
+        path = self.folder / place["name"]
+        with open(path, "r+b" if path.exists() else "w+b") as file:
+            for first, count in self.chunks(start, added, place["length"]):
+                rows = self.with_checksums(first, count)
+                file.seek(first % place["length"] * rows.shape[1])
+                file.write(rows)
+            file.flush()
+            os.fsync(file.fileno())
+        return {**place, "added": added}
+
+    def has_space(self, added):
+        """Tell whether the file has space for the new rows beside those of the last checkpoint.
+
+        It has none at the first checkpoint, nor after some that failed: then a new file begins.
+        """
+        if self.saved is None:
+            return False
+        return added - self.saved["added"] <= self.saved["length"] - len(self.buffer.rows)
+
+    def restore(self, place):
+        """Read the rows that a checkpoint names into the buffer, or raise ValueError."""
+        width = self.with_checksums(0, 1).shape[1]
+        start = max(0, place["added"] - len(self.buffer.rows))
+        with open(self.folder / place["name"], "rb") as file:
+            for first, count in self.chunks(start, place["added"], place["length"]):
+                file.seek(first % place["length"] * width)
+                content = file.read(count * width)
+                if len(content) < count * width:
+                    raise ValueError(f"{place['name']} is too short")
+                rows = np.frombuffer(content, np.uint8).reshape(count, width)
+                self.put(first, rows[:, :-4].copy())
+                # with_checksums takes the rows from the buffer, so they are put there first
+                if not np.array_equal(rows, self.with_checksums(first, count)):
+                    raise ValueError(f"{place['name']} is damaged")
+        self.buffer.added = place["added"]
+        self.saved = place
+
+    def delete_others(self):
+        """Delete the files that the last checkpoint does not name."""
+        for path in self.folder.glob("rows-*.bin"):
+            if self.saved is None or path.name != self.saved["name"]:
+                path.unlink()
+
+    def with_checksums(self, first, count):
+        """Return rows of the buffer as bytes, uint8 [count, W + 4], with a CRC-32 at their ends."""
+        rows = self.buffer.rows[self.buffer_index(first, count)].cpu().numpy()
+        rows = rows.reshape(count, -1).view(np.uint8)
+        sums = [zlib.crc32(row, self.salt ^ (first + i)) for i, row in enumerate(rows)]
+        return np.concatenate([rows, np.array(sums, "<u4")[:, None].view(np.uint8)], 1)
+
+    def put(self, first, rows):
+        """Put rows of bytes, uint8 [count, W], into the buffer."""
+        stored = self.buffer.rows
+        rows = torch.from_numpy(rows).view(stored.dtype).reshape(len(rows), *stored.shape[1:])
+        stored[self.buffer_index(first, len(rows))] = rows.to(stored.device)
+
+    def buffer_index(self, first, count):
+        """Return where in the buffer rows are, the first-th of the run and those that follow."""
+        return torch.arange(first, first + count) % len(self.buffer.rows)
+
+    def chunks(self, start, stop, length):
+        """Split rows into (first, count) of at most 10,000, none across the end of the file."""
+        chunks = []
+        while start < stop:
+            count = min(stop - start, 10_000, length - start % length)
+            chunks.append((start, count))
+            start += count
+        return chunks
+
+
+def read_checked(path, device="cpu"):
+    """Return what torch.save wrote, or raise; torch.load alone misses most flipped bits."""
+    with zipfile.ZipFile(path) as file:
+        # one flipped bit there makes torch.load skip a tensor's data, without an error
+        has_attributes = any(part.external_attr for part in file.infolist())
+        if file.testzip() or has_attributes:
+            raise ValueError(f"{path.name} is damaged")
+    return torch.load(path, map_location=device, weights_only=True)
+
+
+def model_of(agent):
+    """Return what load_agent needs, free of pickled code."""
+    return {"args": vars(agent.args), "sizes": agent.sizes, "agent": agent.state_dict()}
+
+
+def load_agent(cls, args_class, folder, device):
+    """Read the agent of a finished run, or of the last checkpoint of another, or exit with 2."""
+    path = Path(folder, "model.pt")
+    if not path.exists():
+        path = Path(folder, "checkpoint", "state.pt")
+    try:
+        saved = read_checked(path, device)
+        agent = cls(args_class(**saved["args"]), **saved["sizes"], device=device)
+        agent.load_state_dict(saved["agent"])
+    except Exception as error:  # torch.load raises many kinds
+        sentence = f"{folder} is no run folder of this script, or has no checkpoint yet"
+        refuse("evaluate", f"{sentence}: {error!r:.200}")
+    return agent
+
+
+# --- run ------------------------------------------------------------------------------------------
+class Run:
+    """All of a run but the algorithm: counters, logs, evaluations, checkpoints and its end.
+
+    What decides how a run goes on is in the agent, the buffer, the environments and here. A counter
+    that you add goes on with --resume if __init__, state_dict and load_state_dict name it.
+    """
+
+    def __init__(self, args, agent, envs, eval_envs=None, buffer=None):
+        self.args = args
+        self.agent = agent
+        self.envs = envs
+        self.eval_envs = eval_envs
+        self.buffer = buffer
+        # saved in checkpoints
+        self.global_step = 0  # environment transitions, over all environments
+        self.updates = 0  # gradient steps
+        self.scores = []  # mean return of every evaluation
+        self.evaluated = -1  # the step of the last one
+        self.recent = deque(maxlen=100)  # (return, length, truncated) of finished episodes
+        self.pending = {}  # metrics of the updates since the last row: {their names: values}
+        self.id = secrets.token_hex(4)  # of the run, at W&B too
+        # not saved
+        self.loaded = None  # the checkpoint that --resume has loaded
+        self.stopping = ""  # the signal that came
+        self.phase = "starting"
+        self.warned = False  # that there is no space for checkpoints
+        self.film = args.capture_video
+        self.spent = Counter()  # seconds by activity, since the last row
+        self.logged = 0  # the step of the last row
+        self.checkpointed = 0  # the step of the last checkpoint
+        self.board = self.tracker = self.progress = None  # not there before begin()
+
+    # --- begin and end
+    def __enter__(self):
+        """Take the folder, and what a checkpoint in it holds."""
+        self.folder = RunFolder(self.args)
+        self.path = self.folder.path
+        self.start = self.last = time.perf_counter()
+        self.handlers = {}
+        self.commit, changes = git_state()
+        self.dirty = bool(changes)
+        self.buffer_file = None
+        if self.buffer is not None:
+            folder = self.path / "checkpoint"
+            # the rows between two checkpoints; 2,000 if none are due but those of signals
+            room = max(self.args.checkpoint_every, 2_000) + self.args.num_envs
+            self.buffer_file = BufferFile(folder, self.buffer, room, salt=int(self.id, 16))
+        try:
+            if self.folder.resumed:
+                self.restore()
+            else:
+                self.folder.write("script.py", SCRIPT.read_bytes())
+                if changes:
+                    self.folder.write("changes.diff", changes)
+            self.folder.write_config(self.args)
+        except OSError as error:
+            self.release()
+            refuse("run_dir", f"{self.folder.shown} cannot be written: {error}")
+        except BaseException:
+            self.release()
+            raise
+        self.catch_signals()
+        return self
+
+    def catch_signals(self):
+        """Let SIGTERM, SIGHUP and Ctrl-C end the run after the current step."""
+        if threading.current_thread() is not threading.main_thread():
+            return  # Python allows handlers there only
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:  # which nohup asks for
+                self.handlers[number] = signal.signal(number, self.stop)
+
+    def stop(self, number, frame):
+        """Remember a signal; before the first step there is nothing to wait for."""
+        if self.phase == "ending":
+            return  # nothing disturbs a run that writes its end, but a second Ctrl-C
+        self.stopping = signal.Signals(number).name
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if self.phase == "starting":
+            raise KeyboardInterrupt
+        more = "; Ctrl-C again ends at once" if number == signal.SIGINT else ""
+        say(f"{self.stopping}: saving a checkpoint after this step{more}")
+
+    def compile(self, method, *example):
+        """Return a method of the agent, compiled if --compile says so, that returns Metrics.
+
+        If that fails config.toml says "off", so that a run that goes on does the same.
+        """
+        update, compiled = compile_update(self.agent, method, example, self.args.compile)
+        if self.args.compile == "on" and not compiled:
+            self.args = replace(self.args, compile="off")
+            self.folder.write_config(self.args)
+        return update
+
+    def begin(self):
+        """Start where the checkpoint stopped, or at the beginning; return the first obs [N, O]."""
+        saved = self.loaded
+        self.folder.metrics.file.truncate(saved["metrics_bytes"] if saved else 0)
+        for name in ["summary.json", "model.pt"]:  # of an earlier end
+            (self.path / name).unlink(missing_ok=True)
+        for name in ["videos", "checkpoint"]:
+            (self.path / name).mkdir(exist_ok=True)
+        self.board = Board(self.path / "tb", self.global_step)
+        self.tracker = Tracker(self.args, self.path, self.id)
+        args, folder = self.args, self.folder.shown
+        say(f"device {args.device}, {args.threads} threads, compile {args.compile}")
+        say(f"run folder {folder}; to watch it: tensorboard --logdir {folder}")
+
+        options = {"stream": (TRAIN, self.args.seed)}
+        if saved:
+            options["states"] = saved["envs"]
+        obs, _ = self.envs.reset(options=options)
+        if saved:
+            set_generators(saved["generators"])
+            say(f"going on at step {self.global_step}")
+        self.lap("update")  # compilation, above all
+        gc.collect()
+        gc.freeze()  # searching all that was imported for garbage stalls steps
+        self.progress = Progress(self.global_step, self.args.total_timesteps)
+        self.phase = "training"  # from here on signals wait, also for the checkpoint that follows
+        if not saved:
+            self.checkpoint()
+        return obs
+
+    def __exit__(self, kind, error, trace):
+        """Write model and summary; an interrupt or a failed check ends in one sentence."""
+        self.phase = "ending"
+        if self.progress:
+            self.progress.close()
+        status = "finished"
+        reason = ""
+        if kind is KeyboardInterrupt:
+            status = "interrupted"
+            reason = f"{self.stopping or 'KeyboardInterrupt'} at step {self.global_step}"
+        elif error:
+            status = "failed"
+            reason = f"{error!r} at step {self.global_step}"
+        elif not attempt("model.pt cannot be written", self.write_model):
+            status = "failed"
+            reason = "model.pt cannot be written"
+        self.close()
+        written = attempt("no summary.json", self.write_summary, status, reason)
+        if status == "finished" and written:
+            # last, since until the summary says so the run can go on from here
+            shutil.rmtree(self.path / "checkpoint", ignore_errors=True)
+        if self.tracker:
+            self.tracker.finish(int(status != "finished"))
+        self.release()
+        self.say_farewell(status, reason)
+        code = {"finished": 0 if written else 1, "interrupted": 130, "failed": 1}[status]
+        if code and kind in (None, KeyboardInterrupt, FloatingPointError):
+            raise SystemExit(code) from None
+
+    def say_farewell(self, status, reason):
+        """Print how the run ended, and what to do next."""
+        if status == "interrupted":
+            say(f"to go on: python {sys.argv[0]} --resume {self.folder.shown}")
+        report = SCRIPT.parent / "tools" / "report.py"
+        command = "python tools/report.py " if report.exists() else ""
+        say(f"{status} {reason}".strip() + f": {command}{self.folder.shown}")
+
+    def close(self):
+        """Close environments and logs."""
+        for envs in [self.envs, self.eval_envs]:
+            if envs:
+                attempt("environments cannot be closed", envs.close)
+        if self.board:
+            self.board.close()
+
+    def release(self):
+        """Let others take the folder and the signals."""
+        self.folder.metrics.file.close()
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+    def write_model(self):
+        """Write what load_agent reads, and the last rows of metrics."""
+        self.folder.metrics.sync()
+        write_tensors(self.path / "model.pt", model_of(self.agent))
+
+    def write_summary(self, status, reason):
+        """Write summary.json, by which others know that the run has ended."""
+        summary = {"status": status, "reason": reason, "global_step": self.global_step}
+        if self.scores:
+            tenth = self.scores[-math.ceil(len(self.scores) / 10) :]
+            summary["eval_last"] = self.scores[-1]
+            summary["eval_last_tenth"] = sum(tenth) / len(tenth)
+        seconds = time.perf_counter() - self.start
+        summary["updates"] = self.updates
+        summary["seconds"] = seconds
+        summary["SPS"] = self.global_step / seconds
+        summary["command"] = sys.argv
+        summary["git_commit"] = self.commit
+        summary["git_dirty"] = self.dirty
+        summary["hardware"] = f"{platform.platform()} {os.cpu_count()} CPUs"
+        versions = {package.name: package.version for package in distributions()}
+        summary["versions"] = {**versions, "python": sys.version}
+        text = json.dumps(summary, indent=1).encode()
+        write_atomically(self.path / "summary.json", lambda file: file.write(text))
+
+    def ended(self):
+        """Tell whether all transitions have been made."""
+        return self.global_step >= self.args.total_timesteps
+
+    def due(self, every, since):
+        """Tell whether a period of that many transitions, or the run, ended after a step."""
+        return every > 0 and (self.ended() or self.global_step // every > since // every)
+
+    # --- checkpoints
+    def checkpoint_due(self):
+        """Tell whether it is time to save, or a signal asks for it."""
+        if self.ended():  # then model.pt is written
+            return bool(self.stopping)
+        return bool(self.stopping) or self.due(self.args.checkpoint_every, self.checkpointed)
+
+    def checkpoint(self):
+        """Save all that decides how the run goes on; if a signal came, end by KeyboardInterrupt."""
+        weights = self.agent.named_parameters()
+        require_finite(**{name: weight.detach().cpu().numpy() for name, weight in weights})
+        try:
+            self.write_checkpoint()
+            self.warned = False
+        except OSError as error:
+            step = self.global_step
+            if not self.warned:
+                say(f"warning: no checkpoint at step {step}, the last one stays: {error}")
+            self.warned = True
+        self.checkpointed = self.global_step
+        self.lap("checkpoint")
+        if self.stopping:
+            raise KeyboardInterrupt
+
+    def write_checkpoint(self):
+        """Write the buffer's new rows, then state.pt, then delete what it does not name."""
+        rows = None
+        try:
+            if self.buffer_file:
+                rows = self.buffer_file.save()
+            metrics_bytes = self.folder.metrics.sync()
+            self.board.flush()
+            state = {
+                **model_of(self.agent),
+                "rows": rows,
+                "envs": list(self.envs.call("state")),
+                "generators": generators(),
+                "run": self.state_dict(),
+                "metrics_bytes": metrics_bytes,
+                "seconds": time.perf_counter() - self.start,
+            }
+            path = self.path / "checkpoint" / "state.pt"
+            write_tensors(path, state)
+            if self.buffer_file:
+                self.buffer_file.saved = rows
+        finally:
+            if self.buffer_file:
+                self.buffer_file.delete_others()
+
+    def state_dict(self):
+        """Return what of this object decides how the run goes on."""
+        return {
+            "id": self.id,
+            "global_step": self.global_step,
+            "updates": self.updates,
+            "scores": self.scores,
+            "evaluated": self.evaluated,
+            "recent": list(self.recent),
+            "pending": [(names, torch.stack(rows)) for names, rows in self.pending.items() if rows],
+        }
+
+    def load_state_dict(self, state):
+        """Take over what state_dict returned."""
+        self.id = state["id"]
+        self.global_step = self.logged = self.checkpointed = state["global_step"]
+        self.updates = state["updates"]
+        self.scores = state["scores"]
+        self.evaluated = state["evaluated"]
+        self.recent.extend(state["recent"])
+        for names, rows in state["pending"]:
+            self.pending[names] = list(rows.to(self.args.device))
+
+    def restore(self):
+        """Load the checkpoint, or exit with 2 and leave all as it is."""
+        path = self.path / "checkpoint" / "state.pt"
+        size = self.folder.metrics.size()
+        if not path.exists() and size == 0:
+            return  # it died before its first step
+        try:
+            saved = read_checked(path)
+            if size < saved["metrics_bytes"]:
+                raise ValueError("metrics.jsonl is too short")
+            for name in vars(self.args).keys() - FREE - {"resume", "device", "compile"}:
+                if saved["args"][name] != getattr(self.args, name):
+                    raise ValueError(f"its checkpoint is of a run with another {name}")
+            self.agent.load_state_dict(saved["agent"])
+            self.load_state_dict(saved["run"])
+            if self.buffer_file:
+                self.buffer_file.salt = int(self.id, 16)
+                self.buffer_file.restore(saved["rows"])
+        except Exception as error:  # torch.load raises many kinds
+            sentence = f"fails ({error!r:.200}); {self.folder.shown} is left as it is"
+            refuse("resume", f"{sentence}: delete it to begin anew")
+        self.start -= saved["seconds"]
+        self.loaded = saved
+
+    # --- logs
+    def lap(self, activity):
+        """Count the time since the last lap as spent on an activity."""
+        now = time.perf_counter()
+        self.spent[activity] += now - self.last
+        self.last = now
+
+    def record(self, metrics):
+        """Keep the metrics of an update for the next row."""
+        if self.args.log_every:
+            self.pending.setdefault(metrics.names, []).append(metrics.values)
 
     def log(self, metrics, video=None):
         """Send scalars and a video to every sink, with global_step and seconds since the start."""
         metrics = {name: float(value) for name, value in metrics.items()}
         require_finite(**metrics)
         row = {"global_step": self.global_step, "seconds": time.perf_counter() - self.start}
-        self.file.write(json.dumps(row | metrics) + "\n")
-        for name, value in metrics.items():
-            self.board.add_scalar(name, value, self.global_step)
-        if self.tracker:
-            row |= {"videos": self.media(str(video))} if video else {}
-            self.tracker = attempt("W&B", self.tracker.log, row | metrics) and self.tracker
+        row.update(metrics)
+        self.folder.metrics.write(row)
+        self.board.log(metrics, self.global_step)
+        self.tracker.log(row, video)
 
-    def save(self):
-        """Write what load_agent reads, free of pickle, to model.pt."""
-        bounds, state = [self.agent.low.tolist(), self.agent.high.tolist()], self.agent.state_dict()
-        saved = {"args": vars(self.args), "obs_dim": self.agent.obs_dim, "bounds": bounds}
-        torch.save(saved | {"state": state}, self.folder / "model.pt")
+    def log_due(self):
+        """Tell whether it is time for a row of metrics."""
+        return self.due(self.args.log_every, self.logged)
 
-    def due(self, every):
-        """Tell whether a period of that many transitions, or the run, ended in the latest step."""
-        ended = self.global_step >= self.args.total_timesteps
-        return every > 0 and (ended or self.global_step % every < self.args.num_envs)
+    def log_episodes(self, infos, truncated):
+        """Log the episodes that ended in the latest step, and move the bar."""
+        for i in np.flatnonzero(infos.get("_episode_return", [])):
+            episode_return = float(infos["episode_return"][i])
+            length = int(infos["episode_length"][i])
+            self.recent.append((episode_return, length, bool(truncated[i])))
+            self.log({"charts/episodic_return": episode_return, "charts/episodic_length": length})
+        self.progress.update(self.global_step)
+        self.lap("log")
 
-    def clock(self, activity):
-        """Count the time since the last call as spent on an activity."""
-        since, self.last = self.last, time.perf_counter()
-        self.spent[activity] += self.last - since
-
-    def episodes(self, infos, truncated):
-        """Log the episodes that ended in the latest step."""
-        for i in np.flatnonzero(infos["_finished"]) if "_finished" in infos else ():
-            score, length = infos["finished"]["r"][i], infos["finished"]["l"][i]
-            self.recent.append((score, length, truncated[i]))
-            self.log({"charts/episodic_return": score, "charts/episodic_length": length})
-
-    def progress(self, *tables):
-        """Log means of an interval's (names, rows), rates, the last 100 episodes; print a line."""
-        step, seconds, total = self.global_step, self.spent.total(), self.args.total_timesteps
-        metrics = {f"time/{name}": spent / seconds for name, spent in self.spent.items()}
-        sps, self.logged = (step - self.logged) / (seconds - self.spent["eval"]), step
+    def log_interval(self):
+        """Log means over the interval's updates, rates, shares of time and the last episodes."""
+        seconds = self.spent.total()
+        sps = (self.global_step - self.logged) / (seconds - self.spent["eval"])
+        metrics = {
+            "charts/SPS": sps,
+            "charts/updates": self.updates,
+            **{f"time/{name}": spent / seconds for name, spent in self.spent.items()},
+            **self.agent.learning_rates(),
+        }
         self.spent.clear()
-        metrics |= {"charts/SPS": sps, "charts/updates": self.updates}
-        metrics |= {f"charts/{k}": v for k, v in vars(self.args).items() if k.endswith("_lr")}
-        for names, rows in tables:
-            if rows:  # one transfer from the device
-                metrics |= dict(zip(names, torch.stack(rows).mean(0).tolist(), strict=True))
+        self.logged = self.global_step
+        for names, rows in self.pending.items():
+            if rows:
+                means = torch.stack(rows).mean(0).tolist()  # one transfer from the device
+                metrics.update(zip(names, means, strict=True))
                 rows.clear()
+        mean_return = math.nan
         if self.recent:
-            returns, lengths, cut = torch.tensor(self.recent, dtype=torch.float64).T
+            returns, lengths, truncated = torch.tensor(self.recent, dtype=torch.float64).T
+            mean_return = returns.mean()
+            metrics["charts/average_return"] = mean_return
+            metrics["env/time_limit_frac"] = truncated.mean()
             metrics |= describe("train/return", returns) | describe("train/length", lengths)
-            metrics |= {"charts/average_return": returns.mean(), "env/time_limit_frac": cut.mean()}
         self.log(metrics)
-        eta, seen = (total - step) / sps / 60, metrics.get("charts/average_return", math.nan)
-        print(f"step {step}/{total} SPS {sps:.0f} left {eta:.0f} min return {seen:.4g}", flush=True)
+        total = self.args.total_timesteps
+        left = f" left {(total - self.global_step) / sps / 60:.0f} min" if self.updates else ""
+        self.progress.update(self.global_step, **{"return": mean_return})
+        self.progress.line(
+            f"step {self.global_step}/{total} SPS {sps:.0f}{left} return {mean_return:.4g}"
+        )
+        self.lap("log")
 
-    def evaluate(self, envs):
+    # --- evaluation
+    def evaluation_due(self):
+        """Tell whether it is time to evaluate, which a signal may have cut short before."""
+        evaluated = self.evaluated == self.global_step
+        return self.due(self.args.eval_every, self.evaluated) and not evaluated
+
+    def evaluate(self):
         """Score the agent; film every eighth evaluation and the last."""
-        step, number, film = self.global_step, len(self.scores), self.args.capture_video
-        film = film and (number % 8 == 0 or step >= self.args.total_timesteps)
-        video = self.folder / "videos" / f"step-{step}.mp4"
-        found = evaluate(self.agent, envs, (EVALUATE, self.args.seed, number), film and video)
-        self.args.capture_video &= video.exists() or not film  # failing twice, OpenGL aborts
-        video = video if video.exists() else ""
-        self.log(found, video)
-        self.scores.append(float(found["eval/return_mean"]))
-        print(f"step {step} eval {self.scores[-1]:.4g} {video}", flush=True)
-        self.clock("eval")
-
-    def __exit__(self, kind, error, trace):
-        """Write model and summary; an interrupt or a failed check ends in one sentence."""
-        status = {None: "finished", KeyboardInterrupt: "interrupted"}.get(kind, "failed")
-        reason = f"{error!r} at step {self.global_step}" if error else ""
-        attempt("model.pt", self.save)
-        summary = {"status": status, "reason": reason, "global_step": self.global_step}
-        if tail := self.scores[-math.ceil(len(self.scores) / 10) :]:
-            summary |= {"eval_last": tail[-1], "eval_last_tenth": sum(tail) / len(tail)}
-        seconds = time.perf_counter() - self.start
-        summary |= {"updates": self.updates, "seconds": seconds, "SPS": self.global_step / seconds}
-        summary |= {"command": sys.argv, "hardware": f"{platform.platform()} {os.cpu_count()} CPUs"}
-        summary["versions"] = {d.name: d.version for d in distributions()} | {"python": sys.version}
-        self.file.close(), self.board.close()
-        (self.folder / "summary.part").write_text(json.dumps(summary, indent=1), "utf-8")
-        os.replace(self.folder / "summary.part", self.folder / "summary.json")
-        if self.tracker:
-            attempt("W&B", self.tracker.finish, int(status != "finished"))
-        print(f"{status} {reason}".strip() + f": python tools/report.py {self.folder}", flush=True)
-        if kind in (KeyboardInterrupt, FloatingPointError):
-            raise SystemExit(130 if status == "interrupted" else 1) from None
-
-
-# --- main -----------------------------------------------------------------------------------------
-def main(args):
-    """Train as args say, or evaluate, and return the agent."""
-    args.check()
-    if args.evaluate:
-        agent = Agent.load(args.evaluate)
-        envs, *_ = make_envs(agent.args.env_id, args.eval_episodes, args.seed, args.capture_video)
-        video = Path(args.evaluate, "videos", f"evaluate-{args.seed}.mp4")
-        found = evaluate(agent, envs, (EVALUATE, args.seed, 10**6), args.capture_video and video)
-        print({k: round(float(v), 4) for k, v in found.items()}, video if video.exists() else "")
-        return agent
-    eval_envs, *_ = make_envs(args.env_id, args.eval_episodes, args.seed, args.capture_video)
-    envs, low, high = make_envs(args.env_id, args.num_envs, args.seed)  # last: what follows draws
-    obs_dim, dim = envs.single_observation_space.shape[0], low.size
-    args = resolve(args, "cuda", 10_000, "buffer_size", 4 * (2 * obs_dim + dim + 2))
-    agent = Agent(args, obs_dim, low, high, args.device)
-    buffer = ReplayBuffer(args.buffer_size, obs_dim, dim, args.device)
-    noise = torch.zeros(args.batch_size, dim, device=args.device)
-    blank = buffer.unpack(noise.new_zeros(args.batch_size, sum(buffer.widths)))
-    with Run(args, agent) as run:
-        critic_names, update_critic = prepare(agent, "update_critic", blank, noise)
-        actor_names, update_actor = prepare(agent, "update_actor", blank[0])
-        gc.collect(), gc.freeze()  # searching all that was imported for garbage stalls steps
-        run.clock("update")
-        if args.eval_every:
-            run.evaluate(eval_envs)
-        obs = reset(envs, np.ones(args.num_envs, bool), TRAIN, args.seed)
-        critic_rows, actor_rows = [], []
-        while run.global_step < args.total_timesteps:
-            warm = run.global_step >= args.learning_starts
-            action = agent.explore(obs) if warm else np.random.uniform(-1, 1, (args.num_envs, dim))
-            run.clock("act")
-
-            next_obs, reward, terminated, truncated, infos = envs.step(agent.scale(action))
-            require_finite(obs=obs, action=action, next_obs=next_obs, reward=reward)
-            run.global_step += args.num_envs
-            buffer.add(obs, action, reward, terminated, next_obs)
-            done = terminated | truncated
-            obs = reset(envs, done, TRAIN, args.seed) if done.any() else next_obs
-            run.clock("env")
-
-            while run.updates < args.utd * (run.global_step - args.learning_starts):
-                batch = buffer.sample(args.batch_size)
-                metrics = update_critic(batch, noise.normal_())  # [M]
-                critic_rows += [metrics] if args.log_every else []
-                run.updates += 1
-                if run.updates % args.policy_delay == 0:
-                    metrics = update_actor(batch[0])
-                    actor_rows += [metrics] if args.log_every else []
-            run.clock("update")
-
-            run.episodes(infos, truncated)
-            if run.due(args.log_every):
-                run.progress((critic_names, critic_rows), (actor_names, actor_rows))
-            run.clock("log")
-            if run.due(args.eval_every):
-                run.evaluate(eval_envs)
-    return agent
+        number = len(self.scores)
+        film = self.film and (number % 8 == 0 or self.ended()) and can_film(self.eval_envs)
+        stream = (EVALUATE, self.args.seed, number)
+        stopped = lambda: bool(self.stopping)  # noqa: E731
+        evaluation = evaluate(self.agent, self.eval_envs, stream, film, stopped)
+        if evaluation is None:
+            self.checkpoint()  # which ends the run; --resume evaluates again
+            return
+        video = None
+        if film:
+            path = self.path / "videos" / f"step-{self.global_step}.mp4"
+            video = save_video(
+                path, evaluation.frames, self.eval_envs.metadata.get("render_fps", 30)
+            )
+            self.film = video is not None  # trying again might abort the process
+        self.log(evaluation.metrics, video)
+        self.scores.append(float(evaluation.metrics["eval/return_mean"]))
+        self.evaluated = self.global_step
+        self.progress.update(self.global_step, eval=self.scores[-1])
+        shown = f"{self.folder.shown}/videos/{video.name}" if video else ""
+        say(f"step {self.global_step} eval {self.scores[-1]:.4g} {shown}".rstrip())
+        self.lap("eval")
 
 
 if __name__ == "__main__":

@@ -164,20 +164,20 @@ def test_t17_the_actor_steps_after_every_second_critic_step(
     S, spied, monkeypatch, delay, utd, envs
 ):
     """Counted over the whole run, on the batch of that critic step."""
-    need(S, "Args.policy_delay", "prepare")
+    need(S, "Args.policy_delay", "compile_update")
     calls = []
 
-    def prepare(agent, method, *example):
-        names, update = prepared(agent, method, *example)
+    def compile_update(agent, method, *inputs):
+        update, compiled = compiled_update(agent, method, *inputs)
 
         def spy(*inputs):
-            calls.append((method, inputs[0][0] if method == "update_critic" else inputs[0]))
+            calls.append((method.__name__, inputs[0][0] if len(inputs) > 1 else inputs[0]))
             return update(*inputs)
 
-        return names, spy
+        return spy, compiled
 
-    prepared = S.prepare
-    monkeypatch.setattr(S, "prepare", prepare)
+    compiled_update = S.compile_update
+    monkeypatch.setattr(S, "compile_update", compile_update)
     spied(env_id="Target-v0", policy_delay=delay, utd=utd, num_envs=envs)
     kinds = [method for method, _ in calls]
     assert kinds.count("update_critic") == 200 * utd
