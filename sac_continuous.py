@@ -61,12 +61,13 @@ import tomllib
 import zipfile
 import zlib
 from collections import Counter, deque
-from contextlib import contextmanager, suppress
+from contextlib import chdir, contextmanager, suppress
 from ctypes.util import find_library
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from importlib.metadata import distributions
 from pathlib import Path
+from shlex import quote
 from typing import Literal, NamedTuple
 
 import gymnasium as gym
@@ -116,7 +117,7 @@ class Args:
     compile: Literal["auto", "on", "off"] = "auto"  # auto: if the run is long enough to gain
     log_every: int = 1_000  # transitions between two rows of metrics; 0: none
     eval_every: int | None = None  # transitions between evaluations; default total / 24; 0: none
-    eval_episodes: int = 10  # episodes per evaluation, with deterministic actions
+    eval_episodes: int = 10  # per evaluation, of deterministic actions and at most 30,000 steps
     capture_video: bool = True  # film an episode of every eighth evaluation and of the last
     checkpoint_every: int | None = None  # likewise; default total / 20; 0: only when interrupted
     resume: str | None = None  # run folder to go on with; auto: --run-dir, if it holds a run
@@ -437,7 +438,7 @@ def main(args):
     envs = make_envs(args.env_id, args.num_envs)
     eval_envs = None
     if args.eval_every:
-        eval_envs = make_envs(args.env_id, args.eval_episodes, film=args.capture_video)
+        eval_envs = make_eval_envs(args.env_id, args)
     sizes = box_sizes(envs, args.env_id)
     action_dim = np.size(sizes["low"])
     row_bytes = 4 * (2 * sizes["obs_dim"] + action_dim + 2)
@@ -495,6 +496,7 @@ def check(args):
     positive += ["critic_lr", "actor_lr", "alpha", "alpha_lr", "eval_episodes"]
     for name in positive:
         require(0 < getattr(args, name) < math.inf, name, "must be positive")
+    require(args.utd <= 1_000, "utd", "must be at most 1,000")
     for name in ["gamma", "tau"]:
         require(0 <= getattr(args, name) <= 1, name, "must be between 0 and 1")
     for name in ["seed", "threads", "log_every", "eval_every", "checkpoint_every"]:
@@ -513,6 +515,7 @@ def check(args):
 # ==================================================================================================
 SCRIPT = Path(__file__).resolve()
 TRAIN, EVALUATE = 0, 1  # streams of seeds
+EVALUATION_STEPS = 30_000  # at most, in an episode of an evaluation
 NO_FILM = "no videos (they need rgb_array frames; apt-get install libegl1 libgl1)"
 
 
@@ -587,8 +590,15 @@ def parse_args(cls, argv):
     registry = tyro.constructors.ConstructorRegistry()
     registry.primitive_rule(whole_number)
     args = tyro.cli(cls, args=argv, registry=registry)
+    for name, value in vars(args).items():
+        require(value != "" or name == "notes", name, "must not be empty")
+        is_text = str(value).encode("utf-8", "ignore").decode() == str(value)
+        require(is_text, name, "must be text in UTF-8")
     flag, file, remedy = "config", args.config, "name a config.toml"
     if args.resume and args.resume != "auto":
+        require(
+            not file, "config", "cannot go with --resume: the run goes on with its own settings"
+        )
         flag, file, remedy = "resume", Path(args.resume, "config.toml"), "name a run folder"
     if not file:
         return args
@@ -609,7 +619,7 @@ def parse_args(cls, argv):
 
 def resolve(args, preferred_device, least_steps_to_compile, least_eval_period):
     """Return args with all that they leave open settled; with --resume take those of the run."""
-    args = adopt_settings(args, least_eval_period)
+    args = adopt_settings(args)
     long_enough = args.total_timesteps >= least_steps_to_compile
     return replace(
         args,
@@ -834,7 +844,8 @@ class Episodes(gym.Wrapper):
         """Step and remember the action."""
         self.actions.append(np.copy(action))  # the environment may change what it is given
         self.obs, reward, terminated, truncated, _ = self.env.step(action)
-        self.total_reward += float(reward)
+        reward = np.asarray(reward).item()  # some give an array of one number
+        self.total_reward += reward
         info = {}
         if terminated or truncated:
             info = {"episode_return": self.total_reward, "episode_length": len(self.actions)}
@@ -862,28 +873,48 @@ class Episodes(gym.Wrapper):
         return self.obs
 
 
-def make_env(env_id, index, film):
+def make_env(env_id, index, film=False, max_steps=None):
     """Build one environment of flat observations; filmed, it renders rgb_array frames if it can."""
     env = gym.make(env_id, disable_env_checker=True)
     if film and "rgb_array" in env.metadata.get("render_modes", []):
         env.close()  # it had to be built to tell how it renders
-        env = gym.make(env_id, disable_env_checker=True, render_mode="rgb_array")
-        render_cheaply(env.unwrapped)
+        env = make_filmed_env(env_id)
     if gym.spaces.flatten_space(env.observation_space) != env.observation_space:
         env = gym.wrappers.FlattenObservation(env)
+    if max_steps:
+        env = gym.wrappers.TimeLimit(env, max_steps)
     return Episodes(env, index)
 
 
-def make_envs(env_id, num_envs, film=False, vector=gym.vector.SyncVectorEnv):
+def make_filmed_env(env_id):
+    """Build an environment that renders frames, or, with a warning, one that does not."""
+    try:
+        env = gym.make(env_id, disable_env_checker=True, render_mode="rgb_array")
+    except Exception as error:  # environments raise all kinds
+        say(f"warning: {NO_FILM}: {error!r:.300}")
+        return gym.make(env_id, disable_env_checker=True)
+    render_cheaply(env.unwrapped)
+    return env
+
+
+def make_envs(env_id, num_envs, film=False, max_steps=None, vector=gym.vector.SyncVectorEnv):
     """Build environments that are stepped together and reset by us; film: the first one renders."""
     if sys.platform == "linux" and not os.environ.get("DISPLAY") and find_library("EGL"):
         os.environ.setdefault("MUJOCO_GL", "egl")  # render without a screen
     gym.logger.min_level = gym.logger.ERROR  # no word on Hopper-v4 being out of date
-    makers = [partial(make_env, env_id, i, film and i == 0) for i in range(num_envs)]
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # my_module is found from a run's copy of the script, too
+    makers = [partial(make_env, env_id, i, film and i == 0, max_steps) for i in range(num_envs)]
     try:
-        return vector(makers, autoreset_mode="Disabled")
-    except (gym.error.Error, ImportError, ValueError) as error:
-        refuse("env_id", f"{env_id} fails: {' '.join(str(error).split())}")
+        with chdir("."):  # an environment may change the working directory
+            return vector(makers, autoreset_mode="Disabled")
+    except Exception as error:  # environments raise all kinds
+        refuse("env_id", f"{env_id} fails: {' '.join(str(error).split()) or repr(error)}")
+
+
+def make_eval_envs(env_id, args):
+    """Build an environment for each episode of an evaluation; one without end is cut."""
+    return make_envs(env_id, args.eval_episodes, args.capture_video, EVALUATION_STEPS)
 
 
 def render_cheaply(env):
@@ -899,7 +930,10 @@ def box_sizes(envs, env_id):
     """Return what an agent of continuous actions must know: obs_dim, low and high."""
     space = envs.single_action_space
     bounded = isinstance(space, gym.spaces.Box) and space.is_bounded()
-    require(bounded, "env_id", f"{env_id} needs a Box of actions with finite low and high")
+    sentence = f"{env_id} needs a Box of actions, of floats with finite low and high"
+    require(bounded and np.issubdtype(space.dtype, np.floating), "env_id", sentence)
+    flat = isinstance(envs.single_observation_space, gym.spaces.Box)
+    require(flat, "env_id", f"{env_id} has observations that cannot be flattened into a Box")
     return {"obs_dim": envs.single_observation_space.shape[0], "low": space.low, "high": space.high}
 
 
@@ -965,20 +999,26 @@ def save_video(path, frames, fps):
             for frame in frames:
                 writer.write_frame(frame)
 
-    if frames and attempt("no video, since it cannot be encoded", encode):
-        return path
-    path.unlink(missing_ok=True)
-    return None
+    if not frames:
+        return None
+    if not attempt("no video, since it cannot be encoded", encode):
+        attempt(f"{path} is no video", path.unlink, missing_ok=True)
+        return None
+    return path
 
 
 def evaluate_run(cls, args):
     """Score and film the agent of the run folder --evaluate; print what is found."""
-    agent = cls.load(args.evaluate)
-    envs = make_envs(agent.args.env_id, args.eval_episodes, film=args.capture_video)
+    limit_threads(args.threads)
+    agent = cls.load(args.evaluate, choose_device(args.device, "cpu"))
+    envs = make_eval_envs(agent.args.env_id, args)
     seed_everything(args.seed)
     number = 10**6  # no evaluation of the training itself has it, and so its episodes
     film = args.capture_video and can_film(envs)
-    evaluation = evaluate(agent, envs, (EVALUATE, args.seed, number), film)
+    try:
+        evaluation = evaluate(agent, envs, (EVALUATE, args.seed, number), film)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
     path = Path(args.evaluate, "videos", f"evaluate-{args.seed}.mp4")
     video = save_video(path, evaluation.frames, envs.metadata.get("render_fps", 30))
     scores = {name: round(float(value), 4) for name, value in evaluation.metrics.items()}
@@ -1147,6 +1187,8 @@ FREE = {
     "config",
     "evaluate",
 }
+# The settings that resolve() settles where they are left open
+SETTLED = {"eval_every", "threads", "compile"}
 # What a run leaves that died before its config.toml was written
 BEGUN = {"metrics.jsonl", "script.py", "script.part", "changes.diff", "changes.part", "config.part"}
 
@@ -1207,7 +1249,7 @@ def is_finished(folder):
         return False
 
 
-def adopt_settings(args, least_eval_period):
+def adopt_settings(args):
     """With --resume, return the settings of the run that goes on; refuse what differs from them.
 
     If that run is finished, say so and exit with 0. If "auto" finds no run, return args.
@@ -1215,7 +1257,7 @@ def adopt_settings(args, least_eval_period):
     if not args.resume:
         return args
     if args.resume != "auto":
-        same = args.run_dir in (None, args.resume)
+        same = args.run_dir is None or Path(args.run_dir) == Path(args.resume)
         require(same, "run_dir", f"must be {args.resume}, or be left out with --resume")
         args = replace(args, run_dir=args.resume)
     require(args.run_dir, "resume", "auto needs --run-dir FOLDER")
@@ -1224,7 +1266,7 @@ def adopt_settings(args, least_eval_period):
         return args
 
     saved = read_config(type(args), folder)
-    refuse_changes(args, saved, folder, least_eval_period)
+    refuse_changes(args, saved, folder)
     if is_finished(folder):
         say(f"{folder} is finished")
         raise SystemExit(0)
@@ -1236,19 +1278,19 @@ def adopt_settings(args, least_eval_period):
     return replace(saved, **free, resume=args.run_dir)
 
 
-def refuse_changes(asked, saved, folder, least_eval_period):
-    """Exit with 2 unless a run with the settings asked for is the one in the folder."""
+def refuse_changes(asked, saved, folder):
+    """Exit with 2 unless a run with the settings asked for is the one in the folder.
+
+    What is not asked for, and was settled when the run began, stays as it is.
+    """
     grown = asked.total_timesteps - saved.total_timesteps
     require(grown >= 0, "total_timesteps", f"can only grow in {folder}")
     sentence = f"cannot grow: {folder} is finished, and its replay buffer is gone"
     require(not (grown and is_finished(folder)), "total_timesteps", sentence)
-    # config.toml holds a period where the flag left it open
-    every = period(asked.eval_every, saved.total_timesteps, 24, least_eval_period)
-    asked = replace(asked, eval_every=every)
     for field in fields(asked):
         asked_value = getattr(asked, field.name)
         saved_value = getattr(saved, field.name)
-        left_open = field.name in ("threads", "compile") and asked_value in (None, "auto")
+        left_open = field.name in SETTLED and asked_value in (None, "auto")
         if field.name == "compile" and saved_value == "off":
             left_open = True  # a compilation that failed is not tried again
         may_change = field.name in FREE | {"resume", "device"}
@@ -1257,7 +1299,8 @@ def refuse_changes(asked, saved, folder, least_eval_period):
         require(agrees, field.name, sentence)
     source = folder / "script.py"
     same = source.exists() and source.read_bytes() == SCRIPT.read_bytes()
-    remedy = f"go on with python {source} --resume {folder}, or name another --run-dir"
+    command = f"python {quote(str(source))} --resume {quote(str(folder))}"
+    remedy = f"go on with {command}, or name another --run-dir"
     require(same, "resume", f"{SCRIPT.name} is not the source that began {folder}: {remedy}")
 
 
@@ -1305,10 +1348,10 @@ class RunFolder:
         self.path = Path(self.shown).absolute()  # an environment may change the working directory
         # adopt_settings has put the folder's name in the place of "auto" where there is a run
         self.resumed = args.resume not in (None, "auto")
-        is_new = not self.path.exists()
+        self.is_new = not self.path.exists()
         there = {path.name for path in self.path.glob("*")}
         died_at_once = args.resume == "auto" and there <= BEGUN
-        usable = self.resumed or is_new or died_at_once
+        usable = self.resumed or self.is_new or died_at_once
         require(usable, "run_dir", f"{self.shown} is there: name a new folder, or --resume a run")
         complete = not self.resumed or "metrics.jsonl" in there
         require(complete, "resume", f"fails: {self.shown} has no metrics.jsonl")
@@ -1339,7 +1382,8 @@ class RunFolder:
         """Write config.toml, last of all that a run begins with."""
         lines = []
         for name, value in config_of(args).items():
-            lines.append(f"{name} = {json.dumps(value, ensure_ascii=False)}\n")
+            text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+            lines.append(f"{name} = {text}\n")
         self.write("config.toml", "".join(lines).encode())
 
 
@@ -1532,6 +1576,8 @@ class Run:
             self.folder.write_config(self.args)
         except OSError as error:
             self.release()
+            if self.folder.is_new:
+                shutil.rmtree(self.path, ignore_errors=True)
             refuse("run_dir", f"{self.folder.shown} cannot be written: {error}")
         except BaseException:
             self.release()
@@ -1582,7 +1628,7 @@ class Run:
         self.tracker = Tracker(self.args, self.path, self.id)
         args, folder = self.args, self.folder.shown
         say(f"device {args.device}, {args.threads} threads, compile {args.compile}")
-        say(f"run folder {folder}; to watch it: tensorboard --logdir {folder}")
+        say(f"run folder {folder}; to watch it: tensorboard --logdir {quote(folder)}")
 
         options = {"stream": (TRAIN, self.args.seed)}
         if saved:
@@ -1632,10 +1678,10 @@ class Run:
     def say_farewell(self, status, reason):
         """Print how the run ended, and what to do next."""
         if status == "interrupted":
-            say(f"to go on: python {sys.argv[0]} --resume {self.folder.shown}")
+            say(f"to go on: python {quote(sys.argv[0])} --resume {quote(self.folder.shown)}")
         report = SCRIPT.parent / "tools" / "report.py"
         command = "python tools/report.py " if report.exists() else ""
-        say(f"{status} {reason}".strip() + f": {command}{self.folder.shown}")
+        say(f"{status} {reason}".strip() + f": {command}{quote(self.folder.shown)}")
 
     def close(self):
         """Close environments and logs."""

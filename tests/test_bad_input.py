@@ -22,6 +22,7 @@ REFUSED = {  # the remedy: flags
     "--env-id tests.toy_envs:FromOne-shown-v0; --env-id tests.toy_envs:Dictionary-shown-v0;"
     "--env-id tests.toy_envs:Small-shown-v0",
     "between 36 and 160": "--frame-size 35; --frame-size 161",
+    "at most 1,000": "--utd 1e300",
     "8 an environment": "--buffer-size 7 --train-every 4",
     "finite low": "--env-id tests.toy_envs:Unbounded-v0; --env-id tests.toy_envs:Clipped-v0",
     "--learning-starts": "--batch-size 101; --total-timesteps 100; --total-timesteps 50",
@@ -89,6 +90,47 @@ def test_refused(S, spaces, refuse, flags, remedy):
     said = refuse(flags)
     assert re.fullmatch(rf"error: {flags.split()[0]} .*({remedy}).*\n", said)
     assert said.lower().count("did you mean") < 2
+
+
+REFUSED_ENVIRONMENTS = {
+    "Whole": "needs a Box of actions, of floats",
+    "Sequential": "observations that cannot be flattened",
+    "Demanding": "fails: .*wanted",
+    "Broken": "fails: out of order",
+}
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("name, sentence", REFUSED_ENVIRONMENTS.items())
+def test_environments_that_cannot_be_used(S, spaces, refuse, name, sentence):
+    need(S, "compile_update")
+    apply(spaces, "box")
+    said = refuse(f"--env-id tests.toy_envs:{name}-v0")
+    assert re.fullmatch(f"error: --env-id tests.toy_envs:{name}-v0 .*{sentence}.*\n", said)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("name", ["config", "resume", "run_dir", "evaluate"])
+def test_an_empty_name_is_refused(S, capfd, name):
+    """As in --evaluate "$RUN" where RUN is not set: it must not train instead."""
+    need(S, "compile_update")
+    with pytest.raises(SystemExit) as stop:
+        S.parse_args(S.Args, [f"--{name}", ""])
+    assert stop.value.code == 2 and "must not be empty" in capfd.readouterr().err
+
+
+@pytest.mark.quick
+def test_text_that_no_file_can_hold_is_refused(S, capfd):
+    need(S, "compile_update")
+    with pytest.raises(SystemExit) as stop:
+        S.parse_args(S.Args, ["--notes", "a\udcffb"])
+    assert stop.value.code == 2 and "UTF-8" in capfd.readouterr().err
+
+
+@pytest.mark.quick
+def test_config_beside_resume_is_refused(S, refuse):
+    need(S, "compile_update")
+    assert "--config cannot go with --resume" in refuse("--resume used --config typo.toml")
 
 
 @pytest.mark.quick

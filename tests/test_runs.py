@@ -698,3 +698,47 @@ def test_tracking_in_trouble(launch, tmp_path, env, warned, environ):
     assert ("killed" in out) == (env == "Killer") and "killed 0" not in out
     online = "WANDB_BASE_URL" in environ
     assert online or [*tmp_path.glob("wandb/offline-run-*/*.wandb")]
+
+
+# --- unfamiliar environments ----------------------------------------------------------------------
+@pytest.mark.quick
+@pytest.mark.parametrize("name", ["Listed", "Wanderer", "Blind"])
+def test_unfamiliar_environments(S, spaces, train, capfd, name):
+    """One gives rewards as arrays, one changes the working directory, one cannot be filmed."""
+    need(S, "compile_update")
+    apply(spaces, "box")
+    train(f"--env-id tests.toy_envs:{name}-v0 --capture-video --run-dir run")
+    assert summary("run")["status"] == "finished"
+    assert len(warnings(capfd.readouterr().out)) == (name == "Blind")
+
+
+@pytest.mark.quick
+def test_an_evaluation_of_an_episode_without_end(S, spaces, train, monkeypatch):
+    need(S, "compile_update")
+    apply(spaces, "box")
+    monkeypatch.setattr(S, "EVALUATION_STEPS", 40)
+    train("--env-id tests.toy_envs:Endless-v0 --run-dir run")
+    lengths = {row["eval/length_mean"] for row in read("run") if "eval/length_mean" in row}
+    assert lengths == {40} and S.Args.eval_episodes
+    assert not [row for row in read("run") if "charts/episodic_return" in row]
+
+
+@pytest.mark.quick
+def test_a_video_stays_when_another_evaluation_makes_none(S, train):
+    need(S, "compile_update")
+    train("--eval-every 0 --run-dir run")
+    train("--evaluate run --capture-video")
+    (video,) = Path("run/videos").glob("*.mp4")
+    train("--evaluate run --no-capture-video")
+    assert video.exists()
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("notes", ["a\x7fb", 'a "b" \\ ü\n\t', "\U0001f600"])
+def test_notes_come_back(S, train, notes):
+    need(S, "compile_update")
+    train("--run-dir run")
+    args = replace(S.Args(), notes=notes)
+    folder = S.RunFolder(replace(args, run_dir="b"))
+    folder.write_config(args)
+    assert tomllib.loads(Path("b/config.toml").read_text("utf-8"))["notes"] == notes

@@ -500,8 +500,8 @@ SAC = {
         f"{MATH}t31_every_finished_episode_is_logged[4]",
     ),
     "a return is the last reward": (
-        "+= float",
-        "= float",
+        "self.total_reward += reward",
+        "self.total_reward = reward",
         f"{MATH}t31_every_finished_episode_is_logged[1]",
     ),
     "a return goes on in the next episode": (
@@ -546,9 +546,44 @@ SAC = {
         f"{RUNS}defaults_of_a_run",
     ),
     "a video that failed is left behind": (
-        "path.unlink(missing_ok=True)\n    return",
-        "return",
+        "path.unlink, missing_ok=True",
+        "str",
         f"{RUNS}full_disk_for_the_video",
+    ),
+    "an evaluation without frames deletes a video": (
+        "    if not frames:\n        return None\n",
+        "    if not frames:\n        return path.unlink(missing_ok=True)\n",
+        f"{RUNS}a_video_stays_when_another_evaluation_makes_none",
+    ),
+    "an evaluation without end goes on for ever": (
+        "EVALUATION_STEPS)",
+        "EVALUATION_STEPS + 1)",
+        f"{RUNS}an_evaluation_of_an_episode_without_end",
+    ),
+    "rewards in arrays are not taken": (
+        "reward = np.asarray(reward).item()",
+        "reward = float(reward)",
+        f"{RUNS}unfamiliar_environments[Listed]",
+    ),
+    "an environment moves the run's folder": (
+        'with chdir("."):',
+        "if True:",
+        f"{RUNS}unfamiliar_environments[Wanderer]",
+    ),
+    "an environment that cannot be filmed ends the run": (
+        "except Exception as error:  # environments raise all kinds\n        say",
+        "except KeyError as error:\n        say",
+        f"{RUNS}unfamiliar_environments[Blind]",
+    ),
+    "notes spoil config.toml": (
+        '.replace("\\x7f", "\\\\u007f")',
+        "",
+        f"{RUNS}notes_come_back",
+    ),
+    "an empty flag counts as none": (
+        'require(value != "" or name == "notes", name, "must not be empty")',
+        "pass",
+        "test_bad_input.py::test_an_empty_name_is_refused",
     ),
     "the last tenth of scores is rounded down": (
         "self.scores[-math.ceil",

@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 import psutil
 import torch
-from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete
+from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete, Sequence
 
 ended = []  # (return, length) of every episode that ended, in any Toy of this process
 born = []  # length of every Ragged episode that began
@@ -139,6 +139,59 @@ class Killer(Toy):
         return super().step(action)
 
 
+class Endless(Toy):
+    """Episodes without an end."""
+
+    def __init__(self, **kwargs):
+        super().__init__(length=-1, **kwargs)
+
+
+class Listed(Toy):
+    """Rewards in an array of one number, as batched simulators give them."""
+
+    def step(self, action):
+        obs, reward, *rest = super().step(action)
+        return obs, np.array([reward]), *rest
+
+
+class Wanderer(Toy):
+    """Works in a folder of its own."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        os.makedirs("wandered", exist_ok=True)
+        os.chdir("wandered")
+
+
+class Blind(Toy):
+    """Says that it renders, and cannot be built to do so."""
+
+    def __init__(self, length=7):
+        super().__init__(length)
+
+
+class Demanding(Toy):
+    """Needs an argument that nobody gives."""
+
+    def __init__(self, wanted, **kwargs):
+        super().__init__(**kwargs)
+
+
+class Broken(Toy):
+    """Cannot be built."""
+
+    def __init__(self, **kwargs):
+        raise RuntimeError("out of order")
+
+
+class Sequential(Toy):
+    """Observations of no fixed length."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.observation_space = Sequence(Box(-1, 1, (2,)))
+
+
 class DictToy(Toy):
     """obs = a dict of the step and its square."""
 
@@ -207,6 +260,9 @@ register("Stuck", Stuck)
 register("Mangler", Mangler, kwargs={"length": 60})
 register("DictObs", DictToy)
 register("Killer", Killer)
+for cls in (Endless, Listed, Wanderer, Blind, Demanding, Broken, Sequential):
+    register(cls.__name__, cls)
+register("Whole", Toy, kwargs={"action_space": Box(-2, 2, (2,), np.int64)})
 for fault in ("reward", "observation", "reset"):
     register(f"Nan{fault.title()}", Faulty, kwargs={"fault": fault})
 register("NanEarly", Faulty, kwargs={"fault": "reward", "at": 3})
