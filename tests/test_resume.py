@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -1361,8 +1362,19 @@ def test_what_is_left_open_stays_as_it_was(interrupt, S):
     before = S.read_config(S.Args, "a")
     torch.set_num_threads(1)
     asked = replace(before, threads=None, compile="auto", checkpoint_every=None)
-    S.main(replace(asked, eval_every=before.eval_every, run_dir="a", resume="auto"))
+    # what would be settled for these has grown once, and is asked for again
+    asked = replace(asked, eval_every=None, total_timesteps=before.total_timesteps)
+    S.main(replace(asked, run_dir="a", resume="auto"))
     assert S.read_config(S.Args, "a") == before
+
+
+def test_names_of_folders_are_quoted(interrupt, resume, capfd):
+    """What is printed can be pasted into a shell, and a folder is the same with a slash behind."""
+    interrupt(f"{SAME} --run-dir a'b", 130)
+    line = re.search("to go on: (.*)", capfd.readouterr().out)[1]
+    assert shlex.split(line)[-2:] == ["--resume", "a'b"]
+    resume("--resume a'b/ --run-dir a'b")
+    assert summary("a'b")["status"] == "finished"
 
 
 @slow

@@ -703,13 +703,25 @@ def test_tracking_in_trouble(launch, tmp_path, env, warned, environ):
 # --- unfamiliar environments ----------------------------------------------------------------------
 @pytest.mark.quick
 @pytest.mark.parametrize("name", ["Listed", "Wanderer", "Blind"])
-def test_unfamiliar_environments(S, spaces, train, capfd, name):
+def test_unfamiliar_environments(S, spaces, train, tmp_path, capfd, name):
     """One gives rewards as arrays, one changes the working directory, one cannot be filmed."""
     need(S, "compile_update")
     apply(spaces, "box")
     train(f"--env-id tests.toy_envs:{name}-v0 --capture-video --run-dir run")
-    assert summary("run")["status"] == "finished"
+    assert summary(tmp_path / "run")["status"] == "finished"
     assert len(warnings(capfd.readouterr().out)) == (name == "Blind")
+
+
+@pytest.mark.quick
+def test_a_module_in_the_working_directory(S, spaces, train, tmp_path):
+    """A run's own copy of the script, in another folder, finds it as the script beside it did."""
+    need(S, "compile_update")
+    apply(spaces, "box")
+    text = "from tests import toy_envs; toy_envs.register('Beside', toy_envs.Toy)"
+    (tmp_path / "module_beside.py").write_text(text)
+    assert str(tmp_path) not in sys.path
+    train("--env-id module_beside:Beside-v0 --run-dir run")
+    assert summary("run")["status"] == "finished"
 
 
 @pytest.mark.quick

@@ -727,6 +727,26 @@ SAC = {
         "self.send(row, video)",
         f"{RUNS}a_video_that_wandb_refuses",
     ),
+    "names of folders are not quoted": (
+        "quote(sys.argv[0])} --resume {quote(self.folder.shown)}",
+        "quote(sys.argv[0])} --resume {self.folder.shown}",
+        f"{RESUME}names_of_folders_are_quoted",
+    ),
+    "a slash behind a folder makes it another": (
+        "Path(args.run_dir) == Path(args.resume)",
+        "args.run_dir == args.resume",
+        f"{RESUME}names_of_folders_are_quoted",
+    ),
+    "a period that was left open is compared": (
+        'SETTLED = {"eval_every", ',
+        "SETTLED = {",
+        f"{RESUME}what_is_left_open_stays_as_it_was",
+    ),
+    "modules in the working directory are not found": (
+        "sys.path.append(os.getcwd())",
+        "pass",
+        f"{RUNS}a_module_in_the_working_directory",
+    ),
     "short runs are compiled": (
         "long_enough and ",
         "",
