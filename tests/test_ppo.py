@@ -268,10 +268,11 @@ def test_networks_are_orthogonal_with_their_gains(S, script):
         np.testing.assert_allclose(forward(agent, part, w, x), hidden @ w[4].T + w[5])
 
 
-def test_the_step_of_the_optimizer(S):
+@pytest.mark.parametrize("max_norm", [0.01, 1e6])
+def test_the_step_of_the_optimizer(S, max_norm):
     """One Adam over all, its eps 1e-5, its rate lr, its gradient cut at max_grad_norm."""
     need(S, "Args.rollout_steps", "Agent.update_minibatch")
-    agent = build(S, max_grad_norm=0.01, learning_rate=2e-3)
+    agent = build(S, max_grad_norm=max_norm, learning_rate=2e-3)
     batch, _ = agent.compute_advantages(collect(S, agent))
     names = [name for name, _ in agent.named_parameters()]
     old = {name: p.detach().clone() for name, p in agent.named_parameters()}
@@ -281,9 +282,101 @@ def test_the_step_of_the_optimizer(S):
     whole = np.sqrt(sum(np.square(g).sum() for g in gradient.values()))
     assert norm == pytest.approx(whole, rel=1e-4) and norm > 0.1
     for name, p in agent.named_parameters():
-        g = gradient[name] * 0.01 / whole
+        g = gradient[name] * min(1, max_norm / whole)
         moved = (old[name] - p.detach()).numpy()
         np.testing.assert_allclose(moved, 2e-3 * g / (abs(g) + 1e-5), rtol=1e-2, atol=2e-6)
+
+
+def activations():
+    """Return the names of all activations of PyTorch that can stand between two layers."""
+    found = []
+    for name, kind in vars(nn.modules.activation).items():
+        if isinstance(kind, type) and kind.__module__ == nn.modules.activation.__name__:
+            try:
+                layer = kind()
+                fits = "dim" not in vars(layer) and layer(torch.zeros(2, 16)).shape == (2, 16)
+            except (TypeError, ValueError, RuntimeError):  # it needs arguments, or other inputs
+                continue
+            if fits:
+                found.append(name)
+    return found
+
+
+def assert_acts_as_learned(agent, rows):
+    """Require that acting and learning have the same policy, for few rows and for many."""
+    obs = np.random.default_rng(rows).normal(2, 3, (rows, O))
+    torch.manual_seed(0)  # an activation may be random
+    with torch.no_grad():
+        expected = agent.actor(torch.as_tensor(agent.normalize(obs))).numpy()
+    torch.manual_seed(0)
+    np.testing.assert_allclose(agent.act(obs), agent.scale(expected), rtol=1e-5, atol=2e-6)
+    torch.manual_seed(0)
+    np.random.seed(0)
+    action, logp = agent.explore(obs)
+    np.random.seed(0)
+    noise = np.random.standard_normal(action.shape)
+    std = agent.log_std.detach().exp().numpy()
+    np.testing.assert_allclose(action, expected + std * noise, rtol=1e-5, atol=2e-6)
+    assert action.shape == expected.shape == (rows, A) and logp.shape == (rows,)
+
+
+@pytest.mark.parametrize("rows", [1, 64])
+@pytest.mark.parametrize("name", activations())
+def test_acting_is_the_network_whatever_its_activation(S, name, rows):
+    """Every activation of PyTorch, known to the copy of the network in NumPy or not."""
+    need(S, "in_numpy")
+    agent = build(S, hidden_size=16)
+    for i, layer in enumerate(agent.actor):
+        if not isinstance(layer, nn.Linear):
+            agent.actor[i] = getattr(nn, name)()
+    assert_acts_as_learned(agent, rows)
+
+
+class Doubled(nn.Linear):
+    """A linear layer of another kind."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Residual(nn.Sequential):
+    """A network of another kind."""
+
+    def forward(self, x):
+        for layer in self:
+            y = layer(x)
+            x = x + y if x.shape == y.shape else y
+        return x
+
+
+LAYERS = {
+    "third": [nn.Linear(O, 8), nn.Tanh(), nn.Linear(8, 9), nn.ReLU(), nn.Linear(9, 8), nn.Tanh()],
+    "norm": [nn.Linear(O, 8), nn.LayerNorm(8), nn.Tanh()],
+    "scaled": [Doubled(O, 8), nn.Tanh()],
+    "no biases": [nn.Linear(O, 8, bias=False), nn.Tanh()],
+    "nested": [nn.Sequential(nn.Linear(O, 8), nn.Tanh())],
+    "residual": [nn.Linear(O, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh()],
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_acting_is_the_network_whatever_its_layers(S, name):
+    need(S, "in_numpy")
+    agent = build(S)
+    kind = Residual if name == "residual" else nn.Sequential
+    torch.manual_seed(0)
+    agent.actor = kind(*LAYERS[name], nn.Linear(8, A))
+    assert_acts_as_learned(agent, 3)
+
+
+def test_acting_follows_the_network(S, agent):
+    """A snapshot is of the moment; without one acting sees each change at once."""
+    need(S, "in_numpy")
+    for _ in range(2):
+        assert_acts_as_learned(agent, 3)
+        with torch.no_grad():
+            for parameter in agent.parameters():
+                parameter += 0.1 * torch.randn(parameter.shape)
 
 
 # --- normalisers ----------------------------------------------------------------------------------
