@@ -510,17 +510,23 @@ class Agent(nn.Module):
 
     # metrics; a NaN or an infinity in any of them ends the run
     def rollout_metrics(self, rollout, batch, reward, value):
-        """Describe a rollout; reward [T, N], value [T, N] as the critic learns them.
-
-        The explained variance is that of the rewards, discounted up to the end of the episode,
-        where that was seen.
-        """
+        """Describe a rollout; see explained_variance for reward and value [T, N]."""
         metrics = {
             **describe("env/obs", self.tensor(rollout.obs)),
             **describe("env/reward", self.tensor(rollout.reward)),
             **describe("ppo/adv", batch.advantage),
         }
-        done = rollout.done()
+        explained = self.explained_variance(rollout.done(), reward, value)
+        if explained is not None:
+            metrics["ppo/explained_var_mc"] = self.tensor(explained)
+        return metrics
+
+    def explained_variance(self, done, reward, value):
+        """Tell how much of what episodes still gave the critic knew: 1 all, 0 nothing, or None.
+
+        Only episodes whose end was seen count. All inputs are [T, N], the reward as the critic
+        learns it, at a time limit with the value of what that cut off.
+        """
         outcome = np.zeros(reward.shape)
         end_seen = np.zeros(reward.shape, bool)
         next_outcome = np.zeros(len(reward[0]))
@@ -531,10 +537,10 @@ class Agent(nn.Module):
             outcome[t] = next_outcome
             end_seen[t] = next_seen
         outcome = outcome[end_seen]
-        if len(outcome) and outcome.var() > 1e-8:
-            error = outcome - value[end_seen]
-            metrics["ppo/explained_var_mc"] = self.tensor(1 - error.var() / outcome.var())
-        return metrics
+        if len(outcome) == 0 or outcome.var() <= 1e-8:
+            return None
+        error = outcome - value[end_seen]
+        return 1 - error.var() / outcome.var()
 
     def learning_rates(self):
         """Return the step size in use, which a schedule may have changed by lr.fill_(x)."""

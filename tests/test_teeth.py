@@ -1748,7 +1748,7 @@ PPO = {
     "acting leaves out what it does not know": (
         "            return partial(call_network, net)\n",
         "            pass\n",
-        f"{PPO_MATH}acting_is_the_network_whatever_its_activation[GELU]",
+        f"{PPO_MATH}acting_is_the_network_whatever_its_activation[GELU-1]",
     ),
     "acting takes every kind of linear layer for the usual one": (
         "type(layer) is nn.Linear",
@@ -1786,10 +1786,15 @@ PPO = {
         "",
         f"{RESUME}processes_do_not_outlive_a_run_that_is_killed[Stuck]",
     ),
-    "a run that is refused waits for its processes": (
+    "a program waits for processes that it has not closed": (
         "        atexit.register(self.kill)",
         "        pass",
-        f"{RESUME}processes_do_not_outlive_a_run_that_is_refused",
+        f"{RESUME}a_program_does_not_wait_for_processes_that_it_has_not_closed",
+    ),
+    "a run that is refused waits for its processes": (
+        "        if terminate:\n            self.kill()\n",
+        "",
+        f"{RESUME}processes_do_not_outlive_a_run_that_is_refused[--rollout-steps 96e10]",
     ),
     "processes have all threads": (
         "        choose_threads(threads)\n",
