@@ -472,7 +472,8 @@ def test_processes_do_not_outlive_a_run_that_is_refused(launch, S, tmp_path, fla
     assert code == 2 and err.startswith("error: ") and "Traceback" not in err
 
 
-def test_a_program_does_not_wait_for_processes_that_it_has_not_closed(S, script):
+@pytest.mark.parametrize("end", ["", "del envs", "envs.close(terminate=True)"])
+def test_a_program_does_not_wait_for_its_processes(S, script, end):
     need(S, "WorkerEnvs")
     code = f"""import sys
 from functools import partial
@@ -480,7 +481,8 @@ sys.path.insert(0, {str(script.parent)!r})
 import {script.stem} as S
 vector = partial(S.WorkerEnvs, threads=1)
 envs = S.make_envs("tests.toy_envs:Counter-v0", 2, vector=vector)
-print([process.pid for process in envs.processes])"""
+print([process.pid for process in envs.processes])
+{end}"""
     environ = ENVIRON | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)

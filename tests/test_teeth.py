@@ -1789,12 +1789,12 @@ PPO = {
     "a program waits for processes that it has not closed": (
         "        atexit.register(self.kill)",
         "        pass",
-        f"{RESUME}a_program_does_not_wait_for_processes_that_it_has_not_closed",
+        f"{RESUME}a_program_does_not_wait_for_its_processes[]",
     ),
-    "a run that is refused waits for its processes": (
+    "processes that are to end at once do not": (
         "        if terminate:\n            self.kill()\n",
         "",
-        f"{RESUME}processes_do_not_outlive_a_run_that_is_refused[--rollout-steps 96e10]",
+        f"{RESUME}a_program_does_not_wait_for_its_processes[del envs]",
     ),
     "processes have all threads": (
         "        choose_threads(threads)\n",
