@@ -1794,7 +1794,7 @@ PPO = {
     "processes that are to end at once do not": (
         "        if terminate:\n            self.kill()\n",
         "",
-        f"{RESUME}a_program_does_not_wait_for_its_processes[del envs]",
+        f"{RESUME}a_program_does_not_wait_for_its_processes[envs.close(terminate=True)]",
     ),
     "processes have all threads": (
         "        choose_threads(threads)\n",
