@@ -284,7 +284,9 @@ def test_the_step_of_the_optimizer(S, max_norm):
     for name, p in agent.named_parameters():
         g = gradient[name] * min(1, max_norm / whole)
         moved = (old[name] - p.detach()).numpy()
-        np.testing.assert_allclose(moved, 2e-3 * g / (abs(g) + 1e-5), rtol=1e-2, atol=2e-6)
+        decay = agent.opt.weight_decay * old[name].numpy()  # none, unless you have added some
+        expected = 2e-3 * (g / (abs(g) + 1e-5) + decay)
+        np.testing.assert_allclose(moved, expected, rtol=1e-2, atol=2e-6)
 
 
 def activations():
