@@ -1,9 +1,9 @@
-# --- method ---------------------------------------------------------------------------------------
 """Proximal Policy Optimization (PPO-clip, arXiv 1707.06347) with GAE (arXiv 1506.02438).
 
 The agent acts for rollout_steps transitions, then learns from them alone, in update_epochs passes
-over shuffled minibatches. Observations are shifted by the mean and divided by the deviation of all
-rollouts before, rewards divided by that of running discounted returns; both are cut at 10.
+over shuffled minibatches. Observations are shifted by the mean and divided by the deviation of
+those of all rollouts before, rewards are divided by the deviation of running discounted returns;
+both are cut at 10.
 
 (1) action = actor(obs) + exp(log_std) * noise, noise ~ N(0, 1); environments get it cut to [-1, 1]
     logp = sum over dimensions of log N(action; actor(obs), exp(log_std))
@@ -11,51 +11,83 @@ rollouts before, rewards divided by that of running discounted returns; both are
 (3) advantage[t] = delta[t] + gamma * gae_lambda * (1 - done[t]) * advantage[t + 1]
     returns = advantage + critic(obs), and done at termination and truncation
 (4) ratio = exp(logp of the networks now - logp when acting)
-(5) policy_loss = -mean(min(ratio * advantage, clip(ratio, 1 - c, 1 + c) * advantage)) c = clip_coef
+(5) policy_loss = -mean(min(ratio * advantage, clip(ratio, 1 - c, 1 + c) * advantage)), c: clip_coef
 (6) value_loss = mean((critic(obs) - returns)^2) / 2
 (7) loss = policy_loss + vf_coef * value_loss - ent_coef * entropy, its gradient cut in norm
-Differs from the paper: normalised obs, rewards, advantages; cut gradients, falling lr; time limits
+
+Differs from arXiv 1707.06347: observations, rewards and advantages are normalised; gradients are
+cut; the step size falls linearly; truncated episodes bootstrap.
 
 python ppo_continuous.py --env-id Hopper-v4
 python ppo_continuous.py --env-id InvertedPendulum-v4 --total-timesteps 50000
 """
 
-# --- imports --------------------------------------------------------------------------------------
+# /// script
+# requires-python = ">=3.11,<3.14"
+# dependencies = [
+#     "torch==2.13.0",
+#     "gymnasium[mujoco]==1.4.0",
+#     "mujoco==3.17.0",
+#     "numpy==2.4.6",
+#     "tyro==1.0.17",
+#     "wandb==0.31.0",
+#     "tensorboard==2.21.0",
+#     "moviepy==2.2.1",
+#     "tqdm==4.70.1",
+#     "psutil==7.2.2",
+#     "threadpoolctl==3.8.0",
+# ]
+# ///
+
+import atexit
 import copy
+import fcntl
 import gc
+import io
 import json
 import math
 import os
+import pickle
 import platform
 import random
 import re
+import secrets
 import shutil
 import signal
+import subprocess
 import sys
+import threading
 import time
 import tomllib
+import zipfile
 from collections import Counter, deque
-from contextlib import AbstractContextManager
+from collections.abc import Callable
+from contextlib import chdir, contextmanager, suppress
 from ctypes.util import find_library
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import Literal
+from shlex import quote
+from typing import Literal, NamedTuple
 
 import gymnasium as gym
-import imageio.v2 as imageio
 import numpy as np
 import psutil
 import torch
 import tyro
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
 
 
 # --- arguments ------------------------------------------------------------------------------------
 @dataclass
 class Args:
-    """Train PPO; --evaluate scores and films a trained agent instead."""
+    """Train PPO; --evaluate scores and films a trained agent instead.
+
+    Numbers in brackets are those of the equations at the top of the script.
+    """
 
     # task
     env_id: str = "Hopper-v4"  # Gymnasium id; my_module:MyEnv-v0 imports my_module
@@ -63,6 +95,7 @@ class Args:
     num_envs: int = 64  # environments stepped together
     async_envs: bool = False  # step each in a process of its own; gains if slow, on many cores
     seed: int = 1  # drives networks, environments, exploration and batches
+
     # algorithm
     rollout_steps: int = 2_048  # transitions per rollout, over all environments
     update_epochs: int = 10  # passes over a rollout
@@ -83,310 +116,588 @@ class Args:
     learning_rate: float = 3e-4  # (7) Adam's step size
     anneal: bool = True  # (7) lower the step size linearly, towards 0 at the end
     target_kl: float | None = None  # no further pass after one with a mean approx_kl above this
+
     # run
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: CUDA if present, for PPO the CPU
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: where training is fastest
     threads: int | None = 1  # CPU threads; None: all cores, at most 4
     compile: Literal["auto", "on", "off"] = "auto"  # auto: if the run is long enough to gain
     log_every: int = 2_048  # transitions between two rows of metrics; 0: none
-    eval_every: int | None = None  # transitions between evaluations; default up to 25; 0: none
-    eval_episodes: int = 5  # episodes per evaluation, with deterministic actions
+    eval_every: int | None = None  # transitions between evaluations; default total / 24; 0: none
+    eval_episodes: int = 5  # per evaluation, of deterministic actions and at most 30,000 steps
     capture_video: bool = True  # film an episode of every eighth evaluation and of the last
+    checkpoint_every: int | None = None  # likewise; default total / 20; 0: only when interrupted
+    resume: str | None = None  # run folder to go on with; auto: --run-dir, if it holds a run
     track: bool = False  # send metrics, source and videos to Weights & Biases
+    wandb_project_name: str | None = None  # project there; default $WANDB_PROJECT
+    wandb_entity: str | None = None  # team there; default $WANDB_ENTITY
     notes: str = ""  # the hypothesis, kept beside the run
     run_dir: str | None = None  # folder of this run; default runs/<env>__<script>__<seed>__<id>
     config: str | None = None  # start from the config.toml of a run; flags override it
     evaluate: str | None = None  # run folder to score and film instead of training
 
-    def check(self):
-        """Refuse values that can not work."""
-        positive = "total_timesteps num_envs rollout_steps update_epochs batch_size hidden_size "
-        for name in (positive + "clip_coef max_grad_norm learning_rate eval_episodes").split():
-            require(0 < getattr(self, name) < math.inf, name, "must be positive")
-        for name in ["ent_coef", "vf_coef"]:
-            require(0 <= getattr(self, name) < math.inf, name, "must not be negative")
-        require(self.target_kl is None or self.target_kl > 0, "target_kl", "must be positive")
-        for name in ["gamma", "gae_lambda"]:
-            require(0 <= getattr(self, name) <= 1, name, "must be between 0 and 1")
-        for name in ["seed", "log_every", "eval_every", "threads"]:
-            require(0 <= (getattr(self, name) or 0) < 2**63, name, "must not be negative or huge")
-        require(math.isfinite(self.log_std_init), "log_std_init", "must be finite")
-        rows = self.rollout_steps
-        for name, value in {"num_envs": self.num_envs, "batch_size": self.batch_size}.items():
-            require(rows % value == 0, name, f"{value} must divide --rollout-steps {rows}")
-        require(self.batch_size > 1, "batch_size", "must be above 1, to normalise advantages")
-        require(self.total_timesteps >= rows, "total_timesteps", "must reach --rollout-steps")
-
 
 # --- networks -------------------------------------------------------------------------------------
-def tanh_mlp(inputs, hidden_size, outputs, gain):
+def mlp(inputs, hidden_size, outputs, gain):
     """Stack two hidden tanh layers and a linear output of that gain, all of them orthogonal."""
-    first, second = nn.Linear(inputs, hidden_size), nn.Linear(hidden_size, hidden_size)
-    net = nn.Sequential(first, nn.Tanh(), second, nn.Tanh(), nn.Linear(hidden_size, outputs))
-    for layer, scale in zip(net[::2], [2**0.5, 2**0.5, gain], strict=True):
-        nn.init.orthogonal_(layer.weight, scale), nn.init.zeros_(layer.bias)
-    return net
+    layers = []
+    for _ in range(2):  # hidden layers
+        layers.append(nn.Linear(inputs, hidden_size))
+        layers.append(nn.Tanh())
+        inputs = hidden_size
+    layers.append(nn.Linear(inputs, outputs))
+
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            nn.init.orthogonal_(layer.weight, gain if layer is layers[-1] else math.sqrt(2))
+            nn.init.zeros_(layer.bias)
+    return nn.Sequential(*layers)
 
 
-# --- experience -----------------------------------------------------------------------------------
+def in_numpy(net):
+    """Return a function that does with arrays what a network does, but faster for a few rows.
+
+    It is valid until a parameter changes. A network with a layer that is not known here is called
+    as it is.
+    """
+    known = {nn.Tanh: np.tanh, nn.ReLU: lambda x: np.maximum(x, 0)}
+    steps = []
+    for layer in net if type(net) is nn.Sequential else [net]:
+        if type(layer) is nn.Linear and layer.bias is not None:
+            weight = layer.weight.numpy(force=True)
+            bias = layer.bias.numpy(force=True)
+            steps.append(partial(affine, weight, bias))
+        elif type(layer) in known:
+            steps.append(known[type(layer)])
+        else:
+            return partial(call_network, net)
+
+    def call(x):
+        for step in steps:
+            x = step(x)
+        return x
+
+    return call
+
+
+def affine(weight, bias, x):
+    """Map x [N, I] to [N, O]."""
+    return x @ weight.T + bias
+
+
+@torch.no_grad()
+def call_network(net, x):
+    """Map an array by a network."""
+    device = next(net.parameters()).device
+    return net(torch.as_tensor(x, device=device)).cpu().numpy()
+
+
+def log_density(noise, log_std):
+    """Return logp [...] of mean + exp(log_std) * noise [..., A], of arrays or tensors."""
+    return (-0.5 * noise**2 - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)  # (1)
+
+
 class Moments(nn.Module):
     """Mean and variance of all rows seen, in float64."""
 
     def __init__(self, dim):
         super().__init__()
         zeros = torch.zeros(dim, dtype=torch.float64)
-        self.mean, self.var, self.count = (nn.Buffer(zeros + x) for x in (0, 1, 0))
+        self.mean = nn.Buffer(zeros.clone())
+        self.var = nn.Buffer(zeros + 1)
+        self.count = nn.Buffer(zeros.clone())
 
     def update(self, rows):
         """Take in an array [B, D]; variances merge as in Chan, Golub and LeVeque (1983)."""
         rows = torch.as_tensor(rows, dtype=torch.float64, device=self.mean.device)
         self.count += len(rows)
-        share, change = len(rows) / self.count, rows.mean(0) - self.mean
+        share = len(rows) / self.count
+        change = rows.mean(0) - self.mean
         self.var.lerp_(rows.var(0, correction=0) + (1 - share) * change.square(), share)
         self.mean += share * change
 
+    def std(self):
+        """Return the standard deviation as an array [D], never zero."""
+        return np.sqrt(self.var.numpy(force=True) + 1e-8)
 
-def discounted_sum(x, keep):
-    """Return y with y[t] = x[t] + keep[t] * y[t + 1], all [T, N], and 0 after the last."""
-    y, following = np.empty(x.shape), np.zeros(x.shape[1])
-    for t in reversed(range(len(x))):
-        y[t] = following = x[t] + keep[t] * following
-    return y
+
+# --- rollout --------------------------------------------------------------------------------------
+class Rollout:
+    """T steps of N environments, arrays [T, N, ...]; a new episode follows the end of one."""
+
+    def __init__(self, args, obs_dim, action_dim):
+        num_envs = args.num_envs
+        steps = args.rollout_steps // num_envs
+        self.obs = np.zeros((steps, num_envs, obs_dim))  # raw, not normalised
+        self.action = np.zeros((steps, num_envs, action_dim))  # not cut to [-1, 1]
+        self.logp = np.zeros((steps, num_envs))
+        self.reward = np.zeros((steps, num_envs))  # raw
+        self.terminated = np.zeros((steps, num_envs), bool)
+        self.truncated = np.zeros((steps, num_envs), bool)
+        self.next_obs = np.zeros((steps, num_envs, obs_dim))  # of the same episode, at its end too
+        self.length = 0  # steps that are there
+
+    def add(self, obs, action, logp, reward, terminated, truncated, next_obs):
+        """Copy one step of all environments in, arrays [N, ...]."""
+        t = self.length
+        self.obs[t] = obs
+        self.action[t] = action
+        self.logp[t] = logp
+        self.reward[t] = reward
+        self.terminated[t] = terminated
+        self.truncated[t] = truncated
+        self.next_obs[t] = next_obs
+        self.length += 1
+
+    def is_full(self):
+        """Tell whether all T steps are there."""
+        return self.length == len(self.obs)
+
+    def done(self):
+        """Return where an episode ended, for whatever reason, [T, N]."""
+        return self.terminated | self.truncated
+
+
+class Batch(NamedTuple):
+    """What there is to learn from a rollout, one row for each transition."""
+
+    obs: torch.Tensor  # [B, O], normalised
+    action: torch.Tensor  # [B, A], not cut
+    logp: torch.Tensor  # [B], when acting
+    advantage: torch.Tensor  # [B]
+    returns: torch.Tensor  # [B]
+    value: torch.Tensor  # [B], of the critic before the update
+
+    def rows(self, index):
+        """Return the rows of a minibatch, index [M]."""
+        return Batch(*[column[index] for column in self])
 
 
 # --- agent ----------------------------------------------------------------------------------------
-class Adam(nn.Module):
-    """Adam (arXiv 1412.6980), whose averages over all parameters are one vector each."""
+class Snapshot(NamedTuple):
+    """What acting reads of an agent, until it learns again; to look it up for a step is slow."""
 
-    def __init__(self, parameters, lr, beta1=0.9, beta2=0.999, eps=1e-8, max_norm=math.inf):
-        super().__init__()
-        self.leaves, self.lr, self.max_norm = [*parameters], lr, max_norm
-        self.beta1, self.beta2, self.eps = beta1, beta2, eps
-        self.sizes = [leaf.numel() for leaf in self.leaves]
-        zeros = self.leaves[0].detach().new_zeros(sum(self.sizes))
-        self.mean, self.square = nn.Buffer(zeros), nn.Buffer(zeros.clone())
-        self.mean_seen, self.square_seen = (nn.Buffer(zeros.new_zeros(())) for _ in range(2))
-
-    def step(self, loss):
-        """Descend the loss in place, by a gradient cut to max_norm; return its norm before."""
-        gradient = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, self.leaves)])
-        norm = gradient.norm()
-        with torch.no_grad():
-            gradient = gradient * (self.max_norm / (norm + 1e-6)).clamp(max=1)
-            self.mean.lerp_(gradient, 1 - self.beta1)
-            self.square.lerp_(gradient.square(), 1 - self.beta2)
-            self.mean_seen.mul_(self.beta1).add_(1 - self.beta1)  # 1 - beta1^steps
-            self.square_seen.mul_(self.beta2).add_(1 - self.beta2)
-            scale = (self.square / self.square_seen).sqrt() + self.eps
-            moves = (self.lr / self.mean_seen * self.mean / scale).split(self.sizes)
-            for leaf, move in zip(self.leaves, moves, strict=True):
-                leaf.sub_(move.view_as(leaf))
-        return norm
+    obs_mean: np.ndarray  # [O]
+    obs_std: np.ndarray  # [O]
+    actor: Callable  # maps normalised observations [N, O] to the mean [N, A] of actions
+    log_std: np.ndarray  # [A]
 
 
 class Agent(nn.Module):
-    """PPO: networks, normalisers, optimizer and the update."""
+    """Networks, normalisers and optimizer; it acts and learns.
+
+    Checkpoints save parameters and buffers (nn.Buffer), those of the optimizer included; whatever
+    else you keep here is lost with --resume.
+    """
 
     def __init__(self, args, obs_dim, low, high, device="cpu"):
         super().__init__()
-        self.args, self.obs_dim, self.low, self.high, dim = args, obs_dim, low, high, low.size
-        self.actor = tanh_mlp(obs_dim, args.hidden_size, dim, 0.01)
-        self.critic = tanh_mlp(obs_dim, args.hidden_size, 1, 1.0)
-        self.log_std = nn.Parameter(torch.full((dim,), args.log_std_init))
-        self.obs_moments, self.return_moments, self.running = Moments(obs_dim), Moments(1), 0.0
-        self.to(device)  # not later, since the optimizer keeps what it is given
-        self.lr = nn.Buffer(torch.tensor(args.learning_rate, device=device))
-        self.opt = Adam(self.parameters(), self.lr, eps=1e-5, max_norm=args.max_grad_norm)
+        self.args = args
+        self.sizes = {  # with these a saved agent is built anew, see load_agent
+            "obs_dim": obs_dim,
+            "low": np.array(low).tolist(),
+            "high": np.array(high).tolist(),
+        }
+        self.obs_dim = obs_dim
+        self.low = np.float32(low)  # the environment's bounds, [*action shape]
+        self.high = np.float32(high)
+        self.action_dim = self.low.size
 
+        self.actor = mlp(obs_dim, args.hidden_size, self.action_dim, gain=0.01)
+        self.critic = mlp(obs_dim, args.hidden_size, 1, gain=1.0)
+        self.log_std = nn.Parameter(torch.full((self.action_dim,), args.log_std_init))
+        self.obs_moments = Moments(obs_dim)
+        self.return_moments = Moments(1)
+        # discounted rewards of each environment's episode so far, whose deviation scales rewards
+        self.running_return = nn.Buffer(torch.zeros(args.num_envs, dtype=torch.float64))
+        self.to(device)  # first, so that the optimizer's averages are made there
+
+        # not torch.optim, which would break up the one compiled graph of an update; to use another
+        # optimizer copy Adam, from below, and change its step()
+        self.opt = Adam(self.parameters(), args.learning_rate, eps=1e-5)
+
+    @classmethod
+    def load(cls, folder, device="cpu"):
+        """Read the agent of a run folder, or exit with 2 if it holds none of this script."""
+        return load_agent(cls, Args, folder, device)
+
+    # acting
     def tensor(self, array):
         """Put an array on the agent's device as float32."""
-        return torch.as_tensor(np.float32(array), device=self.lr.device)
-
-    def frozen(self):
-        """Return the arrays that acting needs until the next update; looking them up is slow."""
-        mean, var = self.obs_moments.mean.numpy(force=True), self.obs_moments.var.numpy(force=True)
-        return mean, np.sqrt(var + 1e-8), *(x.numpy(force=True) for x in self.actor.parameters())
-
-    def normalize(self, obs, frozen=None):
-        """Map raw obs [..., O] to what the networks see."""
-        if self.args.norm_obs:
-            mean, sd, *_ = frozen or self.frozen()
-            obs = ((obs - mean) / sd).clip(-10, 10)
-        return np.float32(obs)
+        return torch.as_tensor(np.float32(array), device=self.log_std.device)
 
     def scale(self, action):
         """Map actions [N, A], cut to [-1, 1], to the environment's units [N, *action shape]."""
         action = np.float32(action).reshape(-1, *self.low.shape).clip(-1, 1)
-        return np.minimum(self.low + (self.high - self.low) / 2 * (1 + action), self.high)
+        units = self.low + (self.high - self.low) / 2 * (1 + action)
+        return np.minimum(units, self.high)  # rounding may exceed it, which some refuse
 
-    def policy_mean(self, obs, frozen=None):
-        """Return the actor's output [N, A] for obs [N, O], in NumPy, faster for a few rows."""
-        _, _, w1, b1, w2, b2, w3, b3 = frozen = frozen or self.frozen()
-        x = np.tanh(self.normalize(obs, frozen) @ w1.T + b1)
-        return np.tanh(x @ w2.T + b2) @ w3.T + b3
+    def snapshot(self):
+        """Return what acting needs as it is now."""
+        return Snapshot(
+            obs_mean=self.obs_moments.mean.numpy(force=True),
+            obs_std=self.obs_moments.std(),
+            actor=in_numpy(self.actor),
+            log_std=self.log_std.numpy(force=True),
+        )
 
-    def explore(self, obs, frozen=None):
-        """Sample actions [N, A] for obs [N, O]; return them, not cut, and their logp [N]."""
-        mean, log_std = self.policy_mean(obs, frozen), self.log_std.numpy(force=True)
+    def normalize(self, obs, snapshot=None):
+        """Map raw observations [..., O] to what the networks see."""
+        if self.args.norm_obs:
+            snapshot = snapshot or self.snapshot()
+            obs = ((obs - snapshot.obs_mean) / snapshot.obs_std).clip(-10, 10)
+        return np.float32(obs)
+
+    def explore(self, obs, snapshot=None):
+        """Sample actions [N, A] for obs [N, O], to learn from; return them and their logp [N]."""
+        snapshot = snapshot or self.snapshot()
+        mean = snapshot.actor(self.normalize(obs, snapshot))
         noise = np.random.standard_normal(mean.shape)
-        logp = -0.5 * noise**2 - log_std - 0.5 * math.log(2 * math.pi)
-        return mean + np.exp(log_std) * noise, logp.sum(1)  # (1)
+        action = mean + np.exp(snapshot.log_std) * noise  # (1)
+        return action, log_density(noise, snapshot.log_std)
 
     def act(self, obs, deterministic=True):
         """Choose actions [N, *action shape] in the environment's units for obs [N, O]."""
-        return self.scale(self.policy_mean(obs) if deterministic else self.explore(obs)[0])
-
-    def value(self, obs):
-        """Estimate the return [N] from obs [N, O], in units of the raw reward."""
-        value = self.critic(self.tensor(self.normalize(obs))).squeeze(-1).numpy(force=True)
-        return value * math.sqrt(self.return_moments.var + 1e-8)
+        snapshot = self.snapshot()
+        if deterministic:
+            return self.scale(snapshot.actor(self.normalize(obs, snapshot)))
+        action, _ = self.explore(obs, snapshot)
+        return self.scale(action)
 
     @torch.no_grad()
-    def compute_gae(self, rollout):
-        """Return obs, action, logp, advantage, returns, value, each [T * N, ...], and metrics."""
-        columns = map(np.stack, zip(*rollout, strict=True))
-        obs, action, logp, reward, terminated, done, next_obs = columns  # [T, N, ...]
-        args, inputs = self.args, [self.tensor(self.normalize(x)) for x in (obs, next_obs)]
-        value, next_value = (self.critic(x).squeeze(-1).cpu().numpy() for x in inputs)
-        found = describe("env/obs", self.tensor(obs)) | describe("env/reward", self.tensor(reward))
-        reward = reward / math.sqrt(self.return_moments.var + 1e-8)
-        reward = reward.clip(-10, 10) if args.norm_reward else reward
-        ended = terminated if args.bootstrap_truncated else done
-        delta = reward + args.gamma * (1 - ended) * next_value - value  # (2)
-        advantage = discounted_sum(delta, args.gamma * args.gae_lambda * (1 - done))  # (3)
-        columns = action, logp, advantage, advantage + value, value
-        batch = [column.flatten(0, 1) for column in (inputs[0], *map(self.tensor, columns))]
-        found |= describe("ppo/adv", batch[3])
-        known = np.logical_or.accumulate(done[::-1])[::-1]  # the end of the episode was seen
-        tail = args.gamma * done * (1 - ended) * next_value  # what a time limit cut off
-        mc = discounted_sum(reward + tail, args.gamma * (1 - done))[known]  # Monte-Carlo returns
-        if known.any() and mc.var() > 1e-8:
-            found["ppo/explained_var_mc"] = self.tensor(1 - (mc - value[known]).var() / mc.var())
-        return batch, found
+    def value(self, obs):
+        """Estimate the return [N] from obs [N, O], in units of the raw reward.
 
-    def update_minibatch(self, index, *batch):
-        """Descend the loss of the rows index [B] of a batch; return metrics, approx_kl first."""
-        obs, action, logp, advantage, returns, value = (column[index] for column in batch)
-        log_std, clip = self.log_std, self.args.clip_coef
-        noise = (action - self.actor(obs)) / log_std.exp()
-        log_ratio = (-0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(-1) - logp
-        ratio = log_ratio.exp()  # (4)
-        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-        gains = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
-        new_value = self.critic(obs).squeeze(-1)
-        assert new_value.shape == returns.shape == gains.shape == obs.shape[:1]
-        errors = (new_value - returns).square()
-        if self.args.clip_vloss:
-            value_clipped = value + (new_value - value).clamp(-clip, clip)
-            errors = torch.maximum(errors, (value_clipped - returns).square())
-        policy_loss, value_loss = -gains.mean(), errors.mean() / 2  # (5), (6)
-        entropy = (log_std + 0.5 * math.log(2 * math.pi * math.e)).sum()
-        loss = policy_loss + self.args.vf_coef * value_loss - self.args.ent_coef * entropy  # (7)
-        gap = (ratio - 1).abs()
-        metrics = {"ppo/approx_kl": (ratio - 1 - log_ratio).mean(), "ppo/ratio_gap": gap.max()}
-        metrics |= {"ppo/clipfrac": (gap > clip).float().mean(), "policy/entropy": entropy}
-        metrics |= {"losses/policy_loss": policy_loss, "losses/value_loss": value_loss}
-        metrics |= {"policy/log_std": log_std.mean(), "charts/learning_rate": self.lr}
-        metrics |= {"grad/norm": self.opt.step(loss)}
-        return {name: metric.detach() for name, metric in metrics.items()}
+        Training does not need it; it is there to look at what an agent has learned.
+        """
+        value = self.critic(self.tensor(self.normalize(obs))).squeeze(-1)
+        return value.cpu().numpy() * np.float32(self.return_moments.std())
 
-    def update(self, rollout, learn):
-        """Learn from a rollout; return metrics [M] of each call of learn, and (names, [others])."""
-        seen, rows = [], []
-        for _, _, _, reward, _, done, _ in rollout:
-            seen.append(reward + self.args.gamma * self.running)  # discounted, from the reset on
-            self.running = seen[-1] * (1 - done)
-        if self.args.norm_reward:
-            self.return_moments.update(np.concatenate(seen)[:, None])
+    # learning
+    def update(self, rollout, update_minibatch):
+        """Learn from a rollout; return the metrics of each minibatch, and others of the rollout.
+
+        The function update_minibatch is the method of that name, compiled or not.
+        """
+        self.update_return_moments(rollout)  # first, since it scales the rewards
+        minibatches = []
         for epoch in range(self.args.update_epochs):
             if epoch == 0 or self.args.recompute_advantages:
-                batch, metrics = self.compute_gae(rollout)
-            order = torch.randperm(len(batch[0]), device=self.lr.device)
-            pass_rows = [learn(index, *batch) for index in order.split(self.args.batch_size)]
-            rows += pass_rows
-            if torch.stack(pass_rows)[:, 0].mean() > (self.args.target_kl or math.inf):
-                break
-        self.obs_moments.update(np.concatenate([obs for obs, *_ in rollout]))
-        metrics["ppo/ratio_first_mb"] = rows[0][1]
-        return rows, ([*metrics], [torch.stack([*metrics.values()])])
+                batch, rollout_metrics = self.compute_advantages(rollout)
+            order = torch.randperm(len(batch.obs), device=self.log_std.device)
+            epoch_metrics = []
+            for index in order.split(self.args.batch_size):
+                epoch_metrics.append(update_minibatch(batch, index))
+            minibatches += epoch_metrics
+            if self.args.target_kl is not None:
+                approx_kl = [value_of(metrics, "ppo/approx_kl") for metrics in epoch_metrics]
+                if torch.stack(approx_kl).mean() > self.args.target_kl:
+                    break
+        # last, since acting and all minibatches must see the same observations
+        self.obs_moments.update(rollout.obs.reshape(-1, self.obs_dim))
+        rollout_metrics["ppo/ratio_first_mb"] = value_of(minibatches[0], "ppo/ratio_gap")
+        # one by one, since not every rollout has all of them
+        others = [Metrics((name,), value[None]) for name, value in rollout_metrics.items()]
+        return minibatches, others
 
-    @classmethod
-    def load(cls, folder, device="cpu"):
-        """Read the agent of a run folder, or exit with 2 if it is none of this script."""
-        return load_agent(cls, Args, folder, device)
+    def anneal(self, progress):
+        """Lower the step size linearly with the progress of the run, which goes from 0 to 1."""
+        if self.args.anneal:
+            self.opt.lr.fill_(self.args.learning_rate * (1 - progress))
+
+    def update_return_moments(self, rollout):
+        """Take in the running discounted returns, which begin anew with each episode."""
+        running = self.running_return.numpy(force=True)
+        returns = np.zeros(rollout.reward.shape)
+        done = rollout.done()
+        for t in range(len(returns)):
+            running = rollout.reward[t] + self.args.gamma * running
+            returns[t] = running
+            running = running * (1 - done[t])
+        self.running_return.copy_(torch.from_numpy(running))
+        if self.args.norm_reward:
+            self.return_moments.update(returns.reshape(-1, 1))
+
+    @torch.no_grad()
+    def compute_advantages(self, rollout):
+        """Estimate advantages and returns of a rollout; return them as a batch, and metrics."""
+        gamma = self.args.gamma
+        done = rollout.done()
+        # a truncated episode still has reward ahead: only termination stops the bootstrap
+        ended = rollout.terminated if self.args.bootstrap_truncated else done
+        obs = self.tensor(self.normalize(rollout.obs))
+        next_obs = self.tensor(self.normalize(rollout.next_obs))
+        value = self.critic(obs).squeeze(-1).cpu().numpy()  # [T, N]
+        next_value = self.critic(next_obs).squeeze(-1).cpu().numpy()
+        reward = rollout.reward / self.return_moments.std()  # 1 without --norm-reward
+        if self.args.norm_reward:
+            reward = reward.clip(-10, 10)
+
+        delta = reward + gamma * (1 - ended) * next_value - value  # (2)
+        advantage = np.zeros(delta.shape)
+        next_advantage = np.zeros(len(delta[0]))  # 0 after the last step
+        for t in reversed(range(len(delta))):
+            trace = gamma * self.args.gae_lambda * (1 - done[t])
+            next_advantage = delta[t] + trace * next_advantage  # (3)
+            advantage[t] = next_advantage
+
+        batch = Batch(
+            obs=obs.flatten(0, 1),
+            action=self.tensor(rollout.action).flatten(0, 1),
+            logp=self.tensor(rollout.logp).flatten(),
+            advantage=self.tensor(advantage).flatten(),
+            returns=self.tensor(advantage + value).flatten(),
+            value=self.tensor(value).flatten(),
+        )
+        # what a time limit cut off, as the critic sees it
+        cut_off = gamma * done * (1 - ended) * next_value
+        return batch, self.rollout_metrics(rollout, batch, reward + cut_off, value)
+
+    def update_minibatch(self, batch, index):
+        """Take one gradient step on the rows index [M] of a batch; return metrics by name."""
+        obs, action, logp, advantage, returns, value = batch.rows(index)
+        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+        policy_loss, ratio_metrics = self.policy_loss(obs, action, logp, advantage)
+        value_loss = self.value_loss(obs, returns, value)
+        entropy = (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum()
+        mean_log_std = self.log_std.detach().mean()  # before the step
+        loss = policy_loss + self.args.vf_coef * value_loss - self.args.ent_coef * entropy  # (7)
+
+        gradient = self.opt.gradient(loss)
+        grad_norm = gradient.norm()
+        shrink = (self.args.max_grad_norm / (grad_norm + 1e-6)).clamp(max=1)
+        self.opt.step(gradient * shrink)
+        return {
+            "losses/policy_loss": policy_loss.detach(),
+            "losses/value_loss": value_loss.detach(),
+            **ratio_metrics,
+            "policy/entropy": entropy.detach(),
+            "policy/log_std": mean_log_std,
+            "grad/norm": grad_norm,
+        }
+
+    def policy_loss(self, obs, action, logp, advantage):
+        """Return the loss of the actor, and metrics of how far it has moved since it acted."""
+        clip = self.args.clip_coef
+        noise = (action - self.actor(obs)) / self.log_std.exp()
+        log_ratio = log_density(noise, self.log_std) - logp
+        ratio = log_ratio.exp()  # (4)
+        gain = torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
+        assert gain.shape == logp.shape == advantage.shape == obs.shape[:1]
+
+        gap = (ratio - 1).abs().detach()
+        metrics = {
+            "ppo/approx_kl": (ratio - 1 - log_ratio).mean().detach(),
+            "ppo/ratio_gap": gap.max(),
+            "ppo/clipfrac": (gap > clip).float().mean(),
+        }
+        return -gain.mean(), metrics  # (5)
+
+    def value_loss(self, obs, returns, value):
+        """Return the loss of the critic."""
+        new_value = self.critic(obs).squeeze(-1)
+        assert new_value.shape == returns.shape == obs.shape[:1]  # [M] - [M, 1] would be [M, M]
+        error = (new_value - returns).square()
+        if self.args.clip_vloss:
+            clip = self.args.clip_coef
+            clipped_value = value + (new_value - value).clamp(-clip, clip)
+            error = torch.maximum(error, (clipped_value - returns).square())
+        return error.mean() / 2  # (6)
+
+    def example(self):
+        """Return inputs of update_minibatch, of zeros, to try and compile it with."""
+        zeros = partial(torch.zeros, device=self.log_std.device)
+        rows = self.args.rollout_steps
+        batch = Batch(
+            obs=zeros(rows, self.obs_dim),
+            action=zeros(rows, self.action_dim),
+            logp=zeros(rows),
+            advantage=zeros(rows),
+            returns=zeros(rows),
+            value=zeros(rows),
+        )
+        return batch, torch.arange(self.args.batch_size, device=self.log_std.device)
+
+    # metrics; a NaN or an infinity in a mean that is logged ends the run
+    def rollout_metrics(self, rollout, batch, reward, value):
+        """Describe a rollout; see explained_variance for reward and value [T, N]."""
+        metrics = {
+            **describe("env/obs", self.tensor(rollout.obs)),
+            **describe("env/reward", self.tensor(rollout.reward)),
+            **describe("ppo/adv", batch.advantage),
+        }
+        explained = self.explained_variance(rollout.done(), reward, value)
+        if explained is not None:
+            metrics["ppo/explained_var_mc"] = self.tensor(explained)
+        return metrics
+
+    def explained_variance(self, done, reward, value):
+        """Tell how much of what episodes still gave the critic knew: 1 all, 0 nothing, or None.
+
+        Only episodes whose end was seen count. All inputs are [T, N], the reward as the critic
+        learns it, at a time limit with the value of what that cut off.
+        """
+        outcome = np.zeros(reward.shape)
+        end_seen = np.zeros(reward.shape, bool)
+        next_outcome = np.zeros(len(reward[0]))
+        next_seen = np.zeros(len(reward[0]), bool)
+        for t in reversed(range(len(reward))):
+            next_outcome = reward[t] + self.args.gamma * (1 - done[t]) * next_outcome
+            next_seen = done[t] | next_seen
+            outcome[t] = next_outcome
+            end_seen[t] = next_seen
+        outcome = outcome[end_seen]
+        if len(outcome) == 0 or outcome.var() <= 1e-8:
+            return None
+        error = outcome - value[end_seen]
+        return 1 - error.var() / outcome.var()
+
+    def learning_rates(self):
+        """Return the step size in use, which a schedule may have changed by lr.fill_(x)."""
+        return {"charts/learning_rate": self.opt.lr}
 
 
-# --- plumbing -------------------------------------------------------------------------------------
+def value_of(metrics, name):
+    """Return the metric of that name."""
+    return metrics.values[metrics.names.index(name)]
+
+
+# --- training -------------------------------------------------------------------------------------
+def main(args):
+    """Train as args say and return the agent; with --evaluate score a trained one instead."""
+    check(args)
+    if args.evaluate:
+        return evaluate_run(Agent, args)
+    refuse_growth(args)
+    args = resolve(args, "cpu", least_steps_to_compile=100_000, least_eval_period=2_000)
+    vector = gym.vector.SyncVectorEnv
+    if args.async_envs:
+        vector = partial(WorkerEnvs, threads=args.threads)
+    envs = make_envs(args.env_id, args.num_envs, vector=vector)
+    eval_envs = None
+    if args.eval_every:
+        eval_envs = make_eval_envs(args.env_id, args)
+    sizes = box_sizes(envs, args.env_id)
+    obs_dim = sizes["obs_dim"]
+    action_dim = np.size(sizes["low"])
+    row_bytes = 24 * (2 * obs_dim + action_dim + 6)  # three copies in float64
+    check_memory(args.device, "rollout_steps", args.rollout_steps, row_bytes)
+
+    seed_everything(args.seed)  # after building environments, which may draw random numbers
+    agent = Agent(args, **sizes, device=args.device)
+    with Run(args, agent, envs, eval_envs) as run:  # --resume loads the agent here
+        update_minibatch = run.compile(Agent.update_minibatch, *agent.example())
+        obs = run.begin()  # the first observations, or those of the checkpoint
+        if run.evaluation_due():  # at step 0 it is
+            run.evaluate()
+            run.checkpoint()  # which spares --resume this evaluation
+        while run.global_step < args.total_timesteps:
+            rollout = Rollout(args, obs_dim, action_dim)
+            snapshot = agent.snapshot()  # the policy that acts does not change below
+            while not rollout.is_full() and run.global_step < args.total_timesteps:
+                action, logp = agent.explore(obs, snapshot)
+                run.lap("act")  # counts the time since the last lap as acting
+
+                # no environment resets itself: next_obs is the true one, at an episode's end too
+                next_obs, reward, terminated, truncated, infos = envs.step(agent.scale(action))
+                require_finite(obs=obs, action=action, next_obs=next_obs, reward=reward)
+                run.global_step += args.num_envs
+                rollout.add(obs, action, logp, reward, terminated, truncated, next_obs)
+                obs = reset_finished(envs, terminated | truncated, next_obs)
+                run.lap("env")
+                run.log_episodes(infos, truncated)
+
+            if rollout.is_full():  # the run may end before
+                began = run.global_step - args.rollout_steps
+                agent.anneal(began / args.total_timesteps)
+                minibatches, others = agent.update(rollout, update_minibatch)
+                run.updates += len(minibatches)
+                for metrics in minibatches + others:
+                    run.record(metrics)
+            run.lap("update")
+
+            if run.log_due():
+                run.log_interval()
+            if run.evaluation_due():
+                run.evaluate()
+            if run.checkpoint_due():
+                run.checkpoint()  # and end here, if a signal came
+    return agent
+
+
+def check(args):
+    """Refuse settings that cannot work, in one sentence."""
+    positive = ["total_timesteps", "num_envs", "rollout_steps", "update_epochs", "batch_size"]
+    positive += ["hidden_size", "clip_coef", "max_grad_norm", "learning_rate", "eval_episodes"]
+    for name in positive:
+        require(0 < getattr(args, name) < math.inf, name, "must be positive")
+    for name in ["ent_coef", "vf_coef"]:
+        require(0 <= getattr(args, name) < math.inf, name, "must not be negative")
+    require(args.target_kl is None or args.target_kl > 0, "target_kl", "must be positive")
+    for name in ["gamma", "gae_lambda"]:
+        require(0 <= getattr(args, name) <= 1, name, "must be between 0 and 1")
+    for name in ["seed", "threads", "log_every", "eval_every", "checkpoint_every"]:
+        require(0 <= (getattr(args, name) or 0) < 2**63, name, "must not be negative or huge")
+    require(math.isfinite(args.log_std_init), "log_std_init", "must be finite")
+    rows = args.rollout_steps
+    for name in ["num_envs", "batch_size"]:
+        value = getattr(args, name)
+        require(rows % value == 0, name, f"{value} must divide --rollout-steps {rows}")
+    require(args.batch_size > 1, "batch_size", "must be above 1, to normalise advantages")
+    require(args.total_timesteps >= rows, "total_timesteps", "must reach --rollout-steps")
+
+
+def refuse_growth(args):
+    """With --resume, refuse more steps than the run began with if the step size falls over them."""
+    folder = args.run_dir if args.resume == "auto" else args.resume
+    if folder and args.anneal and Path(folder, "config.toml").exists():
+        saved = read_config(Args, folder)
+        grows = args.total_timesteps > saved.total_timesteps
+        sentence = f"cannot grow in {folder}, where --anneal lowers the step size over all steps"
+        require(not (grows and saved.anneal), "total_timesteps", sentence)
+
+
+# ==================================================================================================
+# Plumbing: the same in every script; nothing below is about PPO.
+# ==================================================================================================
+SCRIPT = Path(__file__).resolve()
 TRAIN, EVALUATE = 0, 1  # streams of seeds
-VIDEO = "video (needs rgb_array frames; apt-get install libegl1 libgl1, or pip install pygame)"
+EVALUATION_STEPS = 30_000  # at most, in an episode of an evaluation
+NO_FILM = "no videos (they need rgb_array frames; apt-get install libegl1 libgl1)"
+
+
+# --- messages -------------------------------------------------------------------------------------
+def say(text, file=None):
+    """Print a line above the progress bar; a closed pipe must not end a run."""
+    file = file or sys.stdout
+    if file is None:
+        return  # the program was started without one
+    try:
+        tqdm.write(text, file=file)
+        file.flush()
+    except (OSError, ValueError, RuntimeError):  # the last where a signal interrupts a print
+        pass
+
+
+def refuse(name, sentence):
+    """Say what is wrong with the flag of that name and exit with 2."""
+    say(f"error: --{name.replace('_', '-')} {sentence}", sys.stderr)
+    raise SystemExit(2)
 
 
 def require(condition, name, sentence):
-    """Unless the condition holds, say what is wrong with the flag of that name and exit with 2."""
+    """Refuse the flag of that name unless the condition holds."""
     if not condition:
-        print(f"error: --{name.replace('_', '-')} {sentence}", file=sys.stderr)
-        raise SystemExit(2)
+        refuse(name, sentence)
 
 
-def attempt(what, call, *inputs, **options):
-    """Call what training can do without; if it fails, say so and return False."""
+def attempt(sentence, call, *inputs, **options):
+    """Call what training can do without; if it fails, warn with the sentence and return False."""
     try:
         call(*inputs, **options)
         return True
     except Exception as error:
-        print(f"warning: {what} is off from here on: {error!r:.300}", flush=True)
+        say(f"warning: {sentence}: {error!r:.300}")
         return False
-
-
-def parse_args(cls, argv):
-    """Read flags into cls; --config FILE stands for the flags in FILE, put before all others."""
-    number = r"(?<![^=])\d+(\.\d+)?e\+?\d+$"  # 1e6, alone or as in --total-timesteps=1e6
-    argv = [re.sub(number, lambda match: f"{float(match[0]):.17g}", flag) for flag in argv]
-    file, flags = tyro.cli(cls, args=argv).config, []
-    try:
-        saved = tomllib.loads(Path(file).read_text("utf-8")) if file else {}
-    except (OSError, ValueError) as error:
-        require(False, "config", f"{file} can not be read ({error}): name a config.toml")
-    for name, value in saved.items():
-        flag = f"--no-{name}" if value is False else f"--{name}"
-        flags += [flag] if isinstance(value, bool) else [flag, str(value)]
-    return tyro.cli(cls, args=[*flags, *argv])
-
-
-def resolve(args, preferred, compile_from, stored, row_bytes, eval_gap=2_000):
-    """Return args settled; compile_from, eval_gap: least steps; stored: the flag counting rows."""
-    cuda, total, rows = torch.cuda.is_available(), args.total_timesteps, getattr(args, stored)
-    require(cuda or args.device != "cuda", "device", "cuda finds no CUDA device: use --device cpu")
-    device = args.device if args.device != "auto" else preferred if cuda else "cpu"
-    free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
-    fits, need = int(0.8 * free / row_bytes), f"needs {rows * row_bytes / 1e9:.1f} GB"
-    require(rows <= fits, stored, f"{need}: --{stored.replace('_', '-')} {fits} fits")
-    torch.set_flush_denormal(True)  # averages of zero gradients decay to slow, tiny numbers
-    torch.set_num_threads(args.threads or min(torch.get_num_threads(), 4))
-    gains = total >= compile_from and shutil.which(os.environ.get("CXX", "c++"))
-    compile = {"auto": "on" if gains else "off"}.get(args.compile, args.compile)
-    every = max(math.ceil(total / 24), eval_gap) if args.eval_every is None else args.eval_every
-    threads, horizon = torch.get_num_threads(), 1 / max(1 - args.gamma, 1e-9)
-    print(f"device {device}, {threads} threads; effective horizon {horizon:.0f} steps", flush=True)
-    return replace(args, device=device, threads=threads, compile=compile, eval_every=every)
-
-
-def prepare(agent, method, *example):
-    """Return the metrics' names, and a method of the agent with these as one tensor [M], fast."""
-
-    def update(*inputs):
-        return torch.stack([*getattr(agent, method)(*inputs).values()])
-
-    state = copy.deepcopy(agent.state_dict())
-    names = [*getattr(copy.deepcopy(agent), method)(*example)]
-    if agent.args.compile == "on":
-        print(f"compiling {method}: 20 to 60 s, less if cached, or --compile off", flush=True)
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{Path.home()}/.cache/deep-rl-baselines")
-        torch._dynamo.config.load_config({"trace_autograd_ops": True, "recompile_limit": 200})
-        fast = torch.compile(update, fullgraph=True, dynamic=False, options={"cpp_wrapper": True})
-        works = attempt(f"compilation of {method}", fast, *example)
-        agent.args.compile, update = ("on", fast) if works else ("off", update)
-    agent.load_state_dict(state)
-    return names, update
 
 
 def require_finite(**arrays):
@@ -396,264 +707,1346 @@ def require_finite(**arrays):
             raise FloatingPointError(f"{name} {array} is not finite")
 
 
-def make_envs(env_id, num_envs, seed, film=False, vector=gym.vector.SyncVectorEnv):
-    """Seed all generators; return environments that do not reset themselves, and low and high."""
+# --- settings -------------------------------------------------------------------------------------
+def whole_number(kind):
+    """Teach tyro to read 1e6 as an integer."""
+    if kind.type is not int:
+        return None
 
-    def make(**options):
-        env = gym.make(env_id, disable_env_checker=True, **options)
-        flat = gym.spaces.flatten_space(env.observation_space) == env.observation_space
-        env = env if flat else gym.wrappers.FlattenObservation(env)
-        return gym.wrappers.RecordEpisodeStatistics(env, stats_key="finished")
+    def read(words):
+        try:
+            return int(words[0])
+        except ValueError:
+            number = float(words[0])
+        if not number.is_integer():
+            raise ValueError(f"{words[0]} is not a whole number")
+        return int(number)
 
-    random.seed(seed), np.random.seed(seed % 2**32), torch.manual_seed(seed)
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="INT",
+        instance_from_str=read,
+        is_instance=lambda value: isinstance(value, int),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+def parse_args(cls, argv):
+    """Read flags into cls; those of --config FILE or --resume FOLDER count where none is given."""
+    registry = tyro.constructors.ConstructorRegistry()
+    registry.primitive_rule(whole_number)
+    args = tyro.cli(cls, args=argv, registry=registry)
+    for name, value in vars(args).items():
+        require(value != "" or name == "notes", name, "must not be empty")
+        is_text = str(value).encode("utf-8", "ignore").decode() == str(value)
+        require(is_text, name, "must be text in UTF-8")
+    flag, file, remedy = "config", args.config, "name a config.toml"
+    if args.resume and args.resume != "auto":
+        require(
+            not file, "config", "cannot go with --resume: the run goes on with its own settings"
+        )
+        flag, file, remedy = "resume", Path(args.resume, "config.toml"), "name a run folder"
+    if not file:
+        return args
+    try:
+        saved = tomllib.loads(Path(file).read_text("utf-8-sig"))
+    except (OSError, ValueError) as error:
+        refuse(flag, f"{file} cannot be read ({error}): {remedy}")
+    flags = []
+    for name, value in saved.items():
+        if isinstance(value, bool):
+            flags.append(f"--{name}" if value else f"--no-{name}")
+        elif str(value).startswith("-"):
+            flags.append(f"--{name}={value}")  # or it would be taken for a flag
+        else:
+            flags += [f"--{name}", str(value)]
+    return tyro.cli(cls, args=[*flags, *argv], registry=registry)
+
+
+def resolve(args, preferred_device, least_steps_to_compile, least_eval_period):
+    """Return args with all that they leave open settled; with --resume take those of the run."""
+    args = adopt_settings(args)
+    long_enough = args.total_timesteps >= least_steps_to_compile
+    return replace(
+        args,
+        device=choose_device(args.device, preferred_device),
+        threads=limit_threads(args.threads),
+        compile=choose_compile(args.compile, long_enough),
+        eval_every=period(args.eval_every, args.total_timesteps, 24, least_eval_period),
+        checkpoint_every=period(args.checkpoint_every, args.total_timesteps, 20, 2_000),
+    )
+
+
+def choose_device(device, preferred):
+    """Return "cpu" or "cuda"."""
+    present = torch.cuda.is_available()
+    require(present or device != "cuda", "device", "cuda finds no CUDA device: use --device cpu")
+    if device == "auto":
+        device = preferred if present else "cpu"
+    return device
+
+
+def limit_threads(threads):
+    """Limit every pool of threads in this process; return their number.
+
+    It is saved with the run, since results depend on it in the last bits.
+    """
+    import threadpoolctl  # here, since it changes os.environ
+
+    threads = threads or min(torch.get_num_threads(), 4)
+    threadpoolctl.threadpool_limits(threads)
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)  # averages of zero gradients decay to slow, tiny numbers
+    return threads
+
+
+def choose_compile(mode, long_enough):
+    """Return "on" or "off"; compilation takes a minute, and needs a C++ compiler."""
+    if mode == "auto":
+        mode = "on" if long_enough and shutil.which(os.environ.get("CXX", "c++")) else "off"
+    return mode
+
+
+def period(every, total, times, least):
+    """Return every, or by default the period that fits so many times into the run."""
+    if every is None:
+        every = max(math.ceil(total / times), least)
+    return every
+
+
+def check_memory(device, name, rows, row_bytes):
+    """Refuse a number of rows, set by the flag of that name, that does not fit into memory."""
+    if device == "cuda":
+        free, _ = torch.cuda.mem_get_info()
+    else:
+        free = psutil.virtual_memory().available
+    fits = int(0.8 * free / row_bytes)
+    flag = f"--{name.replace('_', '-')}"
+    require(rows <= fits, name, f"needs {rows * row_bytes / 1e9:.1f} GB: {flag} {fits} fits")
+
+
+# --- random numbers -------------------------------------------------------------------------------
+def seed_everything(seed):
+    """Seed all global generators; environments have seeds of their own, see episode_seed."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def generators():
+    """Return the states of all global generators, in a form that torch.save writes."""
+    name, keys, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (name, keys.tolist(), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+    }
+
+
+def set_generators(states):
+    """Put all global generators into states that generators() returned."""
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(states["cuda"])
+
+
+@contextmanager
+def undisturbed_generators():
+    """Let what happens inside draw random numbers without changing those drawn later."""
+    states = generators()
+    try:
+        yield
+    finally:
+        set_generators(states)
+
+
+def episode_seed(*key):
+    """Derive a seed from (stream, ..., environment, episode)."""
+    return int(np.random.SeedSequence(key).generate_state(1)[0])
+
+
+# --- optimizer and compilation --------------------------------------------------------------------
+class Adam(nn.Module):
+    """Adam (arXiv 1412.6980), written anew since torch.optim breaks the one graph of an update.
+
+    All averages are one vector each, which takes few operations. The step size lr is a tensor:
+    optimizer.lr.fill_(x) is a schedule that recompiles nothing. All of it is in the state_dict.
+    """
+
+    def __init__(self, parameters, lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0):
+        super().__init__()
+        self.params = list(parameters)  # a plain list: they are the network's, not ours
+        self.sizes = [param.numel() for param in self.params]
+        self.beta1, self.beta2 = betas
+        self.eps = eps
+        self.weight_decay = weight_decay  # decoupled from the gradient, as in AdamW
+        zeros = self.params[0].detach().new_zeros(sum(self.sizes))
+        self.lr = nn.Buffer(zeros.new_tensor(lr))
+        self.exp_avg = nn.Buffer(zeros.clone())
+        self.exp_avg_sq = nn.Buffer(zeros.clone())
+        self.bias_correction1 = nn.Buffer(zeros.new_zeros(()))  # 1 - beta1^steps
+        self.bias_correction2 = nn.Buffer(zeros.new_zeros(()))  # 1 - beta2^steps
+
+    def minimize(self, loss):
+        """Do what zero_grad, backward and step do; return the gradient's norm."""
+        gradient = self.gradient(loss)
+        self.step(gradient)
+        return gradient.norm()
+
+    def gradient(self, loss):
+        """Return the gradient of the loss with respect to all parameters as one vector."""
+        gradients = torch.autograd.grad(loss, self.params)
+        return torch.cat([gradient.reshape(-1) for gradient in gradients])
+
+    @torch.no_grad()
+    def step(self, gradient):
+        """Move the parameters in place."""
+        self.exp_avg.lerp_(gradient, 1 - self.beta1)
+        self.exp_avg_sq.lerp_(gradient.square(), 1 - self.beta2)
+        self.bias_correction1.mul_(self.beta1).add_(1 - self.beta1)
+        self.bias_correction2.mul_(self.beta2).add_(1 - self.beta2)
+        scale = (self.exp_avg_sq / self.bias_correction2).sqrt() + self.eps
+        lr = self.lr * self.bias_correction1.reciprocal()
+        moves = (lr * self.exp_avg / scale).split(self.sizes)
+        for param, move in zip(self.params, moves, strict=True):
+            if self.weight_decay:
+                param.mul_(1 - self.lr * self.weight_decay)
+            param.sub_(move.view_as(param))
+
+
+class Metrics(NamedTuple):
+    """Metrics of an update, left on its device, since reading them would wait for the update."""
+
+    names: tuple
+    values: torch.Tensor  # [M]
+
+
+def compile_update(agent, method, example, compile):
+    """Make a method of the agent fast; compile: "on" or "off".
+
+    Return a function of inputs like the example that returns Metrics, and whether it is compiled.
+    The method is tried on the example, after which the agent is as before.
+    """
+
+    def update(*inputs):
+        return torch.stack(list(method(agent, *inputs).values()))
+
+    names = tuple(method(copy.deepcopy(agent), *example).keys())
+    compiled = False
+    if compile == "on":
+        say(f"compiling {method.__name__}: 20 to 60 s, less if cached; --compile off does without")
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{Path.home()}/.cache/deep-rl-baselines")
+        # trace_autograd_ops: the backward pass is in the same graph; recompile_limit: a process
+        # may compile many updates, as tests do; cpp_wrapper: the graph is called without Python
+        torch._dynamo.config.load_config({"trace_autograd_ops": True, "recompile_limit": 200})
+        fast = torch.compile(update, fullgraph=True, dynamic=False, options={"cpp_wrapper": True})
+        state = copy.deepcopy(agent.state_dict())
+        compiled = attempt(f"{method.__name__} is not compiled", fast, *example)
+        agent.load_state_dict(state)
+    if compiled:
+        update = fast
+    return lambda *inputs: Metrics(names, update(*inputs)), compiled
+
+
+# --- environments ---------------------------------------------------------------------------------
+class Episodes(gym.Wrapper):
+    """Seeds and counts the episodes of an environment, and can repeat the current one.
+
+    Each begins with a seed of its own, derived from (*stream, environment, episode), where stream
+    is (TRAIN, seed) or (EVALUATE, seed, evaluation). A run that goes on repeats the actions since
+    then, for most environments cannot save their state; so an episode without end costs memory and
+    time. Infos, which nobody reads, are left out: an episode tells its return and length at its
+    end.
+    """
+
+    def __init__(self, env, index):
+        super().__init__(env)
+        self.index = index  # among the environments that are stepped together
+        self.stream = None
+        self.episode = 0
+
+    def reset(self, *, seed=None, options=None):
+        """Begin the next episode; options may name a new stream, or states to go on from."""
+        options = options or {}
+        if "stream" in options:
+            self.stream = options["stream"]
+            self.episode = 0
+        if "states" in options:
+            return self.repeat(options["states"][self.index]), {}
+        return self.begin(), {}
+
+    def begin(self):
+        """Begin the next episode and return its first observation."""
+        self.actions = []
+        self.total_reward = 0.0
+        self.obs, _ = self.env.reset(seed=episode_seed(*self.stream, self.index, self.episode))
+        self.episode += 1
+        return self.obs
+
+    def step(self, action):
+        """Step and remember the action."""
+        self.actions.append(np.copy(action))  # the environment may change what it is given
+        self.obs, reward, terminated, truncated, _ = self.env.step(action)
+        reward = np.asarray(reward).item()  # some give an array of one number
+        self.total_reward += reward
+        info = {}
+        if terminated or truncated:
+            info = {"episode_return": self.total_reward, "episode_length": len(self.actions)}
+        return self.obs, reward, terminated, truncated, info
+
+    def state(self):
+        """Return the actions that repeat the current episode, and what they must lead to."""
+        return {
+            "episode": self.episode,
+            "actions": torch.from_numpy(np.array(self.actions)),
+            "obs": torch.from_numpy(np.array(self.obs)),
+            "total_reward": self.total_reward,
+        }
+
+    def repeat(self, state):
+        """Bring the environment to a state by its seed and actions; return the observation."""
+        self.episode = state["episode"] - 1
+        self.begin()
+        for action in state["actions"].numpy():
+            self.step(action)
+        same = np.array_equal(self.obs, state["obs"].numpy())
+        if not same or self.total_reward != state["total_reward"]:
+            say(f"warning: environment {self.index} does not repeat itself: a new episode begins")
+            self.begin()
+        return self.obs
+
+
+def make_env(env_id, index, film=False, max_steps=None):
+    """Build one environment of flat observations; filmed, it renders rgb_array frames if it can."""
+    env = gym.make(env_id, disable_env_checker=True)
+    if film and "rgb_array" in env.metadata.get("render_modes", []):
+        env.close()  # it had to be built to tell how it renders
+        env = make_filmed_env(env_id)
+    if gym.spaces.flatten_space(env.observation_space) != env.observation_space:
+        env = gym.wrappers.FlattenObservation(env)
+    if max_steps:
+        env = gym.wrappers.TimeLimit(env, max_steps)
+    return Episodes(env, index)
+
+
+def make_filmed_env(env_id):
+    """Build an environment that renders frames, or, with a warning, one that does not."""
+    try:
+        env = gym.make(env_id, disable_env_checker=True, render_mode="rgb_array")
+    except Exception as error:  # environments raise all kinds
+        say(f"warning: {NO_FILM}: {error!r:.300}")
+        return gym.make(env_id, disable_env_checker=True)
+    render_cheaply(env.unwrapped)
+    return env
+
+
+def make_envs(env_id, num_envs, film=False, max_steps=None, vector=gym.vector.SyncVectorEnv):
+    """Build environments that are stepped together and reset by us; film: the first one renders."""
     if sys.platform == "linux" and not os.environ.get("DISPLAY") and find_library("EGL"):
-        os.environ.setdefault("MUJOCO_GL", "egl")
+        os.environ.setdefault("MUJOCO_GL", "egl")  # render without a screen
     gym.logger.min_level = gym.logger.ERROR  # no word on Hopper-v4 being out of date
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # my_module is found from a run's copy of the script, too
+    makers = [partial(make_env, env_id, i, film and i == 0, max_steps) for i in range(num_envs)]
     try:
-        envs = vector([make] * num_envs, autoreset_mode="Disabled")
-    except (gym.error.Error, ImportError, ValueError) as error:
-        require(False, "env_id", f"{env_id} fails: {' '.join(str(error).split())}")
-    envs.episodes, space = np.zeros(num_envs, int), envs.single_action_space
+        with chdir("."):  # an environment may change the working directory
+            return vector(makers, autoreset_mode="Disabled")
+    except Exception as error:  # environments raise all kinds
+        refuse("env_id", f"{env_id} fails: {' '.join(str(error).split()) or repr(error)}")
+
+
+def make_eval_envs(env_id, args):
+    """Build an environment for each episode of an evaluation; one without end is cut."""
+    return make_envs(env_id, args.eval_episodes, args.capture_video, EVALUATION_STEPS)
+
+
+class WorkerEnvs(gym.vector.AsyncVectorEnv):
+    """Environments in processes of their own, which end with this one, however it ends.
+
+    Gymnasium would lose them to the signals that a terminal or a scheduler sends to all processes
+    of a run: whether and when it is saved is decided here.
+    """
+
+    def __init__(self, makers, threads, **options):
+        makers = [partial(make_worker, maker, os.getpid(), threads) for maker in makers]
+        super().__init__(makers, **options)
+        atexit.register(self.kill)  # else multiprocessing waits for those that heed no signal
+
+    def kill(self):
+        """End all processes at once."""
+        for process in self.processes:
+            process.kill()
+
+    def close_extras(self, timeout=None, terminate=False):
+        """Let the environments close, or end their processes at once."""
+        if terminate:
+            self.kill()
+        super().close_extras(timeout, terminate)
+        atexit.unregister(self.kill)
+
+    def reset(self, *, seed=None, options=None):
+        """Begin episodes; see Episodes.reset."""
+        if options and "states" in options:
+            states = [pickle.dumps(state) for state in options["states"]]
+            options = {**options, "states": states}
+        return super().reset(seed=seed, options=options)
+
+    def call(self, name, *inputs, **options):
+        """Return what a method of each environment returns."""
+        results = super().call(name, *inputs, **options)
+        if name == "state":
+            results = tuple(pickle.loads(state) for state in results)
+        return results
+
+
+class Worker(gym.Wrapper):
+    """An environment in a process of its own.
+
+    Its state travels as bytes. Tensors would travel through shared memory, which takes two open
+    files for each environment and process.
+    """
+
+    def state(self):
+        """Return the pickled state."""
+        return pickle.dumps(self.env.state())
+
+    def reset(self, *, seed=None, options=None):
+        """Begin an episode; see Episodes.reset."""
+        if options and "states" in options:
+            state = pickle.loads(options["states"][self.env.index])
+            options = {**options, "states": {self.env.index: state}}
+        return self.env.reset(seed=seed, options=options)
+
+
+def make_worker(maker, parent, threads):
+    """Build an environment in the process that steps it, for the process number parent."""
+    if os.getpid() != parent:  # there, too, one is built, for its spaces
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            # not SIG_IGN, which programs that the environment starts would inherit
+            signal.signal(number, lambda number, frame: None)
+        threading.Thread(target=end_with, args=[parent], daemon=True).start()
+        limit_threads(threads)
+    return Worker(maker())
+
+
+def end_with(parent):
+    """End this process when its parent has died."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def render_cheaply(env):
+    """Render MuJoCo small and plain, 16 times faster; its free camera would lose HalfCheetah."""
+    if renderer := getattr(env, "mujoco_renderer", None):
+        renderer.width = renderer.height = 256
+        env.model.vis.quality.shadowsize = 0
+        env.model.vis.quality.offsamples = 0
+        renderer.camera_id = 0 if env.model.ncam else -1  # -1: the free one
+
+
+def box_sizes(envs, env_id):
+    """Return what an agent of continuous actions must know: obs_dim, low and high."""
+    space = envs.single_action_space
     bounded = isinstance(space, gym.spaces.Box) and space.is_bounded()
-    require(bounded, "env_id", f"{env_id} needs a Box of actions with finite low and high")
-    if film and "rgb_array" in envs.metadata.get("render_modes", []):
-        envs.envs[0] = make(render_mode="rgb_array")
-        if renderer := getattr(env := envs.envs[0].unwrapped, "mujoco_renderer", None):
-            renderer.width = renderer.height = 256
-            env.model.vis.quality.shadowsize = env.model.vis.quality.offsamples = 0  # costly
-            renderer.camera_id = min(env.model.ncam, 1) - 1  # the free one loses HalfCheetah
-    return envs, np.float32(space.low), np.float32(space.high)
+    sentence = f"{env_id} needs a Box of actions, of floats with finite low and high"
+    require(bounded and np.issubdtype(space.dtype, np.floating), "env_id", sentence)
+    flat = isinstance(envs.single_observation_space, gym.spaces.Box)
+    require(flat, "env_id", f"{env_id} has observations that cannot be flattened into a Box")
+    return {"obs_dim": envs.single_observation_space.shape[0], "low": space.low, "high": space.high}
 
 
-def reset(envs, done, *key):
-    """Begin episodes where done [N], seeded by key, index and episode; return all obs [N, O]."""
-    keys = [done[i] and [*key, i, episode] for i, episode in enumerate(envs.episodes)]
-    seeds = [int(np.random.SeedSequence(key).generate_state(1)[0]) if key else None for key in keys]
-    envs.episodes += done
-    return envs.reset(seed=seeds, options={"reset_mask": done})[0]
+def reset_finished(envs, done, next_obs):
+    """Begin new episodes where done [N]; return the observations [N, O] to act on."""
+    if not done.any():
+        return next_obs
+    obs, _ = envs.reset(options={"reset_mask": done})
+    return obs
 
 
-def describe(name, values):
-    """Return mean, standard deviation, minimum and maximum of a tensor."""
-    found = {f"{name}_mean": values.mean(), f"{name}_sd": values.std(correction=0)}
-    return found | {f"{name}_min": values.min(), f"{name}_max": values.max()}
+# --- evaluation and video -------------------------------------------------------------------------
+class Evaluation(NamedTuple):
+    """What an evaluation found: metrics, and the frames of the first episode."""
+
+    metrics: dict
+    frames: list
 
 
-def evaluate(agent, envs, key, video=None):
-    """Return metrics of a deterministic episode in each environment; film the first into video."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    ends, frames, fps = {}, [], envs.envs[0].metadata.get("render_fps", 30)
-    envs.episodes[:] = 0
-    obs = reset(envs, np.ones(envs.num_envs, bool), *key)
-    while len(ends) < envs.num_envs:
-        if video and 0 not in ends and len(frames) < 500:
-            video = attempt(VIDEO, lambda: frames.append(envs.envs[0].render())) and video
-        obs, _, terminated, truncated, infos = envs.step(agent.act(obs))
-        done = terminated | truncated
-        for i in np.flatnonzero(done):
-            ends.setdefault(i, (infos["finished"]["r"][i], infos["finished"]["l"][i]))
-        obs = reset(envs, done, *key) if done.any() else obs
-    random.setstate(states[0]), np.random.set_state(states[1]), torch.set_rng_state(states[2])
-    if video and not attempt(VIDEO, imageio.mimwrite, video, frames, fps=fps, macro_block_size=2):
-        video.unlink(missing_ok=True)
-    returns, lengths = torch.tensor([*ends.values()], dtype=torch.float64).T
-    return describe("eval/return", returns) | {"eval/length_mean": lengths.mean()}
+def evaluate(agent, envs, stream, film=False, stopped=lambda: False):
+    """Play one deterministic episode in each environment; None if it is stopped.
+
+    The stream names the seeds, see Episodes; no random number of training is used up. Frames are
+    taken of the first 500 steps.
+    """
+    returns, lengths, frames = {}, {}, []
+    with undisturbed_generators():
+        obs, _ = envs.reset(options={"stream": stream})
+        while len(returns) < envs.num_envs:
+            if stopped():
+                return None
+            if film and 0 not in returns and len(frames) < 500:
+                # never tried again after it has failed: OpenGL would abort the process
+                film = attempt(NO_FILM, lambda: frames.append(envs.envs[0].render()))
+            obs, _, terminated, truncated, infos = envs.step(agent.act(obs))
+            done = terminated | truncated
+            for i in np.flatnonzero(done):  # an environment that ends early begins again, uncounted
+                returns.setdefault(i, infos["episode_return"][i])
+                lengths.setdefault(i, infos["episode_length"][i])
+            obs = reset_finished(envs, done, obs)
+    metrics = {
+        **describe("eval/return", torch.tensor(list(returns.values()), dtype=torch.float64)),
+        "eval/length_mean": np.mean(list(lengths.values())),
+    }
+    return Evaluation(metrics, frames)
 
 
-def load_agent(cls, args_class, folder, device):
-    """Read the agent of a run folder, or exit with 2."""
+def can_film(envs):
+    """Tell whether the first environment renders frames."""
+    return envs.envs[0].render_mode == "rgb_array"
+
+
+def save_video(path, frames, fps):
+    """Encode frames [H, W, 3] as MP4; return the path, or None if there is no video."""
+
+    def encode():
+        # its ImageSequenceClip would lose frames to rounding
+        from moviepy.video.io.ffmpeg_writer import FFMPEG_VideoWriter
+
+        height, width, _ = frames[0].shape
+        path.parent.mkdir(exist_ok=True)
+        with FFMPEG_VideoWriter(str(path), (width, height), fps) as writer:
+            for frame in frames:
+                writer.write_frame(frame)
+
+    if not frames:
+        return None
+    if not attempt("no video, since it cannot be encoded", encode):
+        attempt(f"{path} is no video", path.unlink, missing_ok=True)
+        return None
+    return path
+
+
+def evaluate_run(cls, args):
+    """Score and film the agent of the run folder --evaluate; print what is found."""
+    limit_threads(args.threads)
+    agent = cls.load(args.evaluate, choose_device(args.device, "cpu"))
+    envs = make_eval_envs(agent.args.env_id, args)
+    seed_everything(args.seed)
+    number = 10**6  # no evaluation of the training itself has it, and so its episodes
+    film = args.capture_video and can_film(envs)
     try:
-        saved = torch.load(Path(folder, "model.pt"), map_location=device, weights_only=True)
-        args, bounds = args_class(**saved["args"]), np.float32(saved["bounds"])
-        agent = cls(args, saved["obs_dim"], *bounds, device)
-        agent.load_state_dict(saved["state"])
-    except Exception as error:  # torch.load raises many kinds
-        require(False, "evaluate", f"{folder} is no run folder of this script: {error!r:.200}")
+        evaluation = evaluate(agent, envs, (EVALUATE, args.seed, number), film)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    path = Path(args.evaluate, "videos", f"evaluate-{args.seed}.mp4")
+    video = save_video(path, evaluation.frames, envs.metadata.get("render_fps", 30))
+    scores = {name: round(float(value), 4) for name, value in evaluation.metrics.items()}
+    say(f"{scores} {video or ''}")
+    envs.close()
     return agent
 
 
-class Run(AbstractContextManager):
-    """The run folder and every logging sink behind one log call; leaving it writes the summary."""
+# --- logging --------------------------------------------------------------------------------------
+def describe(name, values):
+    """Return mean, standard deviation, minimum and maximum of a tensor."""
+    return {
+        f"{name}_mean": values.mean(),
+        f"{name}_sd": values.std(correction=0),
+        f"{name}_min": values.min(),
+        f"{name}_max": values.max(),
+    }
 
-    def __init__(self, args, agent):
-        name = f"{args.env_id}__{Path(__file__).stem}__{args.seed}__{time.time_ns() // 10**6}"
-        self.folder = Path(args.run_dir or f"runs/{re.sub('[/:]', '_', name)}")
-        require(not self.folder.exists(), "run_dir", f"{self.folder} is there: name a new folder")
-        (self.folder / "videos").mkdir(parents=True)
-        self.args, self.agent, self.start = args, agent, time.perf_counter()
-        self.global_step = self.updates = self.logged = 0
-        self.last, self.spent, self.scores = self.start, Counter(), []
-        self.recent = deque(maxlen=100)  # (return, length, truncated) of finished episodes
-        config = {k: v for k, v in vars(args).items() if v is not None and k != "run_dir"}
-        lines = [f"{k} = {json.dumps(v, ensure_ascii=False)}\n" for k, v in config.items()]
-        (self.folder / "config.toml").write_text("".join(lines), "utf-8")
-        shutil.copy(__file__, self.folder / "script.py")
-        self.file = open(self.folder / "metrics.jsonl", "w", buffering=1)  # noqa: SIM115
-        self.board, self.tracker = SummaryWriter(self.folder / "tb"), None
-        if args.track and not attempt("W&B", self.track, config):
-            self.tracker = None  # it may have failed halfway
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
-    def track(self, config):
-        """Start a W&B run with the config and the source; offline without an account."""
+class Board:
+    """TensorBoard, which training can do without."""
+
+    def __init__(self, folder, step):
+        purge = step + 1 if step else 0  # hides what a run that goes on had written after it
+        self.writer = None
+        self.hook = threading.excepthook
+        threading.excepthook = self.ignore_full_disk
+        self.attempt(lambda: setattr(self, "writer", SummaryWriter(folder, purge_step=purge)))
+
+    def ignore_full_disk(self, problem):
+        """Leave out the traceback of the writer's thread: the next call tells what is wrong."""
+        if not issubclass(problem.exc_type, OSError):
+            self.hook(problem)
+
+    def attempt(self, call):
+        """Call something of the writer, and do without it once that has failed."""
+        if not attempt("no TensorBoard from here on", call):
+            self.writer = None
+
+    def log(self, metrics, step):
+        """Write scalars."""
+        if self.writer:
+            self.attempt(lambda: [self.writer.add_scalar(*item, step) for item in metrics.items()])
+
+    def flush(self):
+        """Put on the disk what was written."""
+        if self.writer:
+            self.attempt(self.writer.flush)
+
+    def close(self):
+        """Write what is left."""
+        if self.writer:
+            self.attempt(self.writer.close)
+        threading.excepthook = self.hook
+
+
+class Tracker:
+    """Weights & Biases, online or offline; whatever happens to it, training goes on."""
+
+    def __init__(self, args, folder, run_id):
+        self.run = None
+        if args.track:
+            self.attempt(lambda: self.start(args, folder, run_id))
+
+    def attempt(self, call):
+        """Call something of W&B, and do without it once that has failed."""
+        if not attempt("no W&B from here on", call):
+            self.run = None
+
+    def start(self, args, folder, run_id):
+        """Begin the run, or go on with it; offline where there is no account."""
         import wandb
 
-        mode = None if "WANDB_MODE" in os.environ or wandb.login(prompt=False) else "offline"
-        names = {"name": self.folder.name, "notes": self.args.notes, "config": config}
-        names |= {"settings": wandb.Settings(init_timeout=20, finish_timeout=120)}
-        self.tracker, self.media = wandb.init(**names, mode=mode), wandb.Video
-        self.tracker.define_metric("*", step_metric="global_step")
-        self.tracker.log_code(str(self.folder), include_fn=lambda path: path.endswith("script.py"))
+        mode = None
+        if "WANDB_MODE" not in os.environ and not wandb.login(prompt=False):
+            mode = "offline"
+        run = wandb.init(
+            project=args.wandb_project_name or os.environ.get("WANDB_PROJECT", "deep-rl-baselines"),
+            entity=args.wandb_entity,
+            group=f"{args.env_id}__{SCRIPT.stem}",
+            name=folder.name,
+            id=run_id,
+            resume="allow",
+            notes=args.notes,
+            config=config_of(args),
+            mode=mode,
+            settings=wandb.Settings(init_timeout=20, finish_timeout=120),
+        )
+        run.define_metric("*", step_metric="global_step")
+        run.log_code(str(folder), include_fn=lambda path: path.endswith("script.py"))
+        self.video = wandb.Video
+        self.run = run
+
+    def log(self, row, video=None):
+        """Send a row of metrics and a video."""
+        if self.run:
+            self.attempt(lambda: self.send(row, video))
+
+    def send(self, row, video):
+        """Send a row, or raise whatever W&B raises."""
+        if video:
+            row = {**row, "videos": self.video(str(video))}
+        self.run.log(row)
+
+    def finish(self, exit_code):
+        """Upload what is left."""
+        if self.run:
+            self.attempt(lambda: self.run.finish(exit_code))
+
+
+class Progress:
+    """A live bar on a terminal; elsewhere a plain line for each row of metrics."""
+
+    def __init__(self, step, total):
+        on_terminal = sys.stderr is not None and sys.stderr.isatty()
+        self.bar = tqdm(
+            total=total, initial=step, unit="step", dynamic_ncols=True, disable=not on_terminal
+        )
+        self.notes = {}
+
+    def update(self, step, **notes):
+        """Move the bar to a step; notes, such as a return, are shown beside it."""
+        if notes and not self.bar.disable:
+            self.notes.update(notes)
+            shown = [f"{name} {value:.4g}" for name, value in self.notes.items()]
+            self.bar.set_postfix_str(" ".join(shown), refresh=False)
+        self.bar.update(step - self.bar.n)
+
+    def line(self, text):
+        """Print a line, unless the bar tells the same."""
+        if self.bar.disable:
+            say(text)
+
+    def close(self):
+        """Leave the bar as it is."""
+        self.bar.close()
+
+
+def git_state():
+    """Return the commit of the checkout that the script is in, and what differs from it."""
+
+    def git(*words):
+        command = ["git", "-C", str(SCRIPT.parent), *words]
+        return subprocess.run(command, capture_output=True, check=True, timeout=20).stdout
+
+    try:
+        commit = git("rev-parse", "HEAD").decode().strip()
+        changes = git("diff", "HEAD")
+    except (OSError, subprocess.SubprocessError):
+        return None, b""
+    return commit, changes
+
+
+# --- run folder -----------------------------------------------------------------------------------
+# The settings that --resume may change, since no weight and no metric depends on them. More steps
+# move a step size that is annealed over them, see refuse_growth.
+FREE = {
+    "total_timesteps",
+    "checkpoint_every",
+    "capture_video",
+    "track",
+    "wandb_project_name",
+    "wandb_entity",
+    "notes",
+    "run_dir",
+    "config",
+    "evaluate",
+}
+# The settings that resolve() settles where they are left open
+SETTLED = {"eval_every", "threads", "compile"}
+# What a run leaves that died before its config.toml was written
+BEGUN = {"metrics.jsonl", "script.py", "script.part", "changes.diff", "changes.part", "config.part"}
+
+
+def write_atomically(path, write):
+    """Let write(file) fill a file beside, then rename it: others see all of it or nothing."""
+    part = path.with_suffix(".part")
+    try:
+        with open(part, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(path):
+    """Put on the disk which files a folder holds, where the file system can do that."""
+    with suppress(OSError):
+        folder = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def write_tensors(path, content):
+    """Write what torch.load reads; torch.save itself would hide the OSError of a full disk."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_atomically(path, lambda file: file.write(buffer.getbuffer()))
+
+
+def config_of(args):
+    """Return the settings that config.toml holds: all that have a value, without the folder."""
+    settings = {name: value for name, value in vars(args).items() if value is not None}
+    for name in ["run_dir", "resume"]:
+        settings.pop(name, None)
+    return settings
+
+
+def read_config(cls, folder):
+    """Return the settings of a run as cls, or exit with 2."""
+    try:
+        return cls(**tomllib.loads(Path(folder, "config.toml").read_text("utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        refuse("resume", f"{folder} is no run folder of this script: {error!r:.200}")
+
+
+def is_finished(folder):
+    """Tell whether a run has ended as it should; a summary cut short by a crash does not count."""
+    try:
+        return json.loads(Path(folder, "summary.json").read_text("utf-8"))["status"] == "finished"
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def adopt_settings(args):
+    """With --resume, return the settings of the run that goes on; refuse what differs from them.
+
+    If that run is finished, say so and exit with 0. If "auto" finds no run, return args.
+    """
+    if not args.resume:
+        return args
+    if args.resume != "auto":
+        same = args.run_dir is None or Path(args.run_dir) == Path(args.resume)
+        require(same, "run_dir", f"must be {args.resume}, or be left out with --resume")
+        args = replace(args, run_dir=args.resume)
+    require(args.run_dir, "resume", "auto needs --run-dir FOLDER")
+    folder = Path(args.run_dir)
+    if args.resume == "auto" and not (folder / "config.toml").exists():
+        return args
+
+    saved = read_config(type(args), folder)
+    refuse_changes(args, saved, folder)
+    if is_finished(folder):
+        say(f"{folder} is finished")
+        raise SystemExit(0)
+    free = {name: getattr(args, name) for name in FREE}
+    if args.checkpoint_every is None:
+        free["checkpoint_every"] = saved.checkpoint_every
+    if args.device != "auto":
+        free["device"] = args.device
+    return replace(saved, **free, resume=args.run_dir)
+
+
+def refuse_changes(asked, saved, folder):
+    """Exit with 2 unless a run with the settings asked for is the one in the folder.
+
+    What is not asked for, and was settled when the run began, stays as it is.
+    """
+    grown = asked.total_timesteps - saved.total_timesteps
+    require(grown >= 0, "total_timesteps", f"can only grow in {folder}")
+    sentence = f"cannot grow: {folder} is finished, and its checkpoint is gone"
+    require(not (grown and is_finished(folder)), "total_timesteps", sentence)
+    for field in fields(asked):
+        asked_value = getattr(asked, field.name)
+        saved_value = getattr(saved, field.name)
+        left_open = field.name in SETTLED and asked_value in (None, "auto")
+        if field.name == "compile" and saved_value == "off":
+            left_open = True  # a compilation that failed is not tried again
+        may_change = field.name in FREE | {"resume", "device"}
+        agrees = asked_value == saved_value or left_open or may_change
+        sentence = f"is {saved_value} in {folder} and must stay so: name another --run-dir"
+        require(agrees, field.name, sentence)
+    source = folder / "script.py"
+    same = source.exists() and source.read_bytes() == SCRIPT.read_bytes()
+    command = f"python {quote(str(source))} --resume {quote(str(folder))}"
+    remedy = f"go on with {command}, or name another --run-dir"
+    require(same, "resume", f"{SCRIPT.name} is not the source that began {folder}: {remedy}")
+
+
+class MetricsFile:
+    """metrics.jsonl, a JSON object a line; rows that find the disk full wait in memory."""
+
+    def __init__(self, path):
+        self.file = open(path, "ab", buffering=0)  # noqa: SIM115
+        self.waiting = b""
+        self.warned = False
+
+    def write(self, row):
+        """Append a row, after those that wait."""
+        self.waiting += json.dumps(row).encode() + b"\n"
+        try:
+            self.flush()
+        except OSError as error:
+            if not self.warned:
+                say(f"warning: metrics.jsonl waits in memory for space on the disk: {error}")
+            self.warned = True
+
+    def flush(self):
+        """Write what waits, or raise OSError."""
+        while self.waiting:
+            written = self.file.write(self.waiting)
+            self.waiting = self.waiting[written:]
+
+    def sync(self):
+        """Put all rows on the disk, or raise OSError; return the size of the file."""
+        self.flush()
+        os.fsync(self.file.fileno())
+        return self.size()
+
+    def size(self):
+        """Return the bytes on the disk."""
+        return os.fstat(self.file.fileno()).st_size
+
+
+class RunFolder:
+    """A folder that belongs to one run and, while it lives, to one process."""
+
+    def __init__(self, args):
+        name = f"{args.env_id}__{SCRIPT.stem}__{args.seed}__{time.time_ns() // 10**6}"
+        self.shown = args.run_dir or f"runs/{re.sub('[/:]', '_', name)}"
+        self.path = Path(self.shown).absolute()  # an environment may change the working directory
+        # adopt_settings has put the folder's name in the place of "auto" where there is a run
+        self.resumed = args.resume not in (None, "auto")
+        self.is_new = not self.path.exists()
+        there = {path.name for path in self.path.glob("*")}
+        died_at_once = args.resume == "auto" and there <= BEGUN
+        usable = self.resumed or self.is_new or died_at_once
+        require(usable, "run_dir", f"{self.shown} is there: name a new folder, or --resume a run")
+        complete = not self.resumed or "metrics.jsonl" in there
+        require(complete, "resume", f"fails: {self.shown} has no metrics.jsonl")
+        try:
+            self.path.mkdir(parents=True, exist_ok=bool(args.resume))
+            self.metrics = MetricsFile(self.path / "metrics.jsonl")
+        except OSError as error:
+            refuse("run_dir", f"{self.shown} cannot be written ({error}): name another")
+        self.lock()
+
+    def lock(self):
+        """Refuse a folder that another living process writes to.
+
+        The lock is on metrics.jsonl, which is open until the end. Whatever ends a process frees it.
+        """
+        try:
+            fcntl.flock(self.metrics.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            refuse("run_dir", f"{self.shown} is in use by a living process: name another")
+        except OSError:
+            pass  # a file system without locks
+
+    def write(self, name, content):
+        """Write a file of bytes, whole or not at all."""
+        write_atomically(self.path / name, lambda file: file.write(content))
+
+    def write_config(self, args):
+        """Write config.toml, last of all that a run begins with."""
+        lines = []
+        for name, value in config_of(args).items():
+            text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+            lines.append(f"{name} = {text}\n")
+        self.write("config.toml", "".join(lines).encode())
+
+
+# --- checkpoints ----------------------------------------------------------------------------------
+def read_checked(path, device="cpu"):
+    """Return what torch.save wrote, or raise; torch.load alone misses most flipped bits."""
+    with zipfile.ZipFile(path) as file:
+        # one flipped bit there makes torch.load skip a tensor's data, without an error
+        has_attributes = any(part.external_attr for part in file.infolist())
+        if file.testzip() or has_attributes:
+            raise ValueError(f"{path.name} is damaged")
+    return torch.load(path, map_location=device, weights_only=True)
+
+
+def model_of(agent):
+    """Return what load_agent needs, free of pickled code."""
+    return {"args": vars(agent.args), "sizes": agent.sizes, "agent": agent.state_dict()}
+
+
+def load_agent(cls, args_class, folder, device):
+    """Read the agent of a finished run, or of the last checkpoint of another, or exit with 2."""
+    path = Path(folder, "model.pt")
+    if not path.exists():
+        path = Path(folder, "checkpoint", "state.pt")
+    try:
+        saved = read_checked(path, device)
+        agent = cls(args_class(**saved["args"]), **saved["sizes"], device=device)
+        agent.load_state_dict(saved["agent"])
+    except Exception as error:  # torch.load raises many kinds
+        sentence = f"{folder} is no run folder of this script, or has no checkpoint yet"
+        refuse("evaluate", f"{sentence}: {error!r:.200}")
+    return agent
+
+
+# --- run ------------------------------------------------------------------------------------------
+class Run:
+    """All of a run but the algorithm: counters, logs, evaluations, checkpoints and its end.
+
+    What decides how a run goes on is in the agent, the buffer, the environments and here. A counter
+    that you add goes on with --resume if __init__, state_dict and load_state_dict name it.
+    """
+
+    def __init__(self, args, agent, envs, eval_envs=None, buffer=None):
+        self.args = args
+        self.agent = agent
+        self.envs = envs
+        self.eval_envs = eval_envs
+        self.buffer = buffer
+        # saved in checkpoints
+        self.global_step = 0  # environment transitions, over all environments
+        self.updates = 0  # gradient steps
+        self.scores = []  # mean return of every evaluation
+        self.evaluated = -1  # the step of the last one
+        self.recent = deque(maxlen=100)  # (return, length, truncated) of finished episodes
+        self.pending = {}  # metrics of the updates since the last row: {their names: values}
+        self.id = secrets.token_hex(4)  # of the run, at W&B too
+        # not saved
+        self.loaded = None  # the checkpoint that --resume has loaded
+        self.stopping = ""  # the signal that came
+        self.phase = "starting"
+        self.warned = False  # that there is no space for checkpoints
+        self.film = args.capture_video
+        self.spent = Counter()  # seconds by activity, since the last row
+        self.logged = 0  # the step of the last row
+        self.checkpointed = 0  # the step of the last checkpoint
+        self.board = self.tracker = self.progress = None  # not there before begin()
+
+    # --- begin and end
+    def __enter__(self):
+        """Take the folder, and what a checkpoint in it holds."""
+        self.folder = RunFolder(self.args)
+        self.path = self.folder.path
+        self.start = self.last = time.perf_counter()
+        self.handlers = {}
+        self.commit, changes = git_state()
+        self.dirty = bool(changes)
+        self.buffer_file = None
+        if self.buffer is not None:
+            folder = self.path / "checkpoint"
+            # the rows between two checkpoints; 2,000 if none are due but those of signals
+            room = max(self.args.checkpoint_every, 2_000) + self.args.num_envs
+            self.buffer_file = self.buffer.file(folder, room, salt=int(self.id, 16))
+        try:
+            if self.folder.resumed:
+                self.restore()
+            else:
+                self.folder.write("script.py", SCRIPT.read_bytes())
+                if changes:
+                    self.folder.write("changes.diff", changes)
+            self.folder.write_config(self.args)
+        except OSError as error:
+            self.release()
+            if self.folder.is_new:
+                shutil.rmtree(self.path, ignore_errors=True)
+            refuse("run_dir", f"{self.folder.shown} cannot be written: {error}")
+        except BaseException:
+            self.release()
+            raise
+        self.catch_signals()
+        return self
+
+    def catch_signals(self):
+        """Let SIGTERM, SIGHUP and Ctrl-C end the run where it can next be saved."""
+        if threading.current_thread() is not threading.main_thread():
+            return  # Python allows handlers there only
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:  # which nohup asks for
+                self.handlers[number] = signal.signal(number, self.stop)
+
+    def stop(self, number, frame):
+        """Remember a signal; before the first step there is nothing to wait for."""
+        if self.phase == "ending":
+            return  # nothing disturbs a run that writes its end, but a second Ctrl-C
+        self.stopping = signal.Signals(number).name
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if self.phase == "starting":
+            raise KeyboardInterrupt
+        more = "; Ctrl-C again ends at once" if number == signal.SIGINT else ""
+        say(f"{self.stopping}: saving a checkpoint, which ends the run{more}")
+
+    def compile(self, method, *example):
+        """Return a method of the agent, compiled if --compile says so, that returns Metrics.
+
+        If that fails config.toml says "off", so that a run that goes on does the same.
+        """
+        update, compiled = compile_update(self.agent, method, example, self.args.compile)
+        if self.args.compile == "on" and not compiled:
+            self.args = replace(self.args, compile="off")
+            self.folder.write_config(self.args)
+        return update
+
+    def begin(self):
+        """Start where the checkpoint stopped, or at the beginning; return the first obs [N, O]."""
+        saved = self.loaded
+        self.folder.metrics.file.truncate(saved["metrics_bytes"] if saved else 0)
+        for name in ["summary.json", "model.pt"]:  # of an earlier end
+            (self.path / name).unlink(missing_ok=True)
+        for name in ["videos", "checkpoint"]:
+            (self.path / name).mkdir(exist_ok=True)
+        self.board = Board(self.path / "tb", self.global_step)
+        self.tracker = Tracker(self.args, self.path, self.id)
+        args, folder = self.args, self.folder.shown
+        say(f"device {args.device}, {args.threads} threads, compile {args.compile}")
+        say(f"run folder {folder}; to watch it: tensorboard --logdir {quote(folder)}")
+
+        options = {"stream": (TRAIN, self.args.seed)}
+        if saved:
+            options["states"] = saved["envs"]
+        obs, _ = self.envs.reset(options=options)
+        if saved:
+            set_generators(saved["generators"])
+            say(f"going on at step {self.global_step}")
+        self.lap("update")  # compilation, above all
+        gc.collect()
+        gc.freeze()  # searching all that was imported for garbage stalls steps
+        self.progress = Progress(self.global_step, self.args.total_timesteps)
+        self.phase = "training"  # from here on signals wait, also for the checkpoint that follows
+        if not saved:
+            self.checkpoint()
+        return obs
+
+    def __exit__(self, kind, error, trace):
+        """Write model and summary; an interrupt or a failed check ends in one sentence."""
+        self.phase = "ending"
+        if self.progress:
+            self.progress.close()
+        status = "finished"
+        reason = ""
+        if kind is KeyboardInterrupt:
+            status = "interrupted"
+            reason = f"{self.stopping or 'KeyboardInterrupt'} at step {self.global_step}"
+        elif error:
+            status = "failed"
+            reason = f"{error!r} at step {self.global_step}"
+        elif not attempt("model.pt cannot be written", self.write_model):
+            status = "failed"
+            reason = "model.pt cannot be written"
+        self.close()
+        written = attempt("no summary.json", self.write_summary, status, reason)
+        if status == "finished" and written:
+            # last, since until the summary says so the run can go on from here
+            shutil.rmtree(self.path / "checkpoint", ignore_errors=True)
+        if self.tracker:
+            self.tracker.finish(int(status != "finished"))
+        self.release()
+        self.say_farewell(status, reason)
+        code = {"finished": 0 if written else 1, "interrupted": 130, "failed": 1}[status]
+        if code and kind in (None, KeyboardInterrupt, FloatingPointError):
+            raise SystemExit(code) from None
+
+    def say_farewell(self, status, reason):
+        """Print how the run ended, and what to do next."""
+        if status == "interrupted":
+            say(f"to go on: python {quote(sys.argv[0])} --resume {quote(self.folder.shown)}")
+        report = SCRIPT.parent / "tools" / "report.py"
+        command = "python tools/report.py " if report.exists() else ""
+        say(f"{status} {reason}".strip() + f": {command}{quote(self.folder.shown)}")
+
+    def close(self):
+        """Close environments and logs."""
+        for envs in [self.envs, self.eval_envs]:
+            if envs:
+                attempt("environments cannot be closed", envs.close)
+        if self.board:
+            self.board.close()
+
+    def release(self):
+        """Let others take the folder and the signals."""
+        self.folder.metrics.file.close()
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+    def write_model(self):
+        """Write what load_agent reads, and the last rows of metrics."""
+        self.folder.metrics.sync()
+        write_tensors(self.path / "model.pt", model_of(self.agent))
+
+    def write_summary(self, status, reason):
+        """Write summary.json, by which others know that the run has ended."""
+        summary = {"status": status, "reason": reason, "global_step": self.global_step}
+        if self.scores:
+            tenth = self.scores[-math.ceil(len(self.scores) / 10) :]
+            summary["eval_last"] = self.scores[-1]
+            summary["eval_last_tenth"] = sum(tenth) / len(tenth)
+        seconds = time.perf_counter() - self.start
+        summary["updates"] = self.updates
+        summary["seconds"] = seconds
+        summary["SPS"] = self.global_step / seconds
+        summary["command"] = sys.argv
+        summary["git_commit"] = self.commit
+        summary["git_dirty"] = self.dirty
+        summary["hardware"] = f"{platform.platform()} {os.cpu_count()} CPUs"
+        versions = {package.name: package.version for package in distributions()}
+        summary["versions"] = {**versions, "python": sys.version}
+        text = json.dumps(summary, indent=1).encode()
+        write_atomically(self.path / "summary.json", lambda file: file.write(text))
+
+    def ended(self):
+        """Tell whether all transitions have been made."""
+        return self.global_step >= self.args.total_timesteps
+
+    def due(self, every, since):
+        """Tell whether a period of that many transitions, or the run, ended after a step."""
+        return every > 0 and (self.ended() or self.global_step // every > since // every)
+
+    # --- checkpoints
+    def checkpoint_due(self):
+        """Tell whether it is time to save, or a signal asks for it."""
+        if self.ended():  # then model.pt is written
+            return bool(self.stopping)
+        return bool(self.stopping) or self.due(self.args.checkpoint_every, self.checkpointed)
+
+    def checkpoint(self):
+        """Save all that decides how the run goes on; if a signal came, end by KeyboardInterrupt."""
+        weights = self.agent.named_parameters()
+        require_finite(**{name: weight.detach().cpu().numpy() for name, weight in weights})
+        try:
+            self.write_checkpoint()
+            self.warned = False
+        except OSError as error:
+            step = self.global_step
+            if not self.warned:
+                say(f"warning: no checkpoint at step {step}, the last one stays: {error}")
+            self.warned = True
+        self.checkpointed = self.global_step
+        self.lap("checkpoint")
+        if self.stopping:
+            raise KeyboardInterrupt
+
+    def write_checkpoint(self):
+        """Write the buffer's new rows, then state.pt, then delete what it does not name."""
+        rows = None
+        try:
+            if self.buffer_file:
+                rows = self.buffer_file.save()
+            metrics_bytes = self.folder.metrics.sync()
+            self.board.flush()
+            state = {
+                **model_of(self.agent),
+                "rows": rows,
+                "envs": list(self.envs.call("state")),
+                "generators": generators(),
+                "run": self.state_dict(),
+                "metrics_bytes": metrics_bytes,
+                "seconds": time.perf_counter() - self.start,
+            }
+            path = self.path / "checkpoint" / "state.pt"
+            write_tensors(path, state)
+            if self.buffer_file:
+                self.buffer_file.saved = rows
+        finally:
+            if self.buffer_file:
+                self.buffer_file.delete_others()
+
+    def state_dict(self):
+        """Return what of this object decides how the run goes on."""
+        return {
+            "id": self.id,
+            "global_step": self.global_step,
+            "updates": self.updates,
+            "scores": self.scores,
+            "evaluated": self.evaluated,
+            "recent": list(self.recent),
+            "pending": [(names, torch.stack(rows)) for names, rows in self.pending.items() if rows],
+        }
+
+    def load_state_dict(self, state):
+        """Take over what state_dict returned."""
+        self.id = state["id"]
+        self.global_step = self.logged = self.checkpointed = state["global_step"]
+        self.updates = state["updates"]
+        self.scores = state["scores"]
+        self.evaluated = state["evaluated"]
+        self.recent.extend(state["recent"])
+        for names, rows in state["pending"]:
+            self.pending[names] = list(rows.to(self.args.device))
+
+    def restore(self):
+        """Load the checkpoint, or exit with 2 and leave all as it is."""
+        path = self.path / "checkpoint" / "state.pt"
+        size = self.folder.metrics.size()
+        if not path.exists() and size == 0:
+            return  # it died before its first step
+        try:
+            saved = read_checked(path)
+            if size < saved["metrics_bytes"]:
+                raise ValueError("metrics.jsonl is too short")
+            for name in vars(self.args).keys() - FREE - {"resume", "device", "compile"}:
+                if saved["args"][name] != getattr(self.args, name):
+                    raise ValueError(f"its checkpoint is of a run with another {name}")
+            self.agent.load_state_dict(saved["agent"])
+            self.load_state_dict(saved["run"])
+            if self.buffer_file:
+                self.buffer_file.salt = int(self.id, 16)
+                self.buffer_file.restore(saved["rows"])
+        except Exception as error:  # torch.load raises many kinds
+            sentence = f"fails ({error!r:.200}); {self.folder.shown} is left as it is"
+            refuse("resume", f"{sentence}: delete it to begin anew")
+        self.start -= saved["seconds"]
+        self.loaded = saved
+
+    # --- logs
+    def lap(self, activity):
+        """Count the time since the last lap as spent on an activity."""
+        now = time.perf_counter()
+        self.spent[activity] += now - self.last
+        self.last = now
+
+    def record(self, metrics):
+        """Keep the metrics of an update for the next row."""
+        if self.args.log_every:
+            self.pending.setdefault(metrics.names, []).append(metrics.values)
 
     def log(self, metrics, video=None):
         """Send scalars and a video to every sink, with global_step and seconds since the start."""
         metrics = {name: float(value) for name, value in metrics.items()}
         require_finite(**metrics)
         row = {"global_step": self.global_step, "seconds": time.perf_counter() - self.start}
-        self.file.write(json.dumps(row | metrics) + "\n")
-        for name, value in metrics.items():
-            self.board.add_scalar(name, value, self.global_step)
-        if self.tracker:
-            row |= {"videos": self.media(str(video))} if video else {}
-            self.tracker = attempt("W&B", self.tracker.log, row | metrics) and self.tracker
+        row.update(metrics)
+        self.folder.metrics.write(row)
+        self.board.log(metrics, self.global_step)
+        self.tracker.log(row, video)
 
-    def save(self):
-        """Write what load_agent reads, free of pickle, to model.pt."""
-        bounds, state = [self.agent.low.tolist(), self.agent.high.tolist()], self.agent.state_dict()
-        saved = {"args": vars(self.args), "obs_dim": self.agent.obs_dim, "bounds": bounds}
-        torch.save(saved | {"state": state}, self.folder / "model.pt")
+    def log_due(self):
+        """Tell whether it is time for a row of metrics."""
+        return self.due(self.args.log_every, self.logged)
 
-    def due(self, every):
-        """Tell whether a period of that many transitions, or the run, ended in the latest step."""
-        ended = self.global_step >= self.args.total_timesteps
-        return every > 0 and (ended or self.global_step % every < self.args.num_envs)
+    def log_episodes(self, infos, truncated):
+        """Log the episodes that ended in the latest step, and move the bar."""
+        for i in np.flatnonzero(infos.get("_episode_return", [])):
+            episode_return = float(infos["episode_return"][i])
+            length = int(infos["episode_length"][i])
+            self.recent.append((episode_return, length, bool(truncated[i])))
+            self.log({"charts/episodic_return": episode_return, "charts/episodic_length": length})
+        self.progress.update(self.global_step)
+        self.lap("log")
 
-    def clock(self, activity):
-        """Count the time since the last call as spent on an activity."""
-        since, self.last = self.last, time.perf_counter()
-        self.spent[activity] += self.last - since
-
-    def episodes(self, infos, truncated):
-        """Log the episodes that ended in the latest step."""
-        for i in np.flatnonzero(infos["_finished"]) if "_finished" in infos else ():
-            score, length = infos["finished"]["r"][i], infos["finished"]["l"][i]
-            self.recent.append((score, length, truncated[i]))
-            self.log({"charts/episodic_return": score, "charts/episodic_length": length})
-
-    def progress(self, *tables):
-        """Log means of an interval's (names, rows), rates, the last 100 episodes; print a line."""
-        step, seconds, total = self.global_step, self.spent.total(), self.args.total_timesteps
-        metrics = {f"time/{name}": spent / seconds for name, spent in self.spent.items()}
-        sps, self.logged = (step - self.logged) / (seconds - self.spent["eval"]), step
+    def log_interval(self):
+        """Log means over the interval's updates, rates, shares of time and the last episodes."""
+        seconds = self.spent.total()
+        sps = (self.global_step - self.logged) / (seconds - self.spent["eval"])
+        metrics = {
+            "charts/SPS": sps,
+            "charts/updates": self.updates,
+            **{f"time/{name}": spent / seconds for name, spent in self.spent.items()},
+            **self.agent.learning_rates(),
+        }
         self.spent.clear()
-        metrics |= {"charts/SPS": sps, "charts/updates": self.updates}
-        metrics |= {f"charts/{k}": v for k, v in vars(self.args).items() if k.endswith("_lr")}
-        for names, rows in tables:
-            if rows:  # one transfer from the device
-                metrics |= dict(zip(names, torch.stack(rows).mean(0).tolist(), strict=True))
+        self.logged = self.global_step
+        for names, rows in self.pending.items():
+            if rows:
+                means = torch.stack(rows).mean(0).tolist()  # one transfer from the device
+                metrics.update(zip(names, means, strict=True))
                 rows.clear()
+        mean_return = math.nan
         if self.recent:
-            returns, lengths, cut = torch.tensor(self.recent, dtype=torch.float64).T
+            returns, lengths, truncated = torch.tensor(self.recent, dtype=torch.float64).T
+            mean_return = returns.mean()
+            metrics["charts/average_return"] = mean_return
+            metrics["env/time_limit_frac"] = truncated.mean()
             metrics |= describe("train/return", returns) | describe("train/length", lengths)
-            metrics |= {"charts/average_return": returns.mean(), "env/time_limit_frac": cut.mean()}
         self.log(metrics)
-        eta, seen = (total - step) / sps / 60, metrics.get("charts/average_return", math.nan)
-        print(f"step {step}/{total} SPS {sps:.0f} left {eta:.0f} min return {seen:.4g}", flush=True)
+        total = self.args.total_timesteps
+        left = f" left {(total - self.global_step) / sps / 60:.0f} min" if self.updates else ""
+        self.progress.update(self.global_step, **{"return": mean_return})
+        self.progress.line(
+            f"step {self.global_step}/{total} SPS {sps:.0f}{left} return {mean_return:.4g}"
+        )
+        self.lap("log")
 
-    def evaluate(self, envs):
+    # --- evaluation
+    def evaluation_due(self):
+        """Tell whether it is time to evaluate, which a signal may have cut short before."""
+        evaluated = self.evaluated == self.global_step
+        return self.due(self.args.eval_every, self.evaluated) and not evaluated
+
+    def evaluate(self):
         """Score the agent; film every eighth evaluation and the last."""
-        step, number, film = self.global_step, len(self.scores), self.args.capture_video
-        film = film and (number % 8 == 0 or step >= self.args.total_timesteps)
-        video = self.folder / "videos" / f"step-{step}.mp4"
-        found = evaluate(self.agent, envs, (EVALUATE, self.args.seed, number), film and video)
-        self.args.capture_video &= video.exists() or not film  # failing twice, OpenGL aborts
-        video = video if video.exists() else ""
-        self.log(found, video)
-        self.scores.append(float(found["eval/return_mean"]))
-        print(f"step {step} eval {self.scores[-1]:.4g} {video}", flush=True)
-        self.clock("eval")
-
-    def __exit__(self, kind, error, trace):
-        """Write model and summary; an interrupt or a failed check ends in one sentence."""
-        status = {None: "finished", KeyboardInterrupt: "interrupted"}.get(kind, "failed")
-        reason = f"{error!r} at step {self.global_step}" if error else ""
-        attempt("model.pt", self.save)
-        summary = {"status": status, "reason": reason, "global_step": self.global_step}
-        if tail := self.scores[-math.ceil(len(self.scores) / 10) :]:
-            summary |= {"eval_last": tail[-1], "eval_last_tenth": sum(tail) / len(tail)}
-        seconds = time.perf_counter() - self.start
-        summary |= {"updates": self.updates, "seconds": seconds, "SPS": self.global_step / seconds}
-        summary |= {"command": sys.argv, "hardware": f"{platform.platform()} {os.cpu_count()} CPUs"}
-        summary["versions"] = {d.name: d.version for d in distributions()} | {"python": sys.version}
-        self.file.close(), self.board.close()
-        (self.folder / "summary.part").write_text(json.dumps(summary, indent=1), "utf-8")
-        os.replace(self.folder / "summary.part", self.folder / "summary.json")
-        if self.tracker:
-            attempt("W&B", self.tracker.finish, int(status != "finished"))
-        print(f"{status} {reason}".strip() + f": python tools/report.py {self.folder}", flush=True)
-        if kind in (KeyboardInterrupt, FloatingPointError):
-            raise SystemExit(130 if status == "interrupted" else 1) from None
-
-
-# --- main -----------------------------------------------------------------------------------------
-def main(args):
-    """Train as args say, or evaluate, and return the agent."""
-    args.check()
-    if args.evaluate:
-        agent = Agent.load(args.evaluate)
-        envs, *_ = make_envs(agent.args.env_id, args.eval_episodes, args.seed, args.capture_video)
-        video = Path(args.evaluate, "videos", f"evaluate-{args.seed}.mp4")
-        found = evaluate(agent, envs, (EVALUATE, args.seed, 10**6), args.capture_video and video)
-        print({k: round(float(v), 4) for k, v in found.items()}, video if video.exists() else "")
-        return agent
-    eval_envs, *_ = make_envs(args.env_id, args.eval_episodes, args.seed, args.capture_video)
-    vector = gym.vector.AsyncVectorEnv if args.async_envs else gym.vector.SyncVectorEnv
-    envs, low, high = make_envs(args.env_id, args.num_envs, args.seed, vector=vector)  # last: seeds
-    merge, ends = envs._add_info, {"finished", "r"}  # slow: keep only infos of ended episodes
-    envs._add_info = lambda infos, info, i: merge(infos, info, i) if ends & info.keys() else infos
-    obs_dim, dim = envs.single_observation_space.shape[0], low.size
-    args = resolve(args, "cpu", 100_000, "rollout_steps", 24 * (2 * obs_dim + dim + 6))
-    agent = Agent(args, obs_dim, low, high, args.device)
-    n, index = args.num_envs, torch.arange(args.batch_size, device=args.device)
-    blank = np.zeros((n, obs_dim)), np.zeros((n, dim)), *np.zeros((4, n)), np.zeros((n, obs_dim))
-    blank, _ = agent.compute_gae([blank] * (args.rollout_steps // n))
-    with Run(args, agent) as run:
-        names, learn = prepare(agent, "update_minibatch", index, *blank)
-        gc.collect(), gc.freeze()  # searching all that was imported for garbage stalls steps
-        run.clock("update")
-        if args.eval_every:
-            run.evaluate(eval_envs)
-        obs, rollout = reset(envs, np.ones(n, bool), TRAIN, args.seed), []  # of T steps
-        rows, latest, frozen = [], ([], []), agent.frozen()
-        while run.global_step < args.total_timesteps:
-            action, logp = agent.explore(obs, frozen)
-            run.clock("act")
-
-            next_obs, reward, terminated, truncated, infos = envs.step(agent.scale(action))
-            require_finite(obs=obs, action=action, next_obs=next_obs, reward=reward)
-            run.global_step += args.num_envs
-            done = terminated | truncated
-            rollout.append((obs, action, logp, reward, terminated, done, next_obs))
-            obs = reset(envs, done, TRAIN, args.seed) if done.any() else next_obs
-            run.clock("env")
-
-            if run.global_step % args.rollout_steps == 0:
-                before = (run.global_step - args.rollout_steps) / args.total_timesteps
-                agent.lr.fill_(args.learning_rate * (1 - args.anneal * before))
-                found, latest = agent.update(rollout, learn)
-                frozen = agent.frozen()
-                rollout.clear()
-                rows += found if args.log_every else []
-                run.updates += len(found)
-            run.clock("update")
-
-            run.episodes(infos, truncated)
-            if run.due(args.log_every):
-                run.progress((names, rows), latest)
-            run.clock("log")
-            if run.due(args.eval_every):
-                run.evaluate(eval_envs)
-    return agent
+        number = len(self.scores)
+        film = self.film and (number % 8 == 0 or self.ended()) and can_film(self.eval_envs)
+        stream = (EVALUATE, self.args.seed, number)
+        stopped = lambda: bool(self.stopping)  # noqa: E731
+        evaluation = evaluate(self.agent, self.eval_envs, stream, film, stopped)
+        if evaluation is None:
+            self.checkpoint()  # which ends the run; --resume evaluates again
+            return
+        video = None
+        if film:
+            path = self.path / "videos" / f"step-{self.global_step}.mp4"
+            video = save_video(
+                path, evaluation.frames, self.eval_envs.metadata.get("render_fps", 30)
+            )
+            self.film = video is not None  # trying again might abort the process
+        self.log(evaluation.metrics, video)
+        self.scores.append(float(evaluation.metrics["eval/return_mean"]))
+        self.evaluated = self.global_step
+        self.progress.update(self.global_step, eval=self.scores[-1])
+        shown = f"{self.folder.shown}/videos/{video.name}" if video else ""
+        say(f"step {self.global_step} eval {self.scores[-1]:.4g} {shown}".rstrip())
+        self.lap("eval")
 
 
 if __name__ == "__main__":

@@ -228,6 +228,10 @@ class ReplayBuffer:
         obs, action, reward, terminated, next_obs = rows.split(self.widths, 1)
         return Batch(obs, action, reward.squeeze(1), terminated.squeeze(1), next_obs)
 
+    def file(self, folder, room, salt):
+        """Return what keeps the rows on the disk, see BufferFile."""
+        return BufferFile(folder, self, room, salt)
+
 
 # --- agent ----------------------------------------------------------------------------------------
 class Agent(nn.Module):
@@ -1236,7 +1240,7 @@ def refuse_changes(asked, saved, folder):
     """
     grown = asked.total_timesteps - saved.total_timesteps
     require(grown >= 0, "total_timesteps", f"can only grow in {folder}")
-    sentence = f"cannot grow: {folder} is finished, and its replay buffer is gone"
+    sentence = f"cannot grow: {folder} is finished, and its checkpoint is gone"
     require(not (grown and is_finished(folder)), "total_timesteps", sentence)
     for field in fields(asked):
         asked_value = getattr(asked, field.name)
@@ -1516,7 +1520,7 @@ class Run:
             folder = self.path / "checkpoint"
             # the rows between two checkpoints; 2,000 if none are due but those of signals
             room = max(self.args.checkpoint_every, 2_000) + self.args.num_envs
-            self.buffer_file = BufferFile(folder, self.buffer, room, salt=int(self.id, 16))
+            self.buffer_file = self.buffer.file(folder, room, salt=int(self.id, 16))
         try:
             if self.folder.resumed:
                 self.restore()
@@ -1537,7 +1541,7 @@ class Run:
         return self
 
     def catch_signals(self):
-        """Let SIGTERM, SIGHUP and Ctrl-C end the run after the current step."""
+        """Let SIGTERM, SIGHUP and Ctrl-C end the run where it can next be saved."""
         if threading.current_thread() is not threading.main_thread():
             return  # Python allows handlers there only
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -1554,7 +1558,7 @@ class Run:
         if self.phase == "starting":
             raise KeyboardInterrupt
         more = "; Ctrl-C again ends at once" if number == signal.SIGINT else ""
-        say(f"{self.stopping}: saving a checkpoint after this step{more}")
+        say(f"{self.stopping}: saving a checkpoint, which ends the run{more}")
 
     def compile(self, method, *example):
         """Return a method of the agent, compiled if --compile says so, that returns Metrics.

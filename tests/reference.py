@@ -114,16 +114,20 @@ def watch_buffer(S, seen, patch):
 
 def watch_rollouts(S, seen, patch):
     """Keep the rollouts and what is drawn from them; return a function that returns the columns."""
-    update, steps = S.Agent.update, []
+    update, rollouts = S.Agent.update, []
 
     def spy(agent, rollout, learn):
-        steps.extend(rollout)
-        draw = lambda index, *batch: (seen.batches.append(index), learn(index, *batch))[1]  # noqa: E731
+        rollouts.append(rollout)
+        draw = lambda batch, index: (seen.batches.append(index), learn(batch, index))[1]  # noqa: E731
         return update(agent, rollout, draw)
 
     def columns():
-        found = [np.concatenate(column) for column in zip(*steps, strict=True)]
-        return [found[i] for i in (0, 1, 3, 4, 6)]  # without logp and done
+        found = []
+        for name in ["obs", "action", "reward", "terminated", "next_obs"]:
+            parts = [getattr(rollout, name) for rollout in rollouts]  # each [T, N, ...]
+            column = np.concatenate(parts)
+            found.append(column.reshape(-1, *column.shape[2:]))
+        return found
 
     patch.setattr(S.Agent, "update", spy)
     return columns
@@ -201,7 +205,7 @@ def network(w, x):
 
 def recorded(opt):
     """Make an optimizer keep the loss and the gradient that it is given."""
-    name = descent(opt)
+    name = "gradient" if hasattr(opt, "gradient") else descent(opt)
     descend = getattr(opt, name)
     leaves = opt.params if hasattr(opt, "params") else opt.leaves
 

@@ -19,7 +19,7 @@ from tests.conftest import foreign
 ROOT = Path(__file__).resolve().parents[1]
 COPIES = ROOT / "tools" / "copies.py"
 TITLES = "method imports arguments networks experience agent plumbing main".split()
-TITLES_ABOVE = ["arguments", "networks", "replay buffer", "agent", "training"]
+TITLES_ABOVE = "arguments", "networks", ("replay buffer", "rollout"), "agent", "training"
 DIVIDER = "# Plumbing: the same in every script; nothing below is about "
 FUNCTION, SCREEN, NESTING = 75, 60, 4  # lines of a function, of a screen; blocks within blocks
 DENSITY = 10.5  # tokens a line; CleanRL has 7 to 9, sfujim/TD3 10.5
@@ -235,7 +235,8 @@ def test_titles(house_script):
 def test_the_algorithm_comes_first_and_plumbing_below_a_divider(new_script):
     above, below = new_script.read_text("utf-8").split(DIVIDER)
     titles = re.findall("^# --- (.+?) -+$", above, re.MULTILINE)
-    assert titles == TITLES_ABOVE
+    pairs = zip(titles, TITLES_ABOVE, strict=True)
+    assert all(title in ([known] if isinstance(known, str) else known) for title, known in pairs)
     assert re.findall(r"^class Agent|^def main", above, re.MULTILINE) == ["class Agent", "def main"]
     assert not re.findall(r"^class Agent|^def main", below, re.MULTILINE)
 

@@ -3,6 +3,7 @@
 Names test_t18_... refer to known bugs of published implementations.
 """
 
+import copy
 import types
 
 import gymnasium as gym
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.conftest import need
+from tests.conftest import need, need_own_networks
 from tests.reference import A, O, arguments, assert_gradient, forward, recorded, weights
 
 LOW, HIGH = np.float32([-1, 0, -2]), np.float32([1, 4, -0.5])
@@ -23,14 +24,14 @@ SEEN_RETURNS = np.random.default_rng(6).normal(1, 4, (50, 1))
 @pytest.fixture
 def agent(S):
     """An agent with a policy and values of some size, and normalisers that have seen something."""
-    need(S, "Args.rollout_steps", "Agent.compute_gae", "Agent.update_minibatch")
+    need(S, "Args.rollout_steps", "Agent.compute_advantages", "Agent.update_minibatch")
     return build(S)
 
 
 def build(S, **changes):
     torch.manual_seed(3)
     changes = {"gamma": 0.9, "gae_lambda": 0.8, "log_std_init": -0.3, "batch_size": 8} | changes
-    agent = S.Agent(arguments(S, rollout_steps=T * N, **changes), O, LOW, HIGH)
+    agent = S.Agent(arguments(S, rollout_steps=T * N, num_envs=N, **changes), O, LOW, HIGH)
     with torch.no_grad():
         for parameter in [*agent.actor.parameters(), *agent.critic.parameters()]:
             parameter += 0.3 * torch.randn(parameter.shape)
@@ -42,31 +43,46 @@ def build(S, **changes):
 
 
 @pytest.fixture
-def rollout(agent):
-    return collect(agent)
+def rollout(S, agent):
+    return collect(S, agent)
 
 
-def collect(agent, steps=T, seed=0):
-    """Return a rollout [T] of (obs, action, logp, reward, terminated, done, next_obs), [N, ...].
+def collect(S, agent, seed=0):
+    """Return a rollout.
 
     Every kind of ending occurs, at the first, the last and middle steps; one episode goes on.
     """
-    rng, found = np.random.default_rng(seed), []
+    rng, found = np.random.default_rng(seed), S.Rollout(agent.args, O, A)
     np.random.seed(seed)
     obs = rng.normal(2, 3, (N, O))
-    for t in range(steps):
+    for t in range(T):
+        assert not found.is_full()
         action, logp = agent.explore(obs)
         reward, next_obs = 30 * rng.normal(size=N), rng.normal(2, 3, (N, O))
-        terminated = np.array([t in (0, 5), t in (3, steps - 1)])
-        truncated = np.array([t in (2, 5), t in (7, 8, steps - 1)])  # both at (5, 0), (-1, 1)
+        terminated = np.array([t in (0, 5), t in (3, T - 1)])
+        truncated = np.array([t in (2, 5), t in (7, 8, T - 1)])  # both at (5, 0), (-1, 1)
+        found.add(obs, action, logp, reward, terminated, truncated, next_obs)
         done = terminated | truncated
-        found.append((obs, action, logp, reward, terminated, done, next_obs))
         obs = np.where(done[:, None], rng.normal(2, 3, (N, O)), next_obs)
+    assert found.is_full()
     return found
 
 
-def column(rollout, i):
-    return np.stack([step[i] for step in rollout])
+def joined(rollouts, name):
+    """Return a column of several rollouts, one after another."""
+    return np.concatenate([getattr(rollout, name) for rollout in rollouts])
+
+
+def test_a_rollout_holds_copies_of_what_it_is_given(S, rollout):
+    one = S.Rollout(arguments(S, rollout_steps=2), 3, 2)
+    given = [np.ones((1, 3)), 2 * np.ones((1, 2)), np.ones(1), np.ones(1)]
+    given += [np.ones(1, bool), np.zeros(1, bool), 3 * np.ones((1, 3))]
+    one.add(*given)
+    for array in given:
+        array[:] = 0
+    names = ["obs", "action", "logp", "reward", "terminated", "truncated", "next_obs"]
+    assert [getattr(one, name)[0].max() for name in names] == [1, 2, 1, 1, 1, 0, 3]
+    assert one.done()[0, 0] and not one.is_full()
 
 
 def scaled(obs):
@@ -79,16 +95,20 @@ def critic(agent, obs):
     return forward(agent, "critic", weights(agent, "critic"), scaled(obs))[..., 0]
 
 
+def ends_of(rollout):
+    return np.logical_or(rollout.terminated, rollout.truncated)
+
+
 def reference(agent, rollout, gamma=0.9, lam=0.8, bootstrap_truncated=True):
     """Advantages [T, N] by the sum over all later steps of the episode, O(T^2); values [T, N]."""
-    obs, _, _, reward, terminated, done, next_obs = (column(rollout, i) for i in range(7))
-    reward = np.clip(reward / SEEN_RETURNS.std(), -10, 10)
+    terminated, done, next_obs = rollout.terminated, ends_of(rollout), rollout.next_obs
+    reward = np.clip(rollout.reward / SEEN_RETURNS.std(), -10, 10)
     assert (abs(reward) == 10).any() and (abs(reward) < 10).any()
-    value, advantage = critic(agent, obs), np.zeros((len(rollout), N))
+    value, advantage = critic(agent, rollout.obs), np.zeros((T, N))
     for i in range(N):
-        for t in range(len(rollout)):
+        for t in range(T):
             weight = 1.0
-            for k in range(t, len(rollout)):
+            for k in range(t, T):
                 ends = terminated[k, i] if bootstrap_truncated else done[k, i]
                 later = 0 if ends else gamma * critic(agent, next_obs[k, i])
                 advantage[t, i] += weight * (reward[k, i] + later - value[k, i])
@@ -102,30 +122,30 @@ def reference(agent, rollout, gamma=0.9, lam=0.8, bootstrap_truncated=True):
 @pytest.mark.parametrize("bootstrap", [True, False])
 def test_t05_t07_advantages_equal_the_sum_over_the_episode(S, bootstrap):
     """Endings at the first, last and middle steps; next_obs is the true one, normalised alike."""
-    need(S, "Args.rollout_steps", "Agent.compute_gae")
+    need(S, "Args.rollout_steps", "Agent.compute_advantages")
     agent = build(S, bootstrap_truncated=bootstrap)
-    rollout = collect(agent)
+    rollout = collect(S, agent)
     before = {name: value.clone() for name, value in agent.state_dict().items()}
-    batch, _ = agent.compute_gae(rollout)
+    batch, _ = agent.compute_advantages(rollout)
     for name, value in agent.state_dict().items():
         assert torch.equal(value, before[name]), name  # normalisers included
     advantage, value = reference(agent, rollout, bootstrap_truncated=bootstrap)
     obs, action, logp, *rest = (x.double().numpy() for x in batch)
     for found, expected in zip(rest, (advantage, advantage + value, value), strict=True):
         np.testing.assert_allclose(found, expected.ravel(), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(obs, scaled(column(rollout, 0)).reshape(-1, O), atol=1e-5)
-    np.testing.assert_allclose(action, column(rollout, 1).reshape(-1, A), rtol=1e-6)
-    np.testing.assert_allclose(logp, column(rollout, 2).ravel(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(obs, scaled(rollout.obs).reshape(-1, O), atol=1e-5)
+    np.testing.assert_allclose(action, rollout.action.reshape(-1, A), rtol=1e-6)
+    np.testing.assert_allclose(logp, rollout.logp.ravel(), rtol=1e-5, atol=1e-6)
     assert all(x.dtype == torch.float32 for x in batch)
 
 
 @pytest.mark.parametrize("lam", [0.0, 1.0])
 def test_lambda_from_one_step_to_the_whole_episode(S, lam):
-    need(S, "Args.gae_lambda", "Agent.compute_gae")
+    need(S, "Args.gae_lambda", "Agent.compute_advantages")
     agent = build(S, gae_lambda=lam)
-    rollout = collect(agent)
+    rollout = collect(S, agent)
     advantage, _ = reference(agent, rollout, lam=lam)
-    found = agent.compute_gae(rollout)[0][3].numpy()
+    found = agent.compute_advantages(rollout)[0].advantage.numpy()
     np.testing.assert_allclose(found, advantage.ravel(), rtol=1e-4, atol=1e-5)
 
 
@@ -135,13 +155,13 @@ def loss_of(agent, rows, clip_vloss=False, ent=0.03, vf=0.7, clip=0.2):
     obs, action, logp, advantage, returns, value = (x.double().numpy() for x in rows)
     advantage = (advantage - advantage.mean()) / advantage.std(ddof=1)
     names = [name for name, _ in agent.named_parameters()]
-    order = [names.index("log_std")]
-    order += [i for i, name in enumerate(names) if name.startswith("actor.")]
-    order += [i for i, name in enumerate(names) if name.startswith("critic.")]
+    actors = [i for i, name in enumerate(names) if name.startswith("actor.")]
+    critics = [i for i, name in enumerate(names) if name.startswith("critic.")]
+    order = [names.index("log_std"), *actors, *critics]
     assert sorted(order) == [*range(len(names))]
 
     def loss(w):
-        log_std, actor, net = w[0], w[1:7], w[7:]
+        log_std, actor, net = w[0], w[1 : 1 + len(actors)], w[1 + len(actors) :]
         mean = forward(agent, "actor", actor, obs)
         normal = torch.distributions.Normal(torch.tensor(mean), torch.tensor(np.exp(log_std)))
         ratio = np.exp(normal.log_prob(torch.tensor(action)).sum(1).numpy() - logp)
@@ -169,7 +189,7 @@ def test_t18_t23_loss_and_gradient(S, clip_vloss):
     """Ratios inside and outside of the clip on both sides; value clip; entropy; by brute force."""
     need(S, "Args.rollout_steps", "Agent.update_minibatch")
     agent = build(S, ent_coef=0.03, vf_coef=0.7, clip_vloss=clip_vloss, max_grad_norm=1e9)
-    batch, _ = agent.compute_gae(collect(agent))
+    batch, _ = agent.compute_advantages(collect(S, agent))
     with torch.no_grad():  # the networks have moved since
         for parameter in agent.parameters():
             parameter += 0.05 * torch.randn(parameter.shape)
@@ -178,7 +198,7 @@ def test_t18_t23_loss_and_gradient(S, clip_vloss):
     loss, w, names = loss_of(agent, rows, clip_vloss)
     recorded(agent.opt)
     leaves = [name for name, _ in agent.named_parameters()]
-    metrics = agent.update_minibatch(index, *batch)
+    metrics = agent.update_minibatch(batch, index)
     assert 0 < metrics["ppo/clipfrac"].item() < 1
     assert agent.opt.loss == pytest.approx(loss(w), rel=1e-4, abs=1e-5)
     gradient = [agent.opt.seen_gradient[leaves.index(name)] for name in names]
@@ -228,9 +248,10 @@ def test_value_is_in_raw_units(agent):
 
 
 # --- networks and optimizer -----------------------------------------------------------------------
-def test_networks_are_orthogonal_with_their_gains(S):
+def test_networks_are_orthogonal_with_their_gains(S, script):
     """Two hidden layers of tanh, gain sqrt 2; 0.01 for the policy, 1 for the value; no biases."""
     need(S, "Args.rollout_steps", "Agent.update_minibatch")
+    need_own_networks(script)
     agent = S.Agent(arguments(S, log_std_init=-0.7, hidden_size=32), O, LOW, HIGH)
     assert agent.log_std.tolist() == pytest.approx([-0.7] * A)
     x = np.random.default_rng(0).normal(size=(4, O))
@@ -247,22 +268,117 @@ def test_networks_are_orthogonal_with_their_gains(S):
         np.testing.assert_allclose(forward(agent, part, w, x), hidden @ w[4].T + w[5])
 
 
-def test_the_step_of_the_optimizer(S):
+@pytest.mark.parametrize("max_norm", [0.01, 1e6])
+def test_the_step_of_the_optimizer(S, max_norm):
     """One Adam over all, its eps 1e-5, its rate lr, its gradient cut at max_grad_norm."""
     need(S, "Args.rollout_steps", "Agent.update_minibatch")
-    agent = build(S, max_grad_norm=0.01, learning_rate=2e-3)
-    batch, _ = agent.compute_gae(collect(agent))
+    agent = build(S, max_grad_norm=max_norm, learning_rate=2e-3)
+    batch, _ = agent.compute_advantages(collect(S, agent))
     names = [name for name, _ in agent.named_parameters()]
     old = {name: p.detach().clone() for name, p in agent.named_parameters()}
     recorded(agent.opt)
-    norm = agent.update_minibatch(torch.arange(8), *batch)["grad/norm"].item()
+    norm = agent.update_minibatch(batch, torch.arange(8))["grad/norm"].item()
     gradient = dict(zip(names, agent.opt.seen_gradient, strict=True))
     whole = np.sqrt(sum(np.square(g).sum() for g in gradient.values()))
     assert norm == pytest.approx(whole, rel=1e-4) and norm > 0.1
     for name, p in agent.named_parameters():
-        g = gradient[name] * 0.01 / whole
+        g = gradient[name] * min(1, max_norm / whole)
         moved = (old[name] - p.detach()).numpy()
-        np.testing.assert_allclose(moved, 2e-3 * g / (abs(g) + 1e-5), rtol=1e-2, atol=2e-6)
+        decay = agent.opt.weight_decay * old[name].numpy()  # none, unless you have added some
+        expected = 2e-3 * (g / (abs(g) + 1e-5) + decay)
+        np.testing.assert_allclose(moved, expected, rtol=1e-2, atol=2e-6)
+
+
+def activations():
+    """Return the names of all activations of PyTorch that can stand between two layers."""
+    found = []
+    for name, kind in vars(nn.modules.activation).items():
+        if isinstance(kind, type) and kind.__module__ == nn.modules.activation.__name__:
+            try:
+                layer = kind()
+                fits = "dim" not in vars(layer) and layer(torch.zeros(2, 16)).shape == (2, 16)
+            except (TypeError, ValueError, RuntimeError):  # it needs arguments, or other inputs
+                continue
+            if fits:
+                found.append(name)
+    return found
+
+
+def assert_acts_as_learned(agent, rows):
+    """Require that acting and learning have the same policy, for few rows and for many."""
+    obs = np.random.default_rng(rows).normal(2, 3, (rows, O))
+    torch.manual_seed(0)  # an activation may be random
+    with torch.no_grad():
+        expected = agent.actor(torch.as_tensor(agent.normalize(obs))).numpy()
+    torch.manual_seed(0)
+    np.testing.assert_allclose(agent.act(obs), agent.scale(expected), rtol=1e-5, atol=2e-6)
+    torch.manual_seed(0)
+    np.random.seed(0)
+    action, logp = agent.explore(obs)
+    np.random.seed(0)
+    noise = np.random.standard_normal(action.shape)
+    std = agent.log_std.detach().exp().numpy()
+    np.testing.assert_allclose(action, expected + std * noise, rtol=1e-5, atol=2e-6)
+    assert action.shape == expected.shape == (rows, A) and logp.shape == (rows,)
+
+
+@pytest.mark.parametrize("rows", [1, 64])
+@pytest.mark.parametrize("name", activations())
+def test_acting_is_the_network_whatever_its_activation(S, name, rows):
+    """Every activation of PyTorch, known to the copy of the network in NumPy or not."""
+    need(S, "in_numpy")
+    agent = build(S, hidden_size=16)
+    for i, layer in enumerate(agent.actor):
+        if not isinstance(layer, nn.Linear):
+            agent.actor[i] = getattr(nn, name)()
+    assert_acts_as_learned(agent, rows)
+
+
+class Doubled(nn.Linear):
+    """A linear layer of another kind."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Residual(nn.Sequential):
+    """A network of another kind."""
+
+    def forward(self, x):
+        for layer in self:
+            y = layer(x)
+            x = x + y if x.shape == y.shape else y
+        return x
+
+
+LAYERS = {
+    "third": [nn.Linear(O, 8), nn.Tanh(), nn.Linear(8, 9), nn.ReLU(), nn.Linear(9, 8), nn.Tanh()],
+    "norm": [nn.Linear(O, 8), nn.LayerNorm(8), nn.Tanh()],
+    "scaled": [Doubled(O, 8), nn.Tanh()],
+    "no biases": [nn.Linear(O, 8, bias=False), nn.Tanh()],
+    "nested": [nn.Sequential(nn.Linear(O, 8), nn.Tanh())],
+    "residual": [nn.Linear(O, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh()],
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_acting_is_the_network_whatever_its_layers(S, name):
+    need(S, "in_numpy")
+    agent = build(S)
+    kind = Residual if name == "residual" else nn.Sequential
+    torch.manual_seed(0)
+    agent.actor = kind(*LAYERS[name], nn.Linear(8, A))
+    assert_acts_as_learned(agent, 3)
+
+
+def test_acting_follows_the_network(S, agent):
+    """A snapshot is of the moment; without one acting sees each change at once."""
+    need(S, "in_numpy")
+    for _ in range(2):
+        assert_acts_as_learned(agent, 3)
+        with torch.no_grad():
+            for parameter in agent.parameters():
+                parameter += 0.1 * torch.randn(parameter.shape)
 
 
 # --- normalisers ----------------------------------------------------------------------------------
@@ -294,19 +410,25 @@ def test_t21_rewards_are_scaled_by_the_running_return(S):
         agent = build(S, norm_reward=norm, gamma=0.7)
         past, every = np.zeros(N), [SEEN_RETURNS]
         for seed in (0, 1):
-            rollout = collect(agent, seed=seed)
-            for _, _, _, reward, _, done, _ in rollout:
+            rollout = collect(S, agent, seed=seed)
+            for reward, done in zip(rollout.reward, ends_of(rollout), strict=True):
                 past = np.array([reward[i] + 0.7 * past[i] for i in range(N)])
                 every.append(past[:, None].copy())
                 past[done] = 0
-            agent.update(rollout, agent_step(agent))
+            agent.update(rollout, agent_step(S, agent))
+            np.testing.assert_allclose(agent.running_return.numpy(), past, rtol=1e-12)
             deviation = np.concatenate(every).std() if norm else 1.0
             assert agent.return_moments.var.item() == pytest.approx(deviation**2, rel=1e-6)
 
 
-def agent_step(agent):
-    """What main has from prepare: a step on rows of a batch that returns its metrics [M]."""
-    return lambda *inputs: torch.stack([*agent.update_minibatch(*inputs).values()])
+def agent_step(S, agent):
+    """What main has from compilation: a step on rows of a batch that returns its metrics."""
+
+    def step(batch, index):
+        metrics = agent.update_minibatch(batch, index)
+        return S.Metrics(tuple(metrics), torch.stack([*metrics.values()]))
+
+    return step
 
 
 def test_rewards_are_neither_shifted_nor_scaled_twice(S, agent, rollout):
@@ -315,26 +437,26 @@ def test_rewards_are_neither_shifted_nor_scaled_twice(S, agent, rollout):
         agent = build(S, norm_reward=norm, gae_lambda=0.0)
         for parameter in agent.critic.parameters():
             nn.init.zeros_(parameter)
-        advantage = agent.compute_gae(rollout)[0][3].numpy()
-        reward = column(rollout, 3).ravel()
+        advantage = agent.compute_advantages(rollout)[0].advantage.numpy()
+        reward = rollout.reward.ravel()
         unit = SEEN_RETURNS.std()
         expected = np.clip(reward / unit, -10, 10) if norm else reward
         np.testing.assert_allclose(advantage, expected, rtol=1e-5)
 
 
-def test_t07_t20_observations_count_once_and_after_the_updates(agent, rollout):
+def test_t07_t20_observations_count_once_and_after_the_updates(S, agent, rollout):
     """Those acted upon, of all environments, next_obs never; all minibatches see the old ones."""
     seen = []
 
-    def learn(index, *batch):
-        seen.append(batch[0].clone())
+    def learn(batch, index):
+        seen.append(batch.obs.clone())
         assert agent.obs_moments.count.tolist() == [50] * O
-        return agent_step(agent)(index, *batch)
+        return agent_step(S, agent)(batch, index)
 
-    old = torch.as_tensor(agent.normalize(column(rollout, 0).reshape(-1, O)))
+    old = torch.as_tensor(agent.normalize(rollout.obs.reshape(-1, O)))
     agent.update(rollout, learn)
     assert all(torch.equal(obs, old) for obs in seen)
-    every = np.concatenate([SEEN_OBS, column(rollout, 0).reshape(-1, O)])
+    every = np.concatenate([SEEN_OBS, rollout.obs.reshape(-1, O)])
     np.testing.assert_allclose(agent.obs_moments.mean.numpy(), every.mean(0), rtol=1e-12)
     np.testing.assert_allclose(agent.obs_moments.var.numpy(), every.var(0), rtol=1e-10)
 
@@ -354,7 +476,8 @@ def test_a_model_has_the_same_names_on_every_device(S, agent):
     """So that what a GPU trained can be loaded on a CPU; meta is a device that is always there."""
     other = S.Agent(agent.args, O, LOW, HIGH, "meta")
     assert [*other.state_dict()] == [*agent.state_dict()]
-    assert other.opt.lr is other.lr and other.opt.leaves[0] is next(other.parameters())
+    assert other.opt.lr.device == other.running_return.device == torch.device("meta")
+    assert other.opt.params[0] is next(other.parameters())
 
 
 def test_a_probe_with_normalisers(learn, S, spaces):
@@ -372,12 +495,12 @@ def test_t22_every_pass_uses_every_row_once_in_a_new_order(S):
     need(S, "Args.update_epochs", "Agent.update")
     agent, orders = build(S, update_epochs=5, batch_size=8), []
 
-    def learn(index, *batch):
+    def learn(batch, index):
         assert len(index) == 8 and all(len(x) == T * N for x in batch)
         orders.append(index.tolist())
-        return torch.zeros(3)
+        return S.Metrics(("ppo/ratio_gap",), torch.zeros(1))
 
-    rows, _ = agent.update(collect(agent), learn)
+    rows, _ = agent.update(collect(S, agent), learn)
     assert len(rows) == len(orders) == 15
     passes = [sum(orders[i : i + 3], []) for i in range(0, 15, 3)]
     assert all(sorted(order) == [*range(T * N)] for order in passes)
@@ -392,11 +515,13 @@ def test_t23_target_kl_ends_after_a_pass_whose_mean_is_above(S, target, passes):
     need(S, "Args.target_kl", "Agent.update")
     agent, calls = build(S, target_kl=target, update_epochs=4), []
 
-    def learn(index, *batch):
+    def learn(batch, index):
         calls.append(index)
-        return torch.tensor([[0.1, 0.5, 0.0][len(calls) % 3], 0.7])  # mean 0.2, last 0.1
+        kl = [0.1, 0.5, 0.0][len(calls) % 3]  # mean 0.2, last 0.1
+        names = ("other", "ppo/ratio_gap", "ppo/approx_kl")  # whatever their order
+        return S.Metrics(names, torch.tensor([9.0, 0.7, kl]))
 
-    rows, _ = agent.update(collect(agent), learn)
+    rows, _ = agent.update(collect(S, agent), learn)
     assert len(calls) == len(rows) == 3 * passes
 
 
@@ -404,18 +529,18 @@ def test_t23_target_kl_ends_after_a_pass_whose_mean_is_above(S, target, passes):
 def test_advantages_are_of_the_first_networks_or_of_every_pass(S, recompute):
     need(S, "Args.recompute_advantages", "Agent.update")
     agent, batches = build(S, recompute_advantages=recompute, update_epochs=3), []
-    rollout = collect(agent)
+    rollout = collect(S, agent)
 
-    def learn(index, *batch):
+    def learn(batch, index):
         batches.append(batch)
-        return agent_step(agent)(index, *batch)
+        return agent_step(S, agent)(batch, index)
 
     agent.update(rollout, learn)
-    firsts = [batches[i][3] for i in (0, 3, 6)]
-    assert torch.equal(firsts[0], batches[2][3])
+    firsts = [batches[i].advantage for i in (0, 3, 6)]
+    assert torch.equal(firsts[0], batches[2].advantage)
     assert all(torch.equal(firsts[0], x) != recompute for x in firsts[1:])
     for batch in batches:
-        assert torch.equal(batch[2], batches[0][2])  # logp stays that of acting
+        assert torch.equal(batch.logp, batches[0].logp)  # logp stays that of acting
 
 
 # --- a whole run ----------------------------------------------------------------------------------
@@ -446,7 +571,7 @@ gym.register("Drift-v0", Drift)
 @pytest.fixture
 def run(S, spaces, tmp_path, monkeypatch):
     """Run main on Drift; return the agent, the rollouts it learned from, and what was logged."""
-    need(S, "Args.rollout_steps", "Agent.update", "prepare")
+    need(S, "Args.rollout_steps", "Agent.update", "Rollout")
     monkeypatch.chdir(tmp_path)
 
     def run(**changes):
@@ -455,11 +580,13 @@ def run(S, spaces, tmp_path, monkeypatch):
         Drift.got.clear()
 
         def spy(agent, rollout, learn):
-            seen.rollouts.append([*rollout])
+            assert rollout.is_full()
+            seen.rollouts.append(rollout)
             seen.rates.append(agent.opt.lr.item())
-            found = update(agent, rollout, learn)
-            seen.rows.append(found[0])
-            return found
+            minibatches, others = update(agent, rollout, learn)
+            rows = [dict(zip(names, values.tolist(), strict=True)) for names, values in minibatches]
+            seen.rows.append(rows)
+            return minibatches, others
 
         def spy_log(run, metrics, *rest):
             row = {"global_step": run.global_step, "updates": run.updates}
@@ -482,50 +609,55 @@ def run(S, spaces, tmp_path, monkeypatch):
 def test_t01_t02_t03_t08_t18_rollouts_are_true(run, envs):
     """Every row is a real step of t to t + 1, none is missing, and logp is that of acting."""
     seen = run(num_envs=envs)
-    assert [len(rollout) for rollout in seen.rollouts] == [96 // envs] * 3
-    steps = [step for rollout in seen.rollouts for step in rollout]
-    obs, action, logp, reward, terminated, done, next_obs = (column(steps, i) for i in range(7))
+    assert [rollout.length for rollout in seen.rollouts] == [96 // envs] * 3
+    names = ["obs", "action", "logp", "reward", "terminated", "truncated", "next_obs"]
+    columns = [joined(seen.rollouts, name) for name in names]
+    obs, action, logp, reward, terminated, truncated, next_obs = columns
+    done = terminated | truncated
     assert (next_obs == obs + [1, 0]).all() and (reward == next_obs[..., 0] - 1000).all()
     over, kind = reward == obs[..., 1], obs[..., 1] % 3
     assert (done == over).all() and over.sum() > 30
     assert (terminated == (over & (kind != 1))).all() and (done & ~terminated).any()
+    assert (truncated == (over & (kind != 0))).all()
     assert (obs[1:] == next_obs[:-1])[~over[:-1]].all()
     assert (obs[1:, :, 0] == 1000)[over[:-1]].all()
     clipped = np.clip(action, -1, 1) + [0, 1]
-    np.testing.assert_allclose(seen.got[: len(steps)], clipped, atol=1e-6)
-    assert (abs(action) > 1).mean() > 0.1 and logp.shape == (len(steps), envs)
+    np.testing.assert_allclose(seen.got[: len(obs)], clipped, atol=1e-6)
+    assert (abs(action) > 1).mean() > 0.1 and logp.shape == (3 * 96 // envs, envs)
 
 
 @pytest.mark.parametrize("envs, epochs", [(1, 10), (3, 2)])
 def test_t19_t30_steps_updates_and_ratios(run, S, monkeypatch, envs, epochs):
     """Nothing has changed in a rollout's first minibatch; the last, partial rollout is left out."""
-    frozen = S.Agent.frozen  # arrays of a GPU's tensors are copies
-    monkeypatch.setattr(S.Agent, "frozen", lambda agent: [x.copy() for x in frozen(agent)])
+    in_numpy = S.in_numpy  # arrays of a GPU's tensors are copies
+    monkeypatch.setattr(S, "in_numpy", lambda net: in_numpy(copy.deepcopy(net)))
     seen = run(num_envs=envs, update_epochs=epochs)
     last = seen.logs[-1]
     assert last["global_step"] == 300 and last["updates"] == 3 * 3 * epochs
-    assert seen.agent.opt.square_seen.item() == pytest.approx(1 - 0.999 ** (9 * epochs), rel=1e-4)
+    steps = 9 * epochs
+    assert seen.agent.opt.bias_correction2.item() == pytest.approx(1 - 0.999**steps, rel=1e-4)
     logged = [row for row in seen.logs if "ppo/ratio_first_mb" in row]
     assert [row["global_step"] for row in logged] == [96, 192, 288]
     for rows, row in zip(seen.rows, logged, strict=True):
-        assert row["ppo/ratio_first_mb"] == pytest.approx(rows[0][1].item())
+        assert row["ppo/ratio_first_mb"] == pytest.approx(rows[0]["ppo/ratio_gap"])
         assert row["ppo/ratio_first_mb"] < 1e-5
-        assert abs(rows[0][0]) < 1e-6 < rows[-1][1]
-        assert row["ppo/approx_kl"] == pytest.approx(torch.stack(rows)[:, 0].mean().item())
+        assert abs(rows[0]["ppo/approx_kl"]) < 1e-6 < rows[-1]["ppo/ratio_gap"]
+        assert row["ppo/approx_kl"] == pytest.approx(mean_of(rows, "ppo/approx_kl"))
 
 
 def test_t23_the_learning_rate_falls_linearly(run):
     """From its first value to what is left of the run when the last rollout began."""
     seen = run(learning_rate=1e-3, log_every=96)
     assert seen.rates == pytest.approx([1e-3 * (1 - 96 * k / 300) for k in range(3)])
-    logged = [row["charts/learning_rate"] for row in seen.logs if "charts/learning_rate" in row]
+    logged = [row["charts/learning_rate"] for row in seen.logs if "losses/value_loss" in row]
     assert logged == pytest.approx(seen.rates)
+    assert seen.agent.opt.lr.item() == pytest.approx(seen.rates[-1])
     assert run(learning_rate=1e-3, anneal=False, run_dir="b").rates == pytest.approx([1e-3] * 3)
 
 
 def test_t20_observations_are_counted_once_in_a_run(run):
     seen = run(num_envs=3)
-    every = np.concatenate([step[0] for rollout in seen.rollouts for step in rollout])
+    every = joined(seen.rollouts, "obs").reshape(-1, 2)
     assert len(every) == 288
     moments = seen.agent.obs_moments
     np.testing.assert_allclose(moments.mean.numpy(force=True), every.mean(0), rtol=1e-12)
@@ -537,13 +669,19 @@ def test_a_row_is_the_mean_over_the_rollouts_since_the_last(run):
     logs = [row for row in seen.logs if "losses/value_loss" in row]
     assert [row["global_step"] for row in logs] == [192, 300]
     for row, rows in zip(logs, (seen.rows[0] + seen.rows[1], seen.rows[2]), strict=True):
-        assert row["ppo/approx_kl"] == pytest.approx(torch.stack(rows)[:, 0].mean().item())
+        assert row["ppo/approx_kl"] == pytest.approx(mean_of(rows, "ppo/approx_kl"))
+    parts = [joined([rollout], "reward").mean() for rollout in seen.rollouts]
+    assert [row["env/reward_mean"] for row in logs] == pytest.approx([np.mean(parts[:2]), parts[2]])
 
 
-def test_rows_without_a_rollout_are_logged(run):
-    """Rows between two rollouts say nothing of learning, nor repeat what was said."""
+def mean_of(rows, name):
+    return np.mean([row[name] for row in rows])
+
+
+def test_a_row_comes_after_a_rollout_and_at_the_end(run):
+    """A row after a rollout that is not complete says nothing of learning."""
     logs = [row for row in run(log_every=32).logs if "charts/SPS" in row]
-    assert [row["global_step"] for row in logs] == [*range(32, 300, 32), 300]
+    assert [row["global_step"] for row in logs] == [96, 192, 288, 300]
     told = [row["global_step"] for row in logs if "losses/value_loss" in row]
     assert told == [row["global_step"] for row in logs if "ppo/adv_mean" in row] == [96, 192, 288]
 
@@ -553,7 +691,7 @@ def test_metrics_of_a_minibatch(S):
     """Each against its formula in the README's glossary, in NumPy."""
     need(S, "Args.rollout_steps", "Agent.update_minibatch")
     agent = build(S)
-    batch, _ = agent.compute_gae(collect(agent))
+    batch, _ = agent.compute_advantages(collect(S, agent))
     with torch.no_grad():
         for parameter in agent.parameters():
             parameter += 0.05 * torch.randn(parameter.shape)
@@ -565,7 +703,7 @@ def test_metrics_of_a_minibatch(S):
     ratio = np.exp(normal.log_prob(torch.tensor(action)).sum(1).numpy() - logp)
     value = forward(agent, "critic", weights(agent, "critic"), obs)[:, 0]
     advantage = (advantage - advantage.mean()) / advantage.std(ddof=1)
-    found = agent.update_minibatch(index, *batch)
+    found = agent.update_minibatch(batch, index)
     expected = {
         "ppo/approx_kl": (ratio - 1 - np.log(ratio)).mean(),
         "ppo/ratio_gap": abs(ratio - 1).max(),
@@ -576,10 +714,8 @@ def test_metrics_of_a_minibatch(S):
         "losses/value_loss": np.square(value - returns).mean() / 2,
         "policy/entropy": normal.entropy().sum(1)[0].item(),
         "policy/log_std": log_std.mean(),
-        "charts/learning_rate": 3e-4,
     }
     assert found.keys() == expected.keys() | {"grad/norm"}
-    assert [*found][:2] == ["ppo/approx_kl", "ppo/ratio_gap"]  # update reads them by place
     for name, number in expected.items():
         assert found[name].item() == pytest.approx(number, rel=1e-4, abs=1e-5), name
         assert found[name].shape == () and not found[name].requires_grad
@@ -587,8 +723,9 @@ def test_metrics_of_a_minibatch(S):
 
 def test_metrics_of_a_rollout(agent, rollout):
     """Explained variance is that of what an episode that ended still gave, discounted."""
-    obs, _, _, reward, terminated, done, next_obs = (column(rollout, i) for i in range(7))
-    _, found = agent.compute_gae(rollout)
+    obs, reward, next_obs = rollout.obs, rollout.reward, rollout.next_obs
+    terminated, done = rollout.terminated, ends_of(rollout)
+    _, found = agent.compute_advantages(rollout)
     advantage, value = reference(agent, rollout)
     scaled_reward = np.clip(reward / SEEN_RETURNS.std(), -10, 10)
     seen, errors = [], []
@@ -609,46 +746,44 @@ def test_metrics_of_a_rollout(agent, rollout):
     assert found.keys() == expected.keys()
     for name, number in expected.items():
         assert found[name].item() == pytest.approx(number, rel=1e-4, abs=1e-5), name
-    endless = [(*step[:4], 0 * step[4], 0 * step[5], step[6]) for step in rollout]
-    assert "ppo/explained_var_mc" not in agent.compute_gae(endless)[1]
-    nothing = [
-        (*step[:3], 0 * step[3], True | step[4], True | step[5], step[6]) for step in rollout
-    ]
-    assert "ppo/explained_var_mc" not in agent.compute_gae(nothing)[1]  # no variance to explain
+    rollout.terminated[:] = rollout.truncated[:] = False
+    assert "ppo/explained_var_mc" not in agent.compute_advantages(rollout)[1]  # nothing has ended
+    rollout.terminated[:], rollout.reward[:] = True, 0
+    assert "ppo/explained_var_mc" not in agent.compute_advantages(rollout)[1]  # nor varies
 
 
 # --- compiled and plain ---------------------------------------------------------------------------
 def test_failed_compilation_falls_back_to_the_plain_update(S, monkeypatch, capsys):
-    need(S, "prepare", "Args.rollout_steps", "Agent.update_minibatch")
+    need(S, "compile_update", "Args.rollout_steps", "Agent.update_minibatch")
 
     def fail(*inputs):
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(S.torch, "compile", lambda *inputs, **options: fail)
-    agent = build(S, compile="on")
-    batch, _ = agent.compute_gae(collect(agent))
-    names, learn = S.prepare(agent, "update_minibatch", torch.arange(8), *batch)
-    assert learn(torch.arange(8), *batch).shape == (len(names),)
-    assert agent.args.compile == "off"
-    assert "warning: compilation of update_minibatch is off" in capsys.readouterr().out
+    agent = build(S)
+    example = agent.example()
+    learn, compiled = S.compile_update(agent, S.Agent.update_minibatch, example, "on")
+    metrics = learn(*example)
+    assert not compiled and metrics.values.shape == (len(metrics.names),)
+    assert "warning: update_minibatch is not compiled" in capsys.readouterr().out
 
 
 def test_t36_compiled_and_plain_updates_agree(S):
     """Largest difference of any parameter after 30 steps; the trial changes nothing."""
-    need(S, "prepare", "Args.rollout_steps", "Agent.update_minibatch")
+    need(S, "compile_update", "Args.rollout_steps", "Agent.update_minibatch")
     states = []
     for compile in ("off", "on"):
-        agent = build(S, compile=compile, ent_coef=0.01)
-        rollout = collect(agent)
-        batch, _ = agent.compute_gae(rollout)
+        agent = build(S, ent_coef=0.01)
+        rollout = collect(S, agent)
         start = {name: value.clone() for name, value in agent.state_dict().items()}
-        _, learn = S.prepare(agent, "update_minibatch", torch.arange(8), *batch)
-        assert agent.args.compile == compile, "compilation failed"
+        inputs = S.Agent.update_minibatch, agent.example(), compile
+        learn, compiled = S.compile_update(agent, *inputs)
+        assert compiled == (compile == "on"), "compilation failed"
         for name, value in agent.state_dict().items():
             assert torch.equal(value, start[name]), name
         torch.manual_seed(0)
         for rate in (1e-3, 5e-4):  # a rate that changes is no constant of the compiled code
-            agent.lr.fill_(rate)
+            agent.opt.lr.fill_(rate)
             agent.update(rollout, learn)
         states.append({n: p.detach().clone() for n, p in agent.named_parameters()})
     moved = max((states[0][n] - start[n]).abs().max().item() for n in states[0])

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import resource
 import shlex
 import shutil
 import signal
@@ -15,10 +16,12 @@ import sys
 import time
 import zipfile
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -26,6 +29,7 @@ from tests.conftest import (
     ENVIRON,
     ROOT,
     apply,
+    finish,
     framed,
     need,
     read,
@@ -38,6 +42,7 @@ from tests.conftest import (
 )
 
 HIDDEN = "--env-id tests.toy_envs:Hidden-v0 --buffer-size 150 --checkpoint-every 40"
+HIDDEN += " --rollout-steps 24 --batch-size 12"
 SAME = f"{HIDDEN} --compile off"
 HOPPER = "--env-id Hopper-v4 --eval-episodes 1 --checkpoint-every 40"
 slow = pytest.mark.slow
@@ -287,6 +292,8 @@ RUNS = [
     pytest.param(f"{HOPPER} --compile off --num-envs 3", id="MuJoCo-3", marks=slow),
     pytest.param(f"{SAME}", id="hidden", marks=slow),
     pytest.param(f"{SAME} --num-envs 3", id="hidden-3"),
+    pytest.param(f"{SAME} --num-envs 3 --async-envs", id="async-3"),
+    pytest.param(f"{HOPPER} --compile off --num-envs 4 --async-envs", id="async-4", marks=slow),
     pytest.param(f"{HIDDEN} --compile on", id="compiled", marks=slow),
     pytest.param(f"{HIDDEN} --compile on --num-envs 3", id="compiled-3", marks=slow),
 ]
@@ -297,11 +304,14 @@ def test_killed_at_random_instants(nursery, spaces, flags):
     """Seven times each, twice while it starts; the rings in memory and on the disk wrap."""
     if "Hopper" in flags:
         apply(spaces, "box")
+    if "--async-envs" in flags:
+        need(nursery.S, "Args.async_envs")
     flags += " --total-timesteps 600"
     whole = nursery.whole(flags)
     rng = random.Random(flags)
     resumed = f"{flags} --run-dir b --resume auto"
-    code = "" if "Hopper" in flags else "lower_room(60)"  # rows that the file has to spare
+    stored = hasattr(nursery.S, "BufferFile") and "Hopper" not in flags
+    code = "lower_room(60)" if stored else ""  # rows that the file has to spare
     for step in [0, 0, *sorted(rng.sample(range(1, 520), 5))]:
         child = nursery.start(resumed, code)
         if step:
@@ -404,6 +414,128 @@ def test_ctrl_c_after_a_signal_ends_at_once(nursery, first):
     if Path(f"/proc/{child}").exists():
         os.kill(child, signal.SIGKILL)
     assert nursery.end() == -signal.SIGINT
+
+
+# --- environments in processes of their own -------------------------------------------------------
+def workers_of(child):
+    """Return the processes that a run has started, once there are any."""
+    for _ in range(6_000):
+        if found := psutil.Process(child).children():
+            return found
+        time.sleep(0.005)
+    raise TimeoutError(child)
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGINT, pytest.param(signal.SIGHUP, marks=slow)]
+)
+def test_signal_to_all_processes(nursery, S, number):
+    """As a terminal or a scheduler sends it: the run decides, and loses nothing."""
+    need(S, "Args.async_envs")
+    flags = f"{SAME} --async-envs --num-envs 3 --total-timesteps 600 --log-every 50"
+    whole = nursery.whole(flags)
+    child = nursery.start(f"{flags} --run-dir b", "os.setpgid(0, 0)")
+    assert reach(child, nursery.folder / "b" / "metrics.jsonl", 200)
+    workers = workers_of(child)
+    assert len(workers) == 3
+    os.killpg(child, number)
+    assert nursery.end() == 130
+    assert not psutil.wait_procs(workers, 5)[1]
+    found = summary(nursery.folder / "b")
+    assert found["status"] == "interrupted" and found["reason"].startswith(number.name)
+    assert nursery.run("--resume b") == 0
+    assert "Traceback" not in nursery.said() and not warnings(nursery.said())
+    assert_equal(whole, nursery.folder / "b")
+
+
+@pytest.mark.parametrize("env", ["Hidden", "Stuck"])
+def test_processes_do_not_outlive_a_run_that_is_killed(nursery, S, env):
+    """Nor where one of them is in the middle of a step."""
+    need(S, "Args.async_envs")
+    flags = f"--env-id tests.toy_envs:{env}-v0 --async-envs --num-envs 3 --compile off"
+    child = nursery.start(f"{flags} --total-timesteps 100000 --log-every 50 --run-dir b")
+    if env == "Stuck":
+        nursery.wait("stuck")
+    else:
+        assert reach(child, nursery.folder / "b" / "metrics.jsonl", 100)
+    workers = workers_of(child)
+    os.kill(child, signal.SIGKILL)
+    assert nursery.end() == -signal.SIGKILL
+    assert len(workers) == 3 and not psutil.wait_procs(workers, 10)[1]
+
+
+@pytest.mark.parametrize("flags", ["--batch-size 7", "--device cuda", "--rollout-steps 96e10"])
+def test_processes_do_not_outlive_a_run_that_is_refused(launch, S, tmp_path, flags):
+    """Whenever it is: this test waits for them."""
+    need(S, "Args.async_envs")
+    flags += " --total-timesteps 1e12 --async-envs --num-envs 3"
+    code, _, err = finish(launch(tmp_path, flags, PYTHONPATH=str(ROOT)))
+    assert code == 2 and err.startswith("error: ") and "Traceback" not in err
+
+
+@pytest.mark.parametrize("end", ["", "del envs", "envs.close(terminate=True)"])
+def test_a_program_does_not_wait_for_its_processes(S, script, end):
+    need(S, "WorkerEnvs")
+    code = f"""import sys
+from functools import partial
+sys.path.insert(0, {str(script.parent)!r})
+import {script.stem} as S
+vector = partial(S.WorkerEnvs, threads=1)
+envs = S.make_envs("tests.toy_envs:Counter-v0", 2, vector=vector)
+print([process.pid for process in envs.processes])
+{end}"""
+    environ = ENVIRON | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and not done.stderr
+    assert not [pid for pid in json.loads(done.stdout) if psutil.pid_exists(pid)]
+
+
+def test_processes_obey_threads(S):
+    """Every pool of theirs, also one that is larger in this process."""
+    need(S, "WorkerEnvs")
+    torch.set_num_threads(3)
+    for threads in (1, 2):
+        vector = partial(S.WorkerEnvs, threads=threads)
+        envs = S.make_envs("tests.toy_envs:Pools-v0", 2, vector=vector)
+        pools = envs.call("pools")
+        envs.close()
+        assert len(pools) == 2 and all(len(sizes) > 1 for sizes in pools)
+        assert {size for sizes in pools for size in sizes} == {threads}
+
+
+def test_states_go_through_processes(S):
+    """Those of many environments, with few open files; they repeat as in this process."""
+    need(S, "WorkerEnvs")
+    vector = partial(S.WorkerEnvs, threads=1)
+    one, other = (
+        S.make_envs("tests.toy_envs:Hidden-v0", 20, vector=kind)
+        for kind in (S.gym.vector.SyncVectorEnv, vector)
+    )
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    rng = np.random.default_rng(1)
+    found = []
+    for envs in (one, other):
+        envs.reset(options={"stream": (0, 1)})
+    for _ in range(9):
+        actions = rng.uniform(-1, 1, (20, 2)).astype(np.float32)
+        for envs in (one, other):
+            _, _, terminated, truncated, _ = envs.step(actions)
+            if (terminated | truncated).any():
+                envs.reset(options={"reset_mask": terminated | truncated})
+    opened = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (opened + 8, hard))
+    try:
+        for envs in (one, other):
+            states = envs.call("state")
+            obs, _ = envs.reset(options={"stream": (0, 1), "states": list(states)})
+            found.append((list(states), torch.from_numpy(obs), list(envs.call("state"))))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    for envs in (one, other):
+        envs.close()
+    assert alike(*found) and alike(found[1][0], found[1][2])
+    assert any(len(state["actions"]) for state in found[1][0])
 
 
 def test_nohup(nursery):
@@ -1348,12 +1480,26 @@ def test_settings_of_the_folder_stay(begin, interrupt, resume, S):
 
 def test_more_steps(begin, interrupt, resume, refuse):
     """--total-timesteps may grow, but not shrink, and not when the run has finished."""
-    begin(f"{SAME} --total-timesteps 400 --run-dir whole")
-    interrupt(f"{SAME} --run-dir a", 170)
+    flags = f"{SAME} --no-anneal"
+    begin(f"{flags} --total-timesteps 400 --run-dir whole")
+    interrupt(f"{flags} --run-dir a", 170)
     assert "--total-timesteps can only grow" in refuse("--resume a --total-timesteps 200")
     resume("--resume a --total-timesteps 400")
     assert_equal("whole", "a")
     assert "--total-timesteps cannot grow" in refuse("--resume a --total-timesteps 500")
+
+
+def test_more_steps_would_change_what_is_annealed_over_them(S, interrupt, refuse, begin, resume):
+    """Whether the run was annealed is settled by its folder; the number of steps may be named."""
+    need(S, "Args.anneal")
+    interrupt(f"{SAME} --run-dir a", 170)
+    for flags in ("--resume a", "--resume a --no-anneal"):
+        said = refuse(f"{flags} --total-timesteps 400")
+        assert re.match("error: --(total-timesteps cannot grow in a|anneal is True in a)", said)
+    said = refuse(f"{SAME} --total-timesteps 400 --run-dir a --resume auto", begin)
+    assert said.startswith("error: --total-timesteps cannot grow in a")
+    resume("--resume a --total-timesteps 300")
+    assert summary("a")["status"] == "finished"
 
 
 def test_what_is_left_open_stays_as_it_was(interrupt, S):
@@ -1720,7 +1866,7 @@ def test_agent_of_a_run_that_goes_on_after_its_end(interrupt, resume, begin, S, 
     with monkeypatch.context() as patch:
         patch.setattr(S.Run, "write_summary", lambda *inputs: full())
         try:
-            begin(f"{SAME} --run-dir a")
+            begin(f"{SAME} --no-anneal --run-dir a")
         except SystemExit:
             pass
     assert Path("a/model.pt").exists()

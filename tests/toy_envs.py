@@ -126,6 +126,16 @@ class Faulty(Toy):
         return obs, reward, *rest
 
 
+class Pools(Toy):
+    """Tells how many threads the pools of its process have."""
+
+    def pools(self):
+        import threadpoolctl
+
+        sizes = [pool["num_threads"] for pool in threadpoolctl.threadpool_info()]
+        return [torch.get_num_threads(), *sizes]
+
+
 class Killer(Toy):
     """Kills the W&B service in the middle of the run."""
 
@@ -263,6 +273,7 @@ register("Killer", Killer)
 for cls in (Endless, Listed, Wanderer, Blind, Demanding, Broken, Sequential):
     register(cls.__name__, cls)
 register("Whole", Toy, kwargs={"action_space": Box(-2, 2, (2,), np.int64)})
+register("Pools", Pools)
 for fault in ("reward", "observation", "reset"):
     register(f"Nan{fault.title()}", Faulty, kwargs={"fault": fault})
 register("NanEarly", Faulty, kwargs={"fault": "reward", "at": 3})
