@@ -35,6 +35,7 @@ LAB |= {"log_every": 100, "run_dir": "run"}
 SPACES = {"box": "Const-v0", "discrete": "Const-discrete-v0", "pixels": "ConstPixels-v0"}
 HOUSE = {"sac_continuous", "td3_continuous", "ppo_continuous", "dqn_atari"}
 SCRIPTS = sorted(path for path in ROOT.glob("*.py") if path.stem in HOUSE)
+SCRIPTS_BUT_SAC = [path for path in SCRIPTS if path.stem != "sac_continuous"]
 OURS = {"test_readme.py", "test_teeth.py", "test_tools.py"}  # no test of a script
 WALL_CLOCK = re.compile("time/.*|charts/SPS|seconds")  # all else is the same in a repeated run
 
@@ -53,6 +54,9 @@ def need_own_networks(script):
 def pytest_configure(config):
     config.addinivalue_line("markers", "quick: together under 90 seconds")
     config.addinivalue_line("markers", "slow: runs only with -m slow, or when named with ::")
+    config.addinivalue_line(
+        "markers", "every_script: what it tests has a part in each script of its own"
+    )
 
 
 def pytest_generate_tests(metafunc):
@@ -70,11 +74,25 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if item.path.name in OURS:
                 item.add_marker(pytest.mark.skip(reason="tests this repository, not your script"))
+    for item in items:
+        if tests_plumbing_again(item):
+            item.add_marker(pytest.mark.slow)
     if "slow" in config.option.markexpr or any("::" in arg for arg in config.args):
         return
     slow = [item for item in items if item.get_closest_marker("slow")]
     config.hook.pytest_deselected(items=slow)
     items[:] = [item for item in items if item not in slow]
+
+
+def tests_plumbing_again(item):
+    """Tell whether a test of resuming tests code that is the same in all scripts of ours.
+
+    test_copies.py proves that it is. By default it is tested in the first script alone.
+    """
+    if item.path.name != "test_resume.py" or item.get_closest_marker("every_script"):
+        return False
+    callspec = getattr(item, "callspec", None)
+    return callspec and callspec.params.get("script") in SCRIPTS_BUT_SAC
 
 
 @pytest.fixture(scope="session")

@@ -46,6 +46,9 @@ HIDDEN += " --rollout-steps 24 --batch-size 12"
 SAME = f"{HIDDEN} --compile off"
 HOPPER = "--env-id Hopper-v4 --eval-episodes 1 --checkpoint-every 40"
 slow = pytest.mark.slow
+every_script = (
+    pytest.mark.every_script
+)  # by default other tests try the code that scripts share in one of them
 
 
 # --- what runs leave ------------------------------------------------------------------------------
@@ -299,6 +302,7 @@ RUNS = [
 ]
 
 
+@every_script
 @pytest.mark.parametrize("flags", RUNS)
 def test_killed_at_random_instants(nursery, spaces, flags):
     """Seven times each, twice while it starts; the rings in memory and on the disk wrap."""
@@ -324,6 +328,7 @@ def test_killed_at_random_instants(nursery, spaces, flags):
     assert re.search(r"going on at step [1-9]", nursery.said())
 
 
+@every_script
 @pytest.mark.parametrize("every", [0, pytest.param(7, marks=slow)])
 def test_checkpoints_change_no_bit(nursery, every):
     whole = nursery.whole(SAME)
@@ -355,6 +360,7 @@ DEATHS = {
 OFTEN = "rows in the ring's next turn,rows in a new file,a state,the model,the summary".split(",")
 
 
+@every_script
 @pytest.mark.parametrize(
     "death",
     [
@@ -1181,6 +1187,7 @@ def signalled(begin, S, monkeypatch):
     return signalled
 
 
+@every_script
 @pytest.mark.parametrize(
     "number",
     [
@@ -1199,6 +1206,7 @@ def test_signal_in_the_first_step(whole, signalled, resume, S, number):
     assert_equal("whole", "a")
 
 
+@every_script
 def test_signal_in_the_last_step(whole, signalled, resume, S):
     flags = f"{SAME} --eval-every 0"
     whole(flags)
@@ -1209,6 +1217,7 @@ def test_signal_in_the_last_step(whole, signalled, resume, S):
     assert_equal("whole", "a")
 
 
+@every_script
 @pytest.mark.quick
 @pytest.mark.parametrize(
     "number", [1, 2, pytest.param(3, marks=slow)], ids=["first", "middle", "last"]
@@ -1342,6 +1351,7 @@ def test_signals_are_as_before_when_a_run_has_ended(begin, refuse):
 
 
 # --- what goes on, and with which settings --------------------------------------------------------
+@every_script
 @pytest.mark.parametrize("there", [False, pytest.param(True, marks=slow)], ids=["missing", "empty"])
 def test_auto(whole, interrupt, begin, resume, there, capfd):
     """It begins, goes on, and knows when it has finished."""
@@ -1478,6 +1488,7 @@ def test_settings_of_the_folder_stay(begin, interrupt, resume, S):
     assert_equal("whole", "a")
 
 
+@every_script
 def test_more_steps(begin, interrupt, resume, refuse):
     """--total-timesteps may grow, but not shrink, and not when the run has finished."""
     flags = f"{SAME} --no-anneal"
@@ -1489,6 +1500,7 @@ def test_more_steps(begin, interrupt, resume, refuse):
     assert "--total-timesteps cannot grow" in refuse("--resume a --total-timesteps 500")
 
 
+@every_script
 def test_more_steps_would_change_what_is_annealed_over_them(S, interrupt, refuse, begin, resume):
     """Whether the run was annealed is settled by its folder; the number of steps may be named."""
     need(S, "Args.anneal")
@@ -1532,6 +1544,7 @@ def test_resumed_by_its_own_copy(whole, interrupt):
     assert_equal("whole", "a", ends=False)
 
 
+@every_script
 def test_resumed_many_times(whole, interrupt, begin, S, monkeypatch):
     """While it runs there is no summary of an earlier end."""
     whole()
@@ -1785,6 +1798,7 @@ def test_pythons_generator(begin, interrupt, resume, S, monkeypatch):
     assert_equal("whole", "a")
 
 
+@every_script
 def test_evaluation_draws_nothing(begin, whole, S, monkeypatch):
     """An evaluation that draws random numbers changes none of those of training."""
     whole()
@@ -1851,6 +1865,7 @@ def test_compiled_stays_compiled(interrupt, refuse, S, monkeypatch):
     assert said.startswith("error: --compile is on in a and must stay so")
 
 
+@every_script
 @pytest.mark.quick
 def test_agent_of_an_unfinished_run(interrupt, whole, begin, S):
     """It is that of the last checkpoint, until there is a model of the end."""
