@@ -430,7 +430,7 @@ def main(args):
     noise = torch.zeros(2, args.batch_size, action_dim, device=args.device)
     example = buffer.unpack(torch.zeros(args.batch_size, sum(buffer.widths), device=args.device))
 
-    with Run(args, agent, envs, eval_envs, buffer) as run:
+    with Run(args, agent, envs, eval_envs, [buffer]) as run:
         update = run.compile(Agent.update, example, noise)
         obs = run.begin()  # the first observations, or those of the checkpoint
         say(f"actions are random until step {args.learning_starts:,}, then updates begin")
@@ -1315,8 +1315,9 @@ class BufferFile:
     The buffer has rows, a tensor [capacity, ...], and added, the number of rows ever added.
     """
 
-    def __init__(self, folder, buffer, room, salt):
+    def __init__(self, folder, buffer, room, salt, number=0):
         self.folder = folder
+        self.number = number  # among the buffers of the run
         self.buffer = buffer
         self.room = room  # rows that come between two checkpoints
         self.salt = salt  # of the run, so that rows of another one are noticed
@@ -1330,7 +1331,8 @@ class BufferFile:
             place = self.saved
             start = place["added"]
         else:
-            place = {"name": f"rows-{added}.bin", "length": capacity + self.room}
+            name = f"rows-{self.number}-{added}.bin"
+            place = {"name": name, "length": capacity + self.room}
             start = max(0, added - capacity)
         path = self.folder / place["name"]
         with open(path, "r+b" if path.exists() else "w+b") as file:
@@ -1370,7 +1372,7 @@ class BufferFile:
 
     def delete_others(self):
         """Delete the files that the last checkpoint does not name."""
-        for path in self.folder.glob("rows-*.bin"):
+        for path in self.folder.glob(f"rows-{self.number}-*.bin"):
             if self.saved is None or path.name != self.saved["name"]:
                 path.unlink()
 
@@ -1435,15 +1437,16 @@ def load_agent(cls, args_class, folder, device):
 class Run:
     """All of a run but the algorithm: counters, logs, evaluations, checkpoints and its end.
 
-    What decides how a run goes on is in the agent, the buffer, the environments and here.
+    What decides how a run goes on is in the agent, the buffers, the environments and here.
     """
 
-    def __init__(self, args, agent, envs, eval_envs=None, buffer=None):
+    def __init__(self, args, agent, envs, eval_envs=None, buffers=(), rows_per_step=1):
         self.args = args
         self.agent = agent
         self.envs = envs
         self.eval_envs = eval_envs
-        self.buffer = buffer
+        self.buffers = buffers
+        self.rows_per_step = rows_per_step  # that a transition adds to the buffers, at most
         # saved in checkpoints
         self.global_step = 0  # environment transitions, over all environments
         self.updates = 0  # gradient steps
@@ -1472,11 +1475,14 @@ class Run:
         self.handlers = {}
         self.commit, changes = git_state()
         self.dirty = bool(changes)
-        self.buffer_file = None
-        if self.buffer is not None:
-            folder = self.path / "checkpoint"
-            room = max(self.args.checkpoint_every, 2_000) + self.args.num_envs
-            self.buffer_file = BufferFile(folder, self.buffer, room, salt=int(self.id, 16))
+        self.buffer_files = []
+        for number, buffer in enumerate(self.buffers):
+            rows = self.rows_per_step * max(self.args.checkpoint_every, 2_000)
+            room = math.ceil(rows / len(self.buffers)) + self.args.num_envs
+            salt = int(self.id, 16)
+            self.buffer_files.append(
+                BufferFile(self.path / "checkpoint", buffer, room, salt, number)
+            )
         try:
             if self.folder.resumed:
                 self.restore()
@@ -1664,11 +1670,9 @@ class Run:
             raise KeyboardInterrupt
 
     def write_checkpoint(self):
-        """Write the buffer's new rows, then state.pt, then delete what it does not name."""
-        rows = None
+        """Write the buffers' new rows, then state.pt, then delete what it does not name."""
         try:
-            if self.buffer_file:
-                rows = self.buffer_file.save()
+            rows = [file.save() for file in self.buffer_files]
             metrics_bytes = self.folder.metrics.sync()
             self.board.flush()
             state = {
@@ -1682,11 +1686,11 @@ class Run:
             }
             path = self.path / "checkpoint" / "state.pt"
             write_tensors(path, state)
-            if self.buffer_file:
-                self.buffer_file.saved = rows
+            for file, place in zip(self.buffer_files, rows, strict=True):
+                file.saved = place
         finally:
-            if self.buffer_file:
-                self.buffer_file.delete_others()
+            for file in self.buffer_files:
+                file.delete_others()
 
     def state_dict(self):
         """Return what of this object decides how the run goes on."""
@@ -1726,9 +1730,9 @@ class Run:
                     raise ValueError(f"its checkpoint is of a run with another {name}")
             self.agent.load_state_dict(saved["agent"])
             self.load_state_dict(saved["run"])
-            if self.buffer_file:
-                self.buffer_file.salt = int(self.id, 16)
-                self.buffer_file.restore(saved["rows"])
+            for file, place in zip(self.buffer_files, saved["rows"], strict=True):
+                file.salt = int(self.id, 16)
+                file.restore(place)
         except Exception as error:  # torch.load raises many kinds
             sentence = f"fails ({error!r:.200}); {self.folder.shown} is left as it is"
             refuse("resume", f"{sentence}: delete it to begin anew")
