@@ -1582,6 +1582,7 @@ class Ring:
 
     @added.setter
     def added(self, count):
+        """Set their number, when a checkpoint has been read."""
         self.buffer.added[self.env] = count
 
 

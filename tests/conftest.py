@@ -120,10 +120,15 @@ def framed(S):
 
 
 def environments(S, args, num_envs):
-    """Return what the script makes of args.env_id: environments, first and last action."""
+    """Return environments of args.env_id, and the sizes of an agent after that of observations.
+
+    These are the number of actions, or the lowest and the highest one.
+    """
     need(S, "make_games" if framed(S) else "make_envs")
     if framed(S):
-        return S.make_games(args, num_envs, film=False)
+        envs = S.make_games(args, num_envs)
+        S.seed_everything(args.seed)
+        return envs, envs.single_action_space.n
     if not rewritten(S):
         return S.make_envs(args.env_id, num_envs, args.seed)
     envs = S.make_envs(args.env_id, num_envs)

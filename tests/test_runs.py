@@ -86,7 +86,8 @@ def due(S):
 
 def updates(agent):
     """Return how many updates the critic's optimizer has made, right up to a few thousand."""
-    opt = getattr(agent, "critic_opt", getattr(agent, "opt", None))
+    names = [name for name in ("critic_opt", "q_opt", "opt") if hasattr(agent, name)]
+    opt = getattr(agent, names[0]) if names else None
     seen = getattr(opt, "square_seen", getattr(opt, "bias_correction2", None))  # 1 - 0.999^steps
     if seen is None:
         pytest.skip("counts the steps of critic_opt, where it is of our class Adam")
@@ -123,9 +124,9 @@ def test_learning(real, S, task):
     found, saved = summary(real), torch.load(real / "model.pt", weights_only=True)
     assert found["updates"] == due(S)
     args = S.Args(**saved["args"])
-    made, *bounds = environments(S, args, 1)
+    made, *sizes = environments(S, args, 1)
     shape = made.single_observation_space.shape
-    fresh = S.Agent(args, shape if framed(S) else shape[0], *bounds).state_dict()
+    fresh = S.Agent(args, shape if framed(S) else shape[0], *sizes).state_dict()
     state = weights(real)
     assert fresh.keys() == state.keys()
     rates = {name for name in fresh if name.endswith("_opt.lr")}  # a schedule may move them
@@ -376,8 +377,8 @@ def test_evaluation_counts_first_episodes(S, spaces):
 
     need(S, "evaluate", "EVALUATE")
     (name,) = shown(spaces, ["tests.toy_envs:Ragged-v0"])
-    envs, low, high = environments(S, S.Args(env_id=name), 5)
-    agent = S.Agent(S.Args(hidden_size=16), (4, 36, 36) if framed(S) else 1, low, high)
+    envs, *sizes = environments(S, S.Args(env_id=name), 5)
+    agent = S.Agent(S.Args(hidden_size=16), (4, 36, 36) if framed(S) else 1, *sizes)
     lengths = []
     for number in (3, 3, 4):
         toy_envs.born.clear()
@@ -409,12 +410,16 @@ def test_defaults_of_a_run(train, S, monkeypatch):
     spy = lambda args, *rest, **names: (told.append(names), resolve(args, *rest, **names))[1]  # noqa: E731
     monkeypatch.setattr(S, "resolve", spy)
     total, few = 12_000, "--learning-starts 11990 --eval-every 600"
+    expected = {"least_steps_to_compile": 10_000, "least_eval_period": 2_000}
+    if framed(S):
+        total, few = 24_000, "--learning-starts 4000 --train-every 2000 --eval-every 1200 --end-e 1"
+        expected = {"least_steps_to_compile": 24_000, "least_eval_period": 50_000}
     train(f"--total-timesteps {total} {few} --capture-video --run-dir run")
-    assert told == [{"least_steps_to_compile": 10_000, "least_eval_period": 2_000}]
+    assert told == [expected]
     assert 'compile = "on"' in Path("run/config.toml").read_text() and tried
-    assert filmed == [f"step-{step}.mp4" for step in (0, 4800, 9600, 12_000)]
+    assert filmed == [f"step-{round(share * total)}.mp4" for share in (0, 0.4, 0.8, 1)]
     evaluations = [row for row in read("run") if "eval/return_mean" in row]
-    assert len(evaluations) == total / 600 + 1
+    assert len(evaluations) == 21
     rest = {"preferred_device": "cpu", "least_steps_to_compile": 10_000, "least_eval_period": 4_000}
     long, short = S.resolve(S.Args(), **rest), S.resolve(S.Args(total_timesteps=9_000), **rest)
     assert long.eval_every == math.ceil(S.Args().total_timesteps / 24)
