@@ -69,7 +69,6 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import ale_py
-import cv2
 import gymnasium as gym
 import numpy as np
 import psutil
@@ -850,14 +849,13 @@ class Game(gym.wrappers.AtariPreprocessing):
     """An Atari game in grey pixels, each the larger of the last two of four frames."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 15}  # 60 frames / 4
-    emulator_seeded = False
+    seeds_emulator = True  # at the next reset
 
     def reset(self, *, seed=None, options=None):
         """Begin with 1 to 30 no-ops, then FIRE where there is one: some games wait for it."""
-        if self.emulator_seeded:
+        if not self.seeds_emulator:  # which loads its ROM: 0.2 s
             self.unwrapped.np_random, _ = gym.utils.seeding.np_random(seed)  # draws the no-ops
-            seed = None  # seeding the emulator loads its ROM again: 0.2 s
-        self.emulator_seeded = True
+            seed = None
         obs, info = super().reset(seed=seed, options=options)
         if self.unwrapped.get_action_meanings()[FIRE] == "FIRE":
             obs, _, _, _, info = self.step(FIRE)
@@ -901,15 +899,14 @@ class GameEpisodes(Episodes):
     def __init__(self, env, index, game):
         super().__init__(env, index)
         self.game = game  # None: it has no emulator
-        self.emulator = None
+        self.emulator = None  # its state before this episode, if that did not seed it
         self.lost_frame = None  # the last one [H, W] of an episode that could not be repeated
 
     def begin(self):
         """Begin the next episode and return its first observation."""
         if self.game:
-            if self.episode == 0:
-                self.game.emulator_seeded = False
-            self.emulator = self.game.emulator()
+            self.game.seeds_emulator = self.episode == 0
+            self.emulator = None if self.game.seeds_emulator else self.game.emulator()
         return super().begin()
 
     def step(self, action):
@@ -924,7 +921,7 @@ class GameEpisodes(Episodes):
 
     def repeat(self, state):
         """Bring the game to a state; return the observation."""
-        if self.game:
+        if state["emulator"] is not None:
             self.game.restore_emulator(state["emulator"])
         obs = super().repeat(state)
         if self.episode != state["episode"]:  # a new one has begun
@@ -962,6 +959,8 @@ def make_game(env_id, index, frame_size, limit, film):
 
     An Atari game is cut after `limit` of the emulator's frames, and its frames are resized.
     """
+    import cv2  # here, since it changes os.environ
+
     cv2.setNumThreads(1)  # a frame is too small to be shared among threads
     options = {}
     is_atari = sticky_actions(env_id) is not None
@@ -1336,10 +1335,6 @@ def adopt_settings(args, least_eval_period):
 
 def refuse_changes(asked, saved, folder, least_eval_period):
     """Exit with 2 unless a run with the settings asked for is the one in the folder."""
-    grown = asked.total_timesteps - saved.total_timesteps
-    require(grown >= 0, "total_timesteps", f"can only grow in {folder}")
-    sentence = f"cannot grow: {folder} is finished, and its replay buffer is gone"
-    require(not (grown and is_finished(folder)), "total_timesteps", sentence)
     # config.toml holds a period where the flag left it open
     every = period(asked.eval_every, saved.total_timesteps, 24, least_eval_period)
     asked = replace(asked, eval_every=every)
@@ -1353,6 +1348,10 @@ def refuse_changes(asked, saved, folder, least_eval_period):
         agrees = asked_value == saved_value or left_open or may_change
         sentence = f"is {saved_value} in {folder} and must stay so: name another --run-dir"
         require(agrees, field.name, sentence)
+    grown = asked.total_timesteps - saved.total_timesteps
+    require(grown >= 0, "total_timesteps", f"can only grow in {folder}")
+    sentence = f"cannot grow: {folder} is finished, and its replay buffer is gone"
+    require(not (grown and is_finished(folder)), "total_timesteps", sentence)
     source = folder / "script.py"
     same = source.exists() and source.read_bytes() == SCRIPT.read_bytes()
     remedy = f"go on with python {source} --resume {folder}, or name another --run-dir"

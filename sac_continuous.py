@@ -1201,10 +1201,6 @@ def adopt_settings(args, least_eval_period):
 
 def refuse_changes(asked, saved, folder, least_eval_period):
     """Exit with 2 unless a run with the settings asked for is the one in the folder."""
-    grown = asked.total_timesteps - saved.total_timesteps
-    require(grown >= 0, "total_timesteps", f"can only grow in {folder}")
-    sentence = f"cannot grow: {folder} is finished, and its replay buffer is gone"
-    require(not (grown and is_finished(folder)), "total_timesteps", sentence)
     # config.toml holds a period where the flag left it open
     every = period(asked.eval_every, saved.total_timesteps, 24, least_eval_period)
     asked = replace(asked, eval_every=every)
@@ -1218,6 +1214,10 @@ def refuse_changes(asked, saved, folder, least_eval_period):
         agrees = asked_value == saved_value or left_open or may_change
         sentence = f"is {saved_value} in {folder} and must stay so: name another --run-dir"
         require(agrees, field.name, sentence)
+    grown = asked.total_timesteps - saved.total_timesteps
+    require(grown >= 0, "total_timesteps", f"can only grow in {folder}")
+    sentence = f"cannot grow: {folder} is finished, and its replay buffer is gone"
+    require(not (grown and is_finished(folder)), "total_timesteps", sentence)
     source = folder / "script.py"
     same = source.exists() and source.read_bytes() == SCRIPT.read_bytes()
     remedy = f"go on with python {source} --resume {folder}, or name another --run-dir"

@@ -15,9 +15,10 @@ import pytest
 import torch
 from torch import nn
 
-from tests.conftest import apply, environments, inside, need
+from tests.conftest import apply, environments, inside, need, warnings
 from tests.probe_envs import FakeALE
 from tests.reference import arguments, assert_gradient, forward, moved, recorded, weights
+from tests.test_resume import alike
 
 SHAPE, ACTIONS, ROWS = (4, 36, 36), 3, 8
 
@@ -608,6 +609,48 @@ def test_t26_the_number_of_no_ops_follows_from_the_seed(S):
         begun.append([envs.step(np.array([0]))[0].tobytes() for _ in range(25)][-1])
     envs.close()
     assert begun[:5] == begun[5:] and len({*begun[1:]}) > 2
+
+
+@pytest.mark.parametrize("name", ["BreakoutNoFrameskip-v4", "ALE/Breakout-v5"])
+def test_games_are_repeated_by_other_emulators(S, name, capfd):
+    """In the first game and in later ones, and by an emulator that had itself repeated one."""
+    need(S, "make_games", "Episodes.repeat")
+
+    def played():
+        (state,) = envs.call("state")
+        return state
+
+    args = S.Args(env_id=name, frame_size=36)
+    envs, actions = environments(S, args, 1)
+    envs.reset(options={"stream": (S.TRAIN, 1)})
+    rng, episodes = np.random.default_rng(1), set()
+    for _ in range(7):
+        for _ in range(90):
+            _, _, terminated, truncated, _ = envs.step(rng.integers(actions, size=1))
+            S.reset_finished(envs, terminated | truncated, None)
+        before = played()
+        episodes.add(before["episode"])
+        envs.close()
+        envs = S.make_games(args, 1)
+        obs, _ = envs.reset(options={"stream": (S.TRAIN, 1), "states": [before]})
+        assert alike(played(), before) and np.array_equal(obs[0], before["obs"])
+    envs.close()
+    assert len(episodes) > 2 and not warnings(capfd.readouterr().out)
+
+
+def test_evaluations_do_not_depend_on_those_before(S):
+    """A run that goes on has made none of them; with sticky actions the emulator draws, too."""
+    need(S, "make_games")
+    args = S.Args(env_id="ALE/Breakout-v5", frame_size=36)
+    envs, actions = environments(S, args, 2)
+    agent = S.Agent(arguments(S, eval_e=1.0), (4, 36, 36), actions)
+    found = []
+    for number in (0, 1, 0):
+        S.seed_everything(1)
+        metrics = S.evaluate(agent, envs, (S.EVALUATE, 1, number)).metrics
+        found.append([float(value) for value in metrics.values()])
+    envs.close()
+    assert found[0] == found[2] != found[1]
 
 
 def test_evaluations_end_with_an_episode_limit(S):

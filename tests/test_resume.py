@@ -25,6 +25,7 @@ from tests.conftest import (
     ENVIRON,
     ROOT,
     apply,
+    environments,
     framed,
     need,
     read,
@@ -53,6 +54,12 @@ def state_of(run):
     return torch.load(Path(run, "checkpoint", "state.pt"), weights_only=True)
 
 
+def latest_rows(buffer):
+    """Return the rows of a buffer but the oldest, in whose place the next one may be begun."""
+    count = min(buffer.added, len(buffer.rows) - 1)
+    return buffer.rows[torch.arange(buffer.added - count, buffer.added) % len(buffer.rows)]
+
+
 def with_ends(S):
     """Return a Run.write_model that also writes what a checkpoint at the end would hold.
 
@@ -64,8 +71,7 @@ def with_ends(S):
         write_model(run)
         end = {"generators": S.generators(), "run": run.state_dict()}
         end["envs"] = list(run.envs.call("state"))
-        if run.buffer:
-            end["rows"] = run.buffer.rows[: run.buffer.added]
+        end["rows"] = [latest_rows(buffer) for buffer in run.buffers]
         torch.save(end, f"{run.path.name}.end")
 
     return write
@@ -168,8 +174,8 @@ def nurse(path):
     def lower_room(rows):
         init = S.BufferFile.__init__
 
-        def lowered(self, folder, buffer, room, salt):
-            init(self, folder, buffer, rows, salt)
+        def lowered(self, folder, buffer, room, *others):
+            init(self, folder, buffer, rows, *others)
 
         S.BufferFile.__init__ = lowered
 
@@ -281,7 +287,17 @@ def reach(child, metrics, step):
         time.sleep(0.002)
 
 
+GAME = "--frame-size 36 --end-e 0.5 --eval-e 1 --log-every 20 --checkpoint-every 40 --compile off"
+SMALL = "--buffer-size 150"  # the ring turns
+NATURE = f"--env-id BreakoutNoFrameskip-v4 {GAME}"
+STICKY = f"--env-id ALE/Breakout-v5 {GAME}"
 RUNS = [
+    pytest.param(f"{NATURE} {SMALL}", id="game", marks=slow),
+    pytest.param(f"{NATURE} --num-envs 3", id="game-3", marks=slow),
+    pytest.param(f"{STICKY}", id="sticky", marks=slow),
+    pytest.param(f"{STICKY} {SMALL} --num-envs 3", id="sticky-3"),
+    pytest.param(f"{STICKY} {SMALL} --num-envs 3 --async-envs", id="sticky-async", marks=slow),
+    pytest.param(f"{SAME} --num-envs 3 --async-envs", id="hidden-async", marks=slow),
     pytest.param(f"{HOPPER} --compile off", id="MuJoCo", marks=slow),
     pytest.param(f"{HOPPER} --compile off --num-envs 3", id="MuJoCo-3", marks=slow),
     pytest.param(f"{SAME}", id="hidden", marks=slow),
@@ -292,10 +308,14 @@ RUNS = [
 
 
 @pytest.mark.parametrize("flags", RUNS)
-def test_killed_at_random_instants(nursery, spaces, flags):
+def test_killed_at_random_instants(nursery, S, spaces, flags):
     """Seven times each, twice while it starts; the rings in memory and on the disk wrap."""
     if "Hopper" in flags:
         apply(spaces, "box")
+    if "Breakout" in flags and not framed(S):
+        pytest.skip("games are for those who see")
+    if "--async-envs" in flags:
+        need(S, "Args.async_envs")
     flags += " --total-timesteps 600"
     whole = nursery.whole(flags)
     rng = random.Random(flags)
@@ -329,7 +349,7 @@ DEATHS = {
     "the first row of metrics": 'tear("metrics")',
     "a row of metrics": 'tear("metrics", 1, 3000)',
     "rows": 'tear("rows-", 4, 200)',
-    "rows in the ring's next turn": 'lower_room(40); tear("rows-", 6, 200)',
+    "rows in the ring's next turn": 'lower_room(48); tear("rows-", 6, 200)',
     "rows in a new file": 'lower_room(9); tear("rows-", 5, 200)',
     "a state": 'tear("state", 4, 9000)',
     "a state before it takes its name": 'die(S.os, "replace", 4, "state.pt")',
@@ -629,7 +649,7 @@ def test_buffer_file_of_many_rows(S, unsynced, tmp_path):
         )
         buffer.added += count
         file.saved = file.save()
-    assert [path.name for path in tmp_path.iterdir()] == ["rows-20000.bin"]
+    assert [path.name for path in tmp_path.iterdir()] == ["rows-0-20000.bin"]
     other = Ring(25_000, "frames")
     S.BufferFile(tmp_path, other, 12_000, 7).restore(file.saved)
     assert alike(other.content(), buffer.content())
@@ -849,12 +869,12 @@ def test_no_space(whole, begin, S, monkeypatch, capfd, about, after):
         checkpoint(run)
         steps[run.global_step] = state_of("a")["run"]["global_step"]
         left = {path.name for path in Path("a/checkpoint").iterdir()}
-        rows = {run.buffer_file.saved["name"]} if run.buffer else set()
-        assert left == {"state.pt"} | rows
-        if run.buffer:
-            other = SimpleNamespace(rows=torch.zeros_like(run.buffer.rows), added=0)
+        assert left == {"state.pt"} | {file.saved["name"] for file in run.buffer_files}
+        for buffer, place in zip(run.buffers, state_of("a")["rows"], strict=True):
+            rows = torch.zeros_like(buffer.rows[torch.arange(len(buffer.rows))])
+            other = SimpleNamespace(rows=rows, added=0)
             found = S.BufferFile(run.path / "checkpoint", other, 9, int(run.id, 16))
-            found.restore(state_of("a")["rows"])
+            found.restore(place)
 
     monkeypatch.setattr(S.Run, "checkpoint", look)
     capfd.readouterr()
@@ -872,7 +892,7 @@ def test_killed_after_checkpoints_that_failed(whole, interrupt, resume, S, monke
     need(S, "Args.buffer_size")
     whole()
     init = S.BufferFile.__init__
-    lowered = lambda self, folder, buffer, room, salt: init(self, folder, buffer, 45, salt)  # noqa: E731
+    lowered = lambda self, folder, buffer, room, *others: init(self, folder, buffer, 45, *others)  # noqa: E731
     monkeypatch.setattr(S.BufferFile, "__init__", lowered)
     write = S.write_atomically
 
@@ -1252,6 +1272,8 @@ def changed(field, value):
     """Return another value of a setting."""
     if field.name == "env_id":
         return value.replace("Hidden", "Ragged")
+    if field.name == "frame_size":
+        return value // 2
     if isinstance(value, bool):
         return not value
     if isinstance(value, int):
@@ -1326,8 +1348,19 @@ def test_settings_of_the_folder_stay(begin, interrupt, resume, S):
     assert_equal("whole", "a")
 
 
-def test_more_steps(begin, interrupt, resume, refuse):
+def grows(S):
+    """Tell whether a run may be made longer: it may not if something is annealed over it."""
+    return "total_timesteps" in S.FREE
+
+
+def test_more_steps(begin, interrupt, resume, refuse, S):
     """--total-timesteps may grow, but not shrink, and not when the run has finished."""
+    if not grows(S):
+        interrupt(f"{SAME} --run-dir a", 170)
+        for steps in (200, 400):
+            said = refuse(f"--resume a --total-timesteps {steps}")
+            assert said.startswith("error: --total-timesteps is 300 in a and must stay so")
+        return
     begin(f"{SAME} --total-timesteps 400 --run-dir whole")
     interrupt(f"{SAME} --run-dir a", 170)
     assert "--total-timesteps can only grow" in refuse("--resume a --total-timesteps 200")
@@ -1574,10 +1607,9 @@ def test_environments_repeat_themselves(begin, interrupt, resume, capfd, name):
 @pytest.mark.quick
 def test_an_episode_that_differs_is_noticed(S):
     """By its reward alone, or by its observation alone."""
-    need(S, "Episodes.repeat", "make_envs")
-    if framed(S):
-        pytest.skip("the script learns from frames")
-    envs = S.make_envs("tests.toy_envs:Hidden-v0", 1)
+    need(S, "Episodes.repeat")
+    name = "Hidden-shown-v0" if framed(S) else "Hidden-v0"
+    envs, *_ = environments(S, S.Args(env_id=f"tests.toy_envs:{name}"), 1)
     envs.reset(options={"stream": (0, 1)})
     for _ in range(3):
         envs.step(np.zeros_like(envs.action_space.sample()))
@@ -1610,7 +1642,8 @@ def test_pythons_generator(begin, interrupt, resume, S, monkeypatch):
 
 def test_evaluation_draws_nothing(begin, whole, S, monkeypatch):
     """An evaluation that draws random numbers changes none of those of training."""
-    whole()
+    flags = f"{SAME} --eval-e 0"  # or its own actions would be others
+    whole(flags)
     act = S.Agent.act
 
     def draw(agent, obs, **options):
@@ -1618,7 +1651,7 @@ def test_evaluation_draws_nothing(begin, whole, S, monkeypatch):
         return act(agent, obs, **options)
 
     monkeypatch.setattr(S.Agent, "act", draw)
-    begin(f"{SAME} --run-dir a")
+    begin(f"{flags} --run-dir a")
     assert_equal("whole", "a")
 
 
@@ -1638,7 +1671,7 @@ def test_not_finite_is_noticed_by_a_checkpoint(begin, S, monkeypatch):
         steps.append(run.global_step)
         if len(steps) == 4:
             with torch.no_grad():
-                next(run.agent.parameters()).view(-1)[0] = torch.nan
+                next(run.agent.parameters()).fill_(torch.nan)
         checkpoint(run)
 
     monkeypatch.setattr(S.Run, "checkpoint", poison)
@@ -1686,6 +1719,8 @@ def test_agent_of_an_unfinished_run(interrupt, whole, begin, S):
 
 def test_agent_of_a_run_that_goes_on_after_its_end(interrupt, resume, begin, S, monkeypatch):
     """A run that died between model.pt and summary.json goes on to more steps."""
+    if not grows(S):
+        pytest.skip("the script's runs cannot grow")
     with monkeypatch.context() as patch:
         patch.setattr(S.Run, "write_summary", lambda *inputs: full())
         try:

@@ -162,6 +162,8 @@ class Shown(gym.Wrapper):
     def frame(self):
         frame = np.zeros((36, 36), np.uint8)
         frame[: 5 * self.unwrapped.t] = 255
+        if isinstance(self.unwrapped, Restless):
+            frame[:, -1] = 255 * self.unwrapped.obs()
         return frame
 
     def reset(self, **options):
