@@ -969,10 +969,11 @@ def test_metrics_wait_for_space(whole, begin, S, monkeypatch, capfd):
 
 
 @pytest.fixture
-def small_disk(tmp_path):
-    """Return a folder on a disk of half a megabyte."""
+def small_disk(S, tmp_path):
+    """Return a folder on a disk that is hardly large enough for a run."""
     (tmp_path / "disk").mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=500k", "tmpfs", str(tmp_path / "disk")]
+    size = "size=5M" if framed(S) else "size=500k"
+    command = ["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(tmp_path / "disk")]
     if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
         pytest.skip("needs the right to mount a small disk")
     yield tmp_path / "disk"
@@ -998,7 +999,7 @@ def test_full_disk(nursery, small_disk):
     assert 2 <= len(warnings(said)) <= 18 and "Traceback" not in said
     if (small_disk / "b" / "summary.json").exists():
         assert summary(small_disk / "b")["status"] == "failed"
-    subprocess.run(["mount", "-o", "remount,size=9M", str(small_disk)], check=True)
+    subprocess.run(["mount", "-o", "remount,size=20M", str(small_disk)], check=True)
     assert nursery.run("--resume disk/b") == 0
     found = re.findall(r"going on at step (\d+)", nursery.said())
     assert found and 0 < int(found[0]) < 600

@@ -7,6 +7,7 @@ import time
 import gymnasium as gym
 import numpy as np
 import psutil
+import threadpoolctl
 import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete
 
@@ -80,6 +81,15 @@ class Hidden(Toy):
         self.hidden += self.np_random.normal() + float(np.mean(action))
         obs, _, _, truncated, info = super().step(action)
         return obs, self.hidden, bool(self.np_random.random() < 0.03), truncated, info
+
+
+class Threads(Toy):
+    """Tells how many threads its process may use."""
+
+    @property
+    def threads(self):
+        pools = [pool["num_threads"] for pool in threadpoolctl.threadpool_info()]
+        return {"torch": torch.get_num_threads(), "pools": pools}
 
 
 class Restless(Toy):
@@ -202,6 +212,7 @@ for name, kind in STRANGE.items():
 register("Counter", Toy)
 register("Limited", Toy, kwargs={"length": 10**9}, max_episode_steps=7)
 register("Ragged", Ragged)
+register("Threads", Threads)
 register("Rude", Rude)
 register("Hidden", Hidden, kwargs={"length": 60})
 register("Restless", Restless)
