@@ -555,6 +555,48 @@ def test_batches_are_of_one_layout(run, S):
         assert [x.dtype for x in batch] == [torch.uint8, *[torch.float32] * 3]
 
 
+@pytest.mark.parametrize("step", [130, 140])
+def test_an_episode_that_cannot_be_repeated_ends(S, train, monkeypatch, capfd, step):
+    """After --resume: with the frame that was seen last, so that no stack is of two episodes.
+
+    Episodes have seven steps. At step 140 both environments have just been reset.
+    """
+    need(S, "FrameBuffer", "Args.resume")
+    buffers, init, due = [], S.FrameBuffer.__init__, S.Run.checkpoint_due
+
+    def spy(buffer, *inputs):
+        init(buffer, *inputs)
+        buffers.append(buffer)
+
+    def stop(run):
+        run.stopping = "SIGTERM" if run.global_step == step else ""
+        return due(run)
+
+    flags = "--env-id tests.toy_envs:Restless-v0 --num-envs 2 --buffer-size 1000 --compile off"
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(S.Run, "checkpoint_due", stop)
+        train(f"{flags} --run-dir run")
+    monkeypatch.setattr(S.FrameBuffer, "__init__", spy)
+    S.main(S.parse_args(S.Args, ["--resume", "run"]))
+    assert len(warnings(capfd.readouterr().out)) == 2
+    (buffer,) = buffers
+    for env, added in enumerate(buffer.added):
+        acted, age = buffer.notes["acted"][env, :added], buffer.notes["age"][env, :added]
+        frames = buffer.frames.view(2, 500, 36, 36)[env, :added]
+        time = (frames[:, :, 0] == 255).sum(1).numpy() // 5  # of the episode, as it is shown
+        assert (age == np.minimum(time, 3)).all() and acted[0]
+        assert (time[1:] == np.where(acted[:-1], time[:-1] + 1, 0)).all()
+        lasts = [int(t) for t in time[~acted]]
+        assert sorted(lasts) == [*[65 % 7] * (step == 130), *[7] * (len(lasts) - (step == 130))]
+
+
+def test_files_have_room_for_the_last_frames_of_games(run):
+    """A tenth more than transitions, which is enough for games of ten steps."""
+    seen = run(env_id="tests.probe_envs:Frames-v0", num_envs=2, checkpoint_every=4000)
+    rooms = [file.room for file in seen.run.buffer_files]
+    assert len(rooms) == 2 and all(2200 <= room < 2210 for room in rooms)
+
+
 # --- Atari ----------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "name, sticky, life_loss",
