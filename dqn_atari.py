@@ -163,7 +163,8 @@ class NatureCNN(nn.Sequential):
 def pick(values, action):
     """Return those of values [B, A] that belong to actions [B].
 
-    A product with a mask, since on CUDA the gradient of an index depends on the order of threads.
+    A product with a mask, not an index: PyTorch's compiler tries its CUDA kernels on random
+    numbers, with which an index would be out of bounds.
     """
     chosen = torch.arange(values.shape[1], device=values.device) == action[:, None]
     return (values * chosen).sum(1)
@@ -992,13 +993,21 @@ def make_games(args, num_envs, film=False, limit=18_000, vector=gym.vector.SyncV
         return vector(makers, autoreset_mode="Disabled")
 
 
-def in_worker(make, threads):
-    """Build an environment; if this is a process of its own, let it end with the run's only."""
-    run = multiprocessing.parent_process()
-    if run:
+def in_processes(threads, makers, **options):
+    """Build environments that are stepped together, each in a process of its own."""
+    makers = [partial(make_in_worker, make, threads, os.getpid()) for make in makers]
+    envs = gym.vector.AsyncVectorEnv(makers, **options)
+    atexit.register(envs.close)  # or a refused flag would wait for ever: they ignore SIGTERM
+    return envs
+
+
+def make_in_worker(make, threads, run_pid):
+    """Build an environment; in a process of its own leave signals to the run, and end with it."""
+    if os.getpid() != run_pid:  # the run itself builds one as well, to see its spaces
         # Ctrl-C and SIGTERM may come to all processes; the run saves its state and closes this one
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
+        run = multiprocessing.parent_process()
         threading.Thread(target=end_with, args=[run], daemon=True).start()
         choose_threads(threads)
     return make()
@@ -1008,14 +1017,6 @@ def end_with(process):
     """Wait until a process has ended, by kill -9 perhaps, and end this one."""
     process.join()
     os._exit(1)
-
-
-def in_processes(threads, makers, **options):
-    """Build environments that are stepped together, each in a process of its own."""
-    makers = [partial(in_worker, make, threads) for make in makers]
-    envs = gym.vector.AsyncVectorEnv(makers, **options)
-    atexit.register(envs.close)  # or a refused flag would wait for ever: they ignore SIGTERM
-    return envs
 
 
 def reset_finished(envs, done, next_obs):

@@ -1,5 +1,6 @@
 """Environments in processes of their own end with the run, and not before."""
 
+import json
 import os
 import re
 import signal
@@ -79,17 +80,11 @@ def test_a_refused_flag_ends_at_once(S, launch, tmp_path):
     assert re.fullmatch("error: --run-dir run is there: .*\n", err)
 
 
-def test_threads_are_limited_in_all_processes(S, train, monkeypatch):
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_are_limited_in_all_processes(S, launch, tmp_path, threads):
     need(S, "Args.async_envs", "Args.resume")
-    found = []
-    begin = S.Run.begin
-
-    def spy(run):
-        found.extend(run.envs.call("get_wrapper_attr", "threads"))
-        return begin(run)
-
-    monkeypatch.setattr(S.Run, "begin", spy)
-    train(f"{FLAGS.replace('Hidden', 'Threads')} --threads 1 --run-dir one")
-    train(f"{FLAGS.replace('Hidden', 'Threads')} --threads 3 --run-dir three")
-    assert [threads["torch"] for threads in found] == [1, 1, 3, 3]
-    assert all(max(threads["pools"]) <= threads["torch"] for threads in found)
+    flags = f"{FLAGS.replace('Hidden', 'Threads')} --threads {threads}"
+    code, _, err = finish(launch(tmp_path, flags, PYTHONPATH=str(ROOT)))
+    assert code == 0, err
+    found = [json.loads(path.read_text()) for path in tmp_path.glob("threads-*")]
+    assert len(found) == 2 and all(pools[0] == threads == max(pools) for pools in found)

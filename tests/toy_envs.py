@@ -1,8 +1,10 @@
 """Small environments for the tests: python sac_continuous.py --env-id tests.toy_envs:Counter-v0."""
 
+import json
 import os
 import random
 import time
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -84,12 +86,12 @@ class Hidden(Toy):
 
 
 class Threads(Toy):
-    """Tells how many threads its process may use."""
+    """Writes how many threads PyTorch and each pool of its process may use."""
 
-    @property
-    def threads(self):
+    def reset(self, seed=None, options=None):
         pools = [pool["num_threads"] for pool in threadpoolctl.threadpool_info()]
-        return {"torch": torch.get_num_threads(), "pools": pools}
+        Path(f"threads-{os.getpid()}").write_text(json.dumps([torch.get_num_threads(), *pools]))
+        return super().reset(seed=seed)
 
 
 class Restless(Toy):
