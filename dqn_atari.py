@@ -1,8 +1,7 @@
-# --- method ---------------------------------------------------------------------------------------
 """Deep Q-Network (DQN, Mnih et al. 2015, doi 10.1038/nature14236) for Atari games.
 
 The agent sees four grey frames of 84 x 84 pixels and learns from transitions that are drawn from a
-replay buffer. For learning, rewards are cut to their sign, and a lost life may end an episode; the
+replay buffer. It learns from the sign of rewards, and a lost life may end an episode for it; the
 game goes on, and the return that is reported is that of the full game, of raw rewards.
 
 (1) action = argmax q(obs), with probability epsilon a random one; epsilon falls linearly
@@ -10,52 +9,84 @@ game goes on, and the return that is reported is that of the full game, of raw r
     with --double (arXiv 1509.06461): ... * q_target(next_obs)[argmax q(next_obs)]
 (3) q_loss = mean(error^2), error = q(obs)[action] - td_target
     with --huber: mean(error^2 / 2 where |error| < 1, |error| - 1/2 elsewhere)
-(4) q_target <- q, every target_every transitions
+(4) q_target = q, every target_every transitions
 
-Differs from the paper: Adam; no cut of errors; epsilon falls to 0.01, not 0.1; the target is copied
-every 250 updates, not 10,000: all as CleanRL; in evaluations epsilon is 0.001, not 0.05
+Differs from the paper: Adam; errors are not clipped; epsilon falls to 0.01, not 0.1; the target is
+copied every 250 updates, not 10,000: all as CleanRL; in evaluations epsilon is 0.001, not 0.05.
 
 python dqn_atari.py --env-id BreakoutNoFrameskip-v4
 python dqn_atari.py --env-id PongNoFrameskip-v4 --total-timesteps 4000 --learning-starts 2000 \
     --buffer-size 4000 --eval-every 0
 """
 
-# --- imports --------------------------------------------------------------------------------------
+# /// script
+# requires-python = ">=3.11,<3.14"
+# dependencies = [
+#     "torch==2.13.0",
+#     "gymnasium[mujoco]==1.4.0",
+#     "ale-py==0.12.1",
+#     "numpy==2.4.6",
+#     "tyro==1.0.17",
+#     "wandb==0.31.0",
+#     "tensorboard==2.21.0",
+#     "moviepy==2.2.1",
+#     "tqdm==4.70.1",
+#     "psutil==7.2.2",
+#     "threadpoolctl==3.8.0",
+#     "opencv-python-headless==5.0.0.93",
+# ]
+# ///
+
+import atexit
 import copy
+import fcntl
+import functools
 import gc
+import io
 import json
 import math
+import multiprocessing
 import os
 import platform
 import random
 import re
+import secrets
 import shutil
 import signal
+import subprocess
 import sys
+import threading
 import time
 import tomllib
+import zipfile
+import zlib
 from collections import Counter, deque
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import Literal
+from shlex import quote
+from typing import Literal, NamedTuple
 
 import ale_py
 import gymnasium as gym
-import imageio.v2 as imageio
 import numpy as np
 import psutil
 import torch
 import tyro
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
 
 
 # --- arguments ------------------------------------------------------------------------------------
 @dataclass
 class Args:
-    """Train DQN; --evaluate scores and films a trained agent instead."""
+    """Train DQN; --evaluate scores and films a trained agent instead.
+
+    Numbers in brackets are those of the equations at the top of the script.
+    """
 
     # task
     env_id: str = "BreakoutNoFrameskip-v4"  # Gymnasium id; my_module:MyEnv-v0 imports my_module
@@ -66,6 +97,7 @@ class Args:
     life_loss: Literal["auto", "on", "off"] = "auto"  # lost lives end episodes; auto: if not sticky
     clip_rewards: bool = True  # learn from the sign of rewards
     frame_size: int = 84  # pixels a side that it sees of an Atari game; fewer are faster
+
     # algorithm
     buffer_size: int = 1_000_000  # transitions kept for replay
     learning_starts: int = 80_000  # transitions of exploration before the updates
@@ -81,172 +113,203 @@ class Args:
     huber: bool = False  # (3) Huber loss
     learning_rate: float = 1e-4  # (3) Adam's step size
     target_every: int = 1_000  # (4) transitions between two copies
+
     # run
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: CUDA if present, for PPO the CPU
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: where training is fastest
     threads: int | None = None  # CPU threads; None: all cores, at most 4
     compile: Literal["auto", "on", "off"] = "auto"  # auto: if the run is long enough to gain
     log_every: int = 1_000  # transitions between two rows of metrics; 0: none
-    eval_every: int | None = None  # transitions between evaluations; default up to 25; 0: none
-    eval_episodes: int = 10  # episodes per evaluation, with deterministic actions
+    eval_every: int | None = None  # transitions between evaluations; default total / 24; 0: none
+    eval_episodes: int = 10  # full games per evaluation, with epsilon eval_e
     capture_video: bool = True  # film an episode of every eighth evaluation and of the last
+    checkpoint_every: int | None = None  # likewise; default total / 20; 0: only when interrupted
+    resume: str | None = None  # run folder to go on with; auto: --run-dir, if it holds a run
     track: bool = False  # send metrics, source and videos to Weights & Biases
+    wandb_project_name: str | None = None  # project there; default $WANDB_PROJECT
+    wandb_entity: str | None = None  # team there; default $WANDB_ENTITY
     notes: str = ""  # the hypothesis, kept beside the run
     run_dir: str | None = None  # folder of this run; default runs/<env>__<script>__<seed>__<id>
     config: str | None = None  # start from the config.toml of a run; flags override it
     evaluate: str | None = None  # run folder to score and film instead of training
 
-    def check(self):
-        """Refuse values that can not work."""
-        positive = "total_timesteps num_envs buffer_size batch_size train_every hidden_size "
-        positive += "exploration_fraction learning_rate target_every eval_episodes"
-        for name in positive.split():
-            require(0 < getattr(self, name) < math.inf, name, "must be positive")
-        for name in ["gamma", "start_e", "end_e", "eval_e"]:
-            require(0 <= getattr(self, name) <= 1, name, "must be between 0 and 1")
-        for name in ["seed", "log_every", "eval_every", "threads"]:
-            require(0 <= (getattr(self, name) or 0) < 2**63, name, "must not be negative or huge")
-        require(36 <= self.frame_size <= 160, "frame_size", "must be between 36 and 160")
-        starts = self.learning_starts
-        require(self.batch_size <= starts, "batch_size", "must be at most --learning-starts")
-        require(self.total_timesteps > starts, "total_timesteps", "must be above --learning-starts")
-        least = 8 * self.num_envs
-        fits = self.buffer_size >= least
-        require(fits, "buffer_size", f"must be {least} or more: 8 an environment")
-
 
 # --- networks -------------------------------------------------------------------------------------
 class NatureCNN(nn.Sequential):
-    """Three convolutions and two linear layers: frames [B, 4, H, W] uint8 to values [B, A]."""
+    """Three convolutions and two linear layers, which map frames [B, 4, H, W] to values [B, A]."""
 
-    def __init__(self, shape, hidden_size, actions):
-        require(min(shape[1:]) >= 36, "env_id", "has frames below 36 x 36: resize them")
-        layers = [nn.Conv2d(shape[0], 32, 8, 4), nn.ReLU(), nn.Conv2d(32, 64, 4, 2), nn.ReLU()]
-        layers += [nn.Conv2d(64, 64, 3, 1), nn.ReLU(), nn.Flatten()]
-        features = nn.Sequential(*layers)(torch.zeros(1, *shape)).shape[1]  # 3136 for 84 x 84
-        layers += [nn.Linear(features, hidden_size), nn.ReLU(), nn.Linear(hidden_size, actions)]
-        super().__init__(*layers)
-        self.to(memory_format=torch.channels_last)  # convolutions take two thirds of the time
+    def __init__(self, obs_shape, hidden_size, num_actions):
+        require(min(obs_shape[1:]) >= 36, "env_id", "has frames below 36 x 36: resize them")
+        convolutions = nn.Sequential(
+            nn.Conv2d(obs_shape[0], 32, kernel_size=8, stride=4),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, kernel_size=4, stride=2),
+            nn.ReLU(),
+            nn.Conv2d(64, 64, kernel_size=3, stride=1),
+            nn.ReLU(),
+            nn.Flatten(),
+        )
+        features = convolutions(torch.zeros(1, *obs_shape)).shape[1]  # 3136 for 84 x 84
+        super().__init__(
+            *convolutions,
+            nn.Linear(features, hidden_size),
+            nn.ReLU(),
+            nn.Linear(hidden_size, num_actions),
+        )
+        # the layout of memory in which convolutions, two thirds of all time, are fastest
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, frames):
         """Scale bytes to [0, 1], here and nowhere else."""
-        return super().forward((frames / 255).contiguous(memory_format=torch.channels_last))
+        scaled = frames / 255
+        return super().forward(scaled.contiguous(memory_format=torch.channels_last))
 
 
 def pick(values, action):
-    """Return those of values [B, A] that belong to actions [B], without indices: see README."""
+    """Return those of values [B, A] that belong to actions [B].
+
+    A product with a mask, not an index: PyTorch's compiler tries its CUDA kernels on random
+    numbers, with which an index would be out of bounds.
+    """
     chosen = torch.arange(values.shape[1], device=values.device) == action[:, None]
     return (values * chosen).sum(1)
 
 
-# --- experience -----------------------------------------------------------------------------------
-class Game(gym.wrappers.AtariPreprocessing):
-    """An Atari game in grey pixels, each the larger of the last two of four frames."""
+# --- replay buffer --------------------------------------------------------------------------------
+class Batch(NamedTuple):
+    """Transitions; terminated is 1 where a game or a life really ended, not where time ran out."""
 
-    seeded, metadata = False, {"render_modes": ["rgb_array"], "render_fps": 15}  # 60 frames / 4
+    frames: torch.Tensor  # [B, 5, H, W] uint8: obs is the first four, next_obs the last four
+    action: torch.Tensor  # [B]
+    reward: torch.Tensor  # [B]
+    terminated: torch.Tensor  # [B]
 
-    def reset(self, seed=None, options=None):
-        """Begin with 1 to 30 no-ops, then FIRE where there is one: some games wait for it."""
-        if self.seeded and seed is not None:  # not the emulator again: that loads its ROM, 0.2 s
-            self.unwrapped.np_random, seed = gym.utils.seeding.np_random(seed)[0], None
-        self.seeded = True
-        obs, info = super().reset(seed=seed, options=options)
-        fire = self.unwrapped.get_action_meanings()[1] == "FIRE"
-        return self.step(1)[::4] if fire else (obs, info)
+
+# What the buffer notes of a frame: what was done there, whether it was acted upon at all, which the
+# last frame of an episode is not, and its age, the number of frames before it, 3 at most.
+NOTE = np.dtype(
+    [
+        ("action", np.float32),
+        ("reward", np.float32),
+        ("terminated", np.float32),
+        ("acted", bool),
+        ("age", np.uint8),
+    ]
+)
 
 
 class FrameBuffer:
-    """A ring of single frames [T, H, W] uint8 for each of N environments, with what was done there.
+    """Single frames, a ring of them for each environment: a quarter of the memory of stacks.
 
-    A row is a frame; if it is `acted` upon, action, reward and terminated are kept beside it, and
-    the next row is the next frame. The last frame of an episode is a row too, never acted upon.
+    A row of a ring is a frame with its note; the next row is the next frame. Checkpoints save the
+    first `added` rows of each ring. In the place after them is the frame that is acted upon next,
+    if the episode goes on: add writes it once more, and so a checkpoint need not hold it.
     """
 
-    def __init__(self, capacity, num_envs, shape, device):
-        self.length = capacity // num_envs
-        size = num_envs, self.length
-        shape = num_envs * self.length, *shape
+    def __init__(self, capacity, num_envs, frame_shape, device):
+        self.length = capacity // num_envs  # of each ring
+        self.envs = np.arange(num_envs)
+        shape = (num_envs * self.length, *frame_shape)  # ring after ring
         self.frames = torch.ones(shape, dtype=torch.uint8, device=device)  # takes its memory now
-        self.columns = np.zeros((3, *size), np.float32)  # action, reward, terminated
-        self.acted, self.age = np.zeros(size, bool), np.zeros(size, np.uint8)
-        self.head, self.over = np.full(num_envs, -1), np.ones(num_envs, bool)
-        self.filled = 0  # rows of the fullest ring
-
-    def push(self, envs, frames, age):
-        """Write frames [M, H, W] into the next rows of M rings; age: frames before them, to 3."""
-        self.head[envs] = (self.head[envs] + 1) % self.length
-        self.filled = max(self.filled, self.head.max() + 1)
-        rows = self.head[envs]
-        self.acted[envs, rows], self.age[envs, rows] = False, age
-        self.frames[envs * self.length + rows] = torch.from_numpy(frames).to(self.frames.device)
+        self.notes = np.zeros((num_envs, self.length), NOTE)
+        self.added = np.zeros(num_envs, int)  # rows ever added; the next goes to added % length
 
     def add(self, obs, action, reward, terminated, next_obs, done):
         """Copy N transitions in, obs [N, 4, H, W], others [N]; the oldest fall out."""
-        first, every = np.flatnonzero(self.over), np.arange(len(done))
-        if len(first):
-            self.push(first, obs[first, -1], 0)
-        self.columns[:, every, self.head] = action, reward, terminated
-        self.acted[every, self.head] = True
-        self.push(every, next_obs[:, -1], np.minimum(self.age[every, self.head] + 1, 3))
-        self.over = done
+        before = self.notes[self.envs, (self.added - 1) % self.length]
+        note = np.zeros(len(self.envs), NOTE)
+        note["action"] = action
+        note["reward"] = reward
+        note["terminated"] = terminated
+        note["acted"] = True
+        note["age"] = np.where(before["acted"], np.minimum(before["age"] + 1, 3), 0)
+
+        next_note = np.zeros(len(self.envs), NOTE)  # not acted upon, or not yet
+        next_note["age"] = np.minimum(note["age"] + 1, 3)
+        rows = np.concatenate([self.added, self.added + 1]) % self.length
+        envs = np.concatenate([self.envs, self.envs])
+        self.notes[envs, rows] = np.concatenate([note, next_note])
+        frames = np.concatenate([obs[:, -1], next_obs[:, -1]])
+        self.frames[envs * self.length + rows] = torch.from_numpy(frames).to(self.frames.device)
+        self.added += 1 + done  # the last frame of an episode is complete as it is
 
     def sample(self, batch_size):
-        """Draw B transitions uniformly, with replacement: frames [B, 5, H, W], columns [3, B]."""
-        env, row = np.zeros((2, 0), int)
+        """Draw B transitions uniformly, with replacement."""
+        env, row = self.draw(batch_size)
+        note = self.notes[env, row]
+        columns = np.stack([note["action"], note["reward"], note["terminated"]])
+        columns = torch.from_numpy(columns).to(self.frames.device)  # at once, which is faster
+        return Batch(self.stack(env, row), *columns)
+
+    def draw(self, batch_size):
+        """Draw rows that were acted upon and whose frames are all there; return env, row [B]."""
+        last = self.notes[self.envs, (self.added - 1) % self.length]
+        written = self.added + last["acted"]  # with the frames that are acted upon next
+        filled = min(written.max(), self.length)
+        env = row = np.zeros(0, int)
         while len(env) < batch_size:
-            more = np.random.randint([[len(self.head)], [self.filled]], size=(2, 2 * batch_size))
-            since = (self.head[more[0]] - more[1]) % self.length  # rows written after
-            whole = since + self.age[*more] < self.length  # none of its frames is overwritten
-            keep = more[:, self.acted[*more] & whole]
-            env, row = np.concatenate([[env, row], keep], 1)
-        env, row = env[:batch_size], row[:batch_size]
-        back = np.minimum(np.array([3, 2, 1, 0])[:, None], self.age[env, row])  # [4, B]
-        index = env * self.length + (row + np.vstack([-back, np.ones_like(row)])) % self.length
-        index = torch.from_numpy(index.T.ravel()).to(self.frames.device)
-        frames = self.frames.index_select(0, index).view(batch_size, 5, *self.frames.shape[1:])
-        columns = np.ascontiguousarray(self.columns[:, env, row])  # or it is compiled twice
-        return frames, torch.from_numpy(columns).to(self.frames.device)
+            some_env = np.random.randint(len(self.envs), size=2 * batch_size)
+            some_row = np.random.randint(filled, size=2 * batch_size)
+            note = self.notes[some_env, some_row]
+            written_since = (written[some_env] - 1 - some_row) % self.length
+            whole = written_since + note["age"] < self.length  # none of its frames is overwritten
+            valid = note["acted"] & whole
+            env = np.concatenate([env, some_env[valid]])
+            row = np.concatenate([row, some_row[valid]])
+        return env[:batch_size], row[:batch_size]
+
+    def stack(self, env, row):
+        """Gather the frames [B, 5, H, W] of rows [B]: those up to the row and the one after."""
+        age = self.notes["age"][env, row].astype(int)
+        offset = np.array([-3, -2, -1, 0, 1])
+        offset = np.maximum(offset, -age[:, None])  # before the first frame: the first again
+        index = env[:, None] * self.length + (row[:, None] + offset) % self.length  # [B, 5]
+        index = torch.from_numpy(index.ravel()).to(self.frames.device)
+        return self.frames.index_select(0, index).view(len(env), 5, *self.frames.shape[1:])
+
+    def end_episode(self, env, frame):
+        """Let the episode of an environment end with a frame [H, W], if it has any before it."""
+        before = self.notes[env, (self.added[env] - 1) % self.length]
+        if before["acted"]:
+            row = self.added[env] % self.length
+            self.notes[env, row] = (0, 0, 0, False, min(before["age"] + 1, 3))
+            self.frames[env * self.length + row] = torch.from_numpy(frame).to(self.frames.device)
+            self.added[env] += 1
 
 
 # --- agent ----------------------------------------------------------------------------------------
-class Adam(nn.Module):
-    """Adam (arXiv 1412.6980), whose averages over all parameters are one vector each."""
-
-    def __init__(self, parameters, lr, beta1=0.9, beta2=0.999, eps=1e-8, max_norm=math.inf):
-        super().__init__()
-        self.leaves, self.lr, self.max_norm = [*parameters], lr, max_norm
-        self.beta1, self.beta2, self.eps = beta1, beta2, eps
-        self.sizes = [leaf.numel() for leaf in self.leaves]
-        zeros = self.leaves[0].detach().new_zeros(sum(self.sizes))
-        self.mean, self.square = nn.Buffer(zeros), nn.Buffer(zeros.clone())
-        self.mean_seen, self.square_seen = (nn.Buffer(zeros.new_zeros(())) for _ in range(2))
-
-    def step(self, loss):
-        """Descend the loss in place, by a gradient cut to max_norm; return its norm before."""
-        gradient = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, self.leaves)])
-        norm = gradient.norm()
-        with torch.no_grad():
-            gradient = gradient * (self.max_norm / (norm + 1e-6)).clamp(max=1)
-            self.mean.lerp_(gradient, 1 - self.beta1)
-            self.square.lerp_(gradient.square(), 1 - self.beta2)
-            self.mean_seen.mul_(self.beta1).add_(1 - self.beta1)  # 1 - beta1^steps
-            self.square_seen.mul_(self.beta2).add_(1 - self.beta2)
-            scale = (self.square / self.square_seen).sqrt() + self.eps
-            moves = (self.lr / self.mean_seen * self.mean / scale).split(self.sizes)
-            for leaf, move in zip(self.leaves, moves, strict=True):
-                leaf.sub_(move.view_as(leaf))
-        return norm
-
-
 class Agent(nn.Module):
-    """DQN: networks, optimizer and the update."""
+    """Network, target network and optimizer; it acts and learns.
 
-    def __init__(self, args, obs_dim, low, high, device="cpu"):
+    Checkpoints save parameters and buffers (nn.Buffer), those of the optimizer included; whatever
+    else you keep here is lost with --resume.
+    """
+
+    def __init__(self, args, obs_shape, num_actions, device="cpu"):
         super().__init__()
-        self.args, self.obs_dim, self.low, self.high = args, obs_dim, low, high
-        self.q = NatureCNN(obs_dim, args.hidden_size, int(high) + 1)
+        self.args = args
+        self.sizes = {"obs_shape": list(obs_shape), "num_actions": int(num_actions)}
+        self.num_actions = num_actions
+        self.epsilon = args.start_e  # (1) in use, from the latest call of decay_epsilon
+
+        self.q = NatureCNN(obs_shape, args.hidden_size, num_actions)
         self.q_target = copy.deepcopy(self.q).requires_grad_(False)
-        self.to(device)
-        self.opt = Adam(self.q.parameters(), args.learning_rate)
+        self.to(device)  # first, so that the optimizer's averages are made there
+
+        # not torch.optim, which would break up the one compiled graph of an update; to use another
+        # optimizer copy Adam, from below, and change its step()
+        self.q_opt = Adam(self.q.parameters(), args.learning_rate)
+
+    @classmethod
+    def load(cls, folder, device="cpu"):
+        """Read the agent of a run folder, or exit with 2 if it holds none of this script."""
+        return load_agent(cls, Args, folder, device)
+
+    # acting
+    def decay_epsilon(self, step):
+        """Set the probability of a random action for a step of training."""
+        args = self.args
+        share = min(step / (args.exploration_fraction * args.total_timesteps), 1)
+        self.epsilon = args.start_e + share * (args.end_e - args.start_e)
 
     @torch.inference_mode()
     def values(self, obs):
@@ -255,127 +318,232 @@ class Agent(nn.Module):
 
     def explore(self, obs, epsilon):
         """Choose actions [N] for obs [N, 4, H, W], each with probability epsilon at random."""
-        random = np.random.random(len(obs)) < epsilon
-        action = np.random.randint(int(self.high) + 1, size=len(obs))
-        if random.all():  # spares the network while it is not needed
-            return action
-        return np.where(random, action, self.values(obs).argmax(1).cpu().numpy())  # (1)
+        at_random = np.random.random(len(obs)) < epsilon
+        random_action = np.random.randint(self.num_actions, size=len(obs))
+        if at_random.all():  # spares the network while it is not needed
+            return random_action
+        best_action = self.values(obs).argmax(1).cpu().numpy()
+        return np.where(at_random, random_action, best_action)  # (1)
 
     def act(self, obs, deterministic=True):
         """Choose actions [N] for obs [N, 4, H, W]; epsilon is eval_e if deterministic."""
         return self.explore(obs, self.args.eval_e if deterministic else self.args.end_e)
 
     def value(self, obs):
-        """Estimate the return [N] from obs [N, 4, H, W], of rewards as they are learned from."""
+        """Estimate the return [N] from obs [N, 4, H, W], of rewards as they are learned from.
+
+        Training does not need it; it is there to look at what an agent has learned.
+        """
         return self.values(obs).amax(1).cpu().numpy()
 
-    def epsilon(self, step):
-        """Return the probability of a random action at a step of training."""
-        share = min(step / (self.args.exploration_fraction * self.args.total_timesteps), 1)
-        return self.args.start_e + share * (self.args.end_e - self.args.start_e)
-
-    def update(self, frames, columns):
-        """Step q on frames [B, 5, H, W] and columns [3, B] of the buffer; return metrics."""
-        obs, next_obs = frames[:, :-1], frames[:, 1:]
-        action, reward, terminated = columns
+    # learning
+    def update(self, batch):
+        """Take one gradient step; return metrics, tensors of one number by name."""
+        obs = batch.frames[:, :-1]
+        next_obs = batch.frames[:, 1:]
         with torch.no_grad():
             next_q = self.q_target(next_obs)  # [B, A]
-            best = (self.q(next_obs) if self.args.double else next_q).argmax(1)
-            next_value = pick(next_q, best)
-            td_target = reward + self.args.gamma * (1 - terminated) * next_value  # (2)
-        q = pick(self.q(obs), action)
-        assert q.shape == td_target.shape == reward.shape
+            next_action = (self.q(next_obs) if self.args.double else next_q).argmax(1)
+            next_value = pick(next_q, next_action)
+            # a truncated game still has reward ahead: only termination stops the bootstrap
+            td_target = batch.reward + self.args.gamma * (1 - batch.terminated) * next_value  # (2)
+
+        q = pick(self.q(obs), batch.action)
+        assert q.shape == td_target.shape == batch.reward.shape
         loss_of = nn.functional.smooth_l1_loss if self.args.huber else nn.functional.mse_loss
         loss = loss_of(q, td_target)  # (3)
-        grad_norm, q, loss = self.opt.step(loss), q.detach(), loss.detach()
-        metrics = {"losses/td_loss": loss, "losses/q_values": q.mean(), "grad/norm": grad_norm}
-        metrics |= describe("q/value", q) | describe("q/target", td_target)
-        error = (q - td_target).square().mean().sqrt()
-        metrics["q/td_rel"] = error / (metrics["q/target_sd"] + 1e-8)
-        return metrics | describe("env/reward", reward)
+        grad_norm = self.q_opt.minimize(loss)
+        return self.metrics(batch.reward, q.detach(), loss.detach(), td_target, grad_norm)
 
     def copy_target(self):
         """Set q_target to q."""
         self.q_target.load_state_dict(self.q.state_dict())  # (4)
 
-    @classmethod
-    def load(cls, folder, device="cpu"):
-        """Read the agent of a run folder, or exit with 2 if it is none of this script."""
-        return load_agent(cls, Args, folder, device)
+    # metrics; a NaN or an infinity in a mean that is logged ends the run
+    def metrics(self, reward, q, loss, td_target, grad_norm):
+        """Describe an update: q, td_target and reward [B]."""
+        error = (q - td_target).square().mean().sqrt()
+        return {
+            "losses/td_loss": loss,
+            "losses/q_values": q.mean(),
+            "grad/norm": grad_norm,
+            # error relative to the spread of what should be learned
+            "q/td_rel": error / (td_target.std(correction=0) + 1e-8),
+            **describe("q/value", q),
+            **describe("q/target", td_target),
+            **describe("env/reward", reward),
+        }
+
+    def learning_rates(self):
+        """Return the step size, which a schedule may change by lr.fill_(x), and epsilon."""
+        return {"charts/learning_rate": self.q_opt.lr, "charts/epsilon": self.epsilon}
 
 
-# --- plumbing -------------------------------------------------------------------------------------
+# --- training -------------------------------------------------------------------------------------
+def main(args):
+    """Train as args say and return the agent; with --evaluate score a trained one instead."""
+    check(args)
+    if args.evaluate:
+        return evaluate_games(args)
+    args = settle_life_loss(args)
+    compile_from = args.learning_starts + 20_000  # in shorter runs compiling does not pay
+    args = resolve(args, "cuda", least_steps_to_compile=compile_from, least_eval_period=50_000)
+    envs, eval_envs, sizes = build_games(args)
+
+    seed_everything(args.seed)  # after building environments, which may draw random numbers
+    agent = Agent(args, **sizes, device=args.device)
+    frame_shape = sizes["obs_shape"][1:]
+    buffer = FrameBuffer(args.buffer_size, args.num_envs, frame_shape, args.device)
+    rings = [Ring(buffer, env) for env in range(args.num_envs)]
+
+    with Run(args, agent, envs, eval_envs, rings) as run:  # --resume loads agent, buffer here
+        update = run.compile(Agent.update, example_batch(args, frame_shape))
+        obs = run.begin()  # the first observations, or those of the checkpoint
+        for env, frame in enumerate(envs.call("lost_frame")):
+            if frame is not None:  # its episode cannot go on, after --resume
+                buffer.end_episode(env, frame)
+        if run.evaluation_due():  # at step 0 it is
+            run.evaluate()
+            run.checkpoint()  # which spares --resume this evaluation
+        while run.global_step < args.total_timesteps:
+            agent.decay_epsilon(run.global_step)
+            action = agent.explore(obs, agent.epsilon)
+            run.lap("act")  # counts the time since the last lap as acting
+
+            # no environment resets itself: next_obs is the true one, at the end of an episode too
+            next_obs, reward, terminated, truncated, infos = envs.step(action)
+            require_finite(reward=reward)
+            run.global_step += args.num_envs
+            done = terminated | truncated
+            life_lost = infos["life_lost"] & (args.life_loss == "on")
+            learned_reward = np.sign(reward) if args.clip_rewards else reward
+            buffer.add(obs, action, learned_reward, terminated | life_lost, next_obs, done)
+            obs = reset_finished(envs, done, next_obs)
+            run.lap("env")
+
+            # until there is one update for train_every transitions
+            while run.updates * args.train_every < run.global_step - args.learning_starts:
+                metrics = update(buffer.sample(args.batch_size))
+                run.record(metrics)
+                run.updates += 1
+            if run.global_step % args.target_every < args.num_envs:
+                agent.copy_target()
+            run.lap("update")
+
+            run.log_episodes(infos, truncated)
+            if run.log_due():
+                run.log_interval()
+            if run.evaluation_due():
+                run.evaluate()
+            if run.checkpoint_due():
+                run.checkpoint()  # and end here, if a signal came
+    return agent
+
+
+def check(args):
+    """Refuse settings that cannot work, in one sentence."""
+    positive = ["total_timesteps", "num_envs", "buffer_size", "batch_size", "train_every"]
+    positive += ["hidden_size", "exploration_fraction", "learning_rate", "target_every"]
+    positive += ["eval_episodes"]
+    for name in positive:
+        require(0 < getattr(args, name) < math.inf, name, "must be positive")
+    for name in ["gamma", "start_e", "end_e", "eval_e"]:
+        require(0 <= getattr(args, name) <= 1, name, "must be between 0 and 1")
+    for name in ["seed", "threads", "log_every", "eval_every", "checkpoint_every"]:
+        require(0 <= (getattr(args, name) or 0) < 2**63, name, "must not be negative or huge")
+    require(36 <= args.frame_size <= 160, "frame_size", "must be between 36 and 160")
+    starts = args.learning_starts
+    require(args.batch_size <= starts, "batch_size", f"must be at most --learning-starts, {starts}")
+    sentence = f"must be above --learning-starts, {starts}"
+    require(args.total_timesteps > starts, "total_timesteps", sentence)
+    least = 8 * args.num_envs
+    fits = args.buffer_size >= least
+    require(fits, "buffer_size", f"must be {least} or more: 8 an environment")
+
+
+def settle_life_loss(args):
+    """Return args with --life-loss on or off: auto follows the two protocols that are in use."""
+    if args.life_loss == "auto":
+        mode = "off" if sticky_actions(args.env_id) else "on"
+        args = replace(args, life_loss=mode)
+    return args
+
+
+def build_games(args):
+    """Build environments to train in and to evaluate in; return them with the agent's sizes."""
+    vector = gym.vector.SyncVectorEnv
+    if args.async_envs:
+        vector = partial(WorkerEnvs, threads=args.threads)
+    envs = make_games(args, args.num_envs, limit=108_000, vector=vector)
+    eval_envs = None
+    if args.eval_every:
+        eval_envs = make_games(args, args.eval_episodes, film=args.capture_video)
+    obs_shape = envs.single_observation_space.shape  # 4, H, W
+    pixels = math.prod(obs_shape[1:])
+    check_memory(args.device, "buffer_size", args.buffer_size, pixels + NOTE.itemsize)
+    say(protocol(args, obs_shape))
+    say(f"replay needs {args.buffer_size * pixels / 1e9:.2g} GB on {args.device}")
+    return envs, eval_envs, {"obs_shape": obs_shape, "num_actions": envs.single_action_space.n}
+
+
+def protocol(args, obs_shape):
+    """Say what a game is here, since scores of different rules cannot be compared."""
+    sticky = sticky_actions(args.env_id)
+    if sticky is None:
+        return "no Atari game: frames and lives are taken as they come"
+    rules = f"sticky actions {sticky}, life loss {args.life_loss}, frame skip 4, max over 2 frames"
+    rules += f", {obs_shape[1]} x {obs_shape[2]} pixels, 1 to 30 no-ops, FIRE if any"
+    return f"{rules}; full games' returns"
+
+
+def example_batch(args, frame_shape):
+    """Return a batch of zeros, on which the update is tried."""
+    frames = torch.zeros(args.batch_size, 5, *frame_shape, dtype=torch.uint8, device=args.device)
+    return Batch(frames, *torch.zeros(3, args.batch_size, device=args.device))
+
+
+# ==================================================================================================
+# Plumbing: the same in every script; nothing below is about DQN.
+# ==================================================================================================
+SCRIPT = Path(__file__).resolve()
 TRAIN, EVALUATE = 0, 1  # streams of seeds
-VIDEO = "video (needs rgb_array frames; apt-get install libegl1 libgl1, or pip install pygame)"
+FIRE = 1  # the action that begins a game or a life, in games that have it
+NO_FILM = "no videos (they need rgb_array frames; apt-get install libegl1 libgl1)"
+
+
+# --- messages -------------------------------------------------------------------------------------
+def say(text, file=None):
+    """Print a line above the progress bar; a closed pipe must not end a run."""
+    file = file or sys.stdout
+    if file is None:
+        return  # the program was started without one
+    try:
+        tqdm.write(text, file=file)
+        file.flush()
+    except (OSError, ValueError, RuntimeError):  # the last where a signal interrupts a print
+        pass
+
+
+def refuse(name, sentence):
+    """Say what is wrong with the flag of that name and exit with 2."""
+    say(f"error: --{name.replace('_', '-')} {sentence}", sys.stderr)
+    raise SystemExit(2)
 
 
 def require(condition, name, sentence):
-    """Unless the condition holds, say what is wrong with the flag of that name and exit with 2."""
+    """Refuse the flag of that name unless the condition holds."""
     if not condition:
-        print(f"error: --{name.replace('_', '-')} {sentence}", file=sys.stderr)
-        raise SystemExit(2)
+        refuse(name, sentence)
 
 
-def attempt(what, call, *inputs, **options):
-    """Call what training can do without; if it fails, say so and return False."""
+def attempt(sentence, call, *inputs, **options):
+    """Call what training can do without; if it fails, warn with the sentence and return False."""
     try:
         call(*inputs, **options)
         return True
     except Exception as error:
-        print(f"warning: {what} is off from here on: {error!r:.300}", flush=True)
+        say(f"warning: {sentence}: {error!r:.300}")
         return False
-
-
-def parse_args(cls, argv):
-    """Read flags into cls; --config FILE stands for the flags in FILE, put before all others."""
-    number = r"(?<![^=])\d+(\.\d+)?e\+?\d+$"  # 1e6, alone or as in --total-timesteps=1e6
-    argv = [re.sub(number, lambda match: f"{float(match[0]):.17g}", flag) for flag in argv]
-    file, flags = tyro.cli(cls, args=argv).config, []
-    try:
-        saved = tomllib.loads(Path(file).read_text("utf-8")) if file else {}
-    except (OSError, ValueError) as error:
-        require(False, "config", f"{file} can not be read ({error}): name a config.toml")
-    for name, value in saved.items():
-        flag = f"--no-{name}" if value is False else f"--{name}"
-        flags += [flag] if isinstance(value, bool) else [flag, str(value)]
-    return tyro.cli(cls, args=[*flags, *argv])
-
-
-def resolve(args, preferred, compile_from, stored, row_bytes, eval_gap=2_000):
-    """Return args settled; compile_from, eval_gap: least steps; stored: the flag counting rows."""
-    cuda, total, rows = torch.cuda.is_available(), args.total_timesteps, getattr(args, stored)
-    require(cuda or args.device != "cuda", "device", "cuda finds no CUDA device: use --device cpu")
-    device = args.device if args.device != "auto" else preferred if cuda else "cpu"
-    free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
-    fits, need = int(0.8 * free / row_bytes), f"needs {rows * row_bytes / 1e9:.1f} GB"
-    require(rows <= fits, stored, f"{need}: --{stored.replace('_', '-')} {fits} fits")
-    torch.set_flush_denormal(True)  # averages of zero gradients decay to slow, tiny numbers
-    torch.set_num_threads(args.threads or min(torch.get_num_threads(), 4))
-    gains = total >= compile_from and shutil.which(os.environ.get("CXX", "c++"))
-    compile = {"auto": "on" if gains else "off"}.get(args.compile, args.compile)
-    every = max(math.ceil(total / 24), eval_gap) if args.eval_every is None else args.eval_every
-    threads, horizon = torch.get_num_threads(), 1 / max(1 - args.gamma, 1e-9)
-    print(f"device {device}, {threads} threads; effective horizon {horizon:.0f} steps", flush=True)
-    return replace(args, device=device, threads=threads, compile=compile, eval_every=every)
-
-
-def prepare(agent, method, *example):
-    """Return the metrics' names, and a method of the agent with these as one tensor [M], fast."""
-
-    def update(*inputs):
-        return torch.stack([*getattr(agent, method)(*inputs).values()])
-
-    state = copy.deepcopy(agent.state_dict())
-    names = [*getattr(copy.deepcopy(agent), method)(*example)]
-    if agent.args.compile == "on":
-        print(f"compiling {method}: 20 to 60 s, less if cached, or --compile off", flush=True)
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{Path.home()}/.cache/deep-rl-baselines")
-        torch._dynamo.config.load_config({"trace_autograd_ops": True, "recompile_limit": 200})
-        fast = torch.compile(update, fullgraph=True, dynamic=False, options={"cpp_wrapper": True})
-        works = attempt(f"compilation of {method}", fast, *example)
-        agent.args.compile, update = ("on", fast) if works else ("off", update)
-    agent.load_state_dict(state)
-    return names, update
 
 
 def require_finite(**arrays):
@@ -385,275 +553,1568 @@ def require_finite(**arrays):
             raise FloatingPointError(f"{name} {array} is not finite")
 
 
-def make_games(args, num_envs, film, vector=gym.vector.SyncVectorEnv, limit=18_000):
-    """Seed all generators; return games that do not reset themselves, first and last action."""
+# --- settings -------------------------------------------------------------------------------------
+def whole_number(kind):
+    """Teach tyro to read 1e6 as an integer."""
+    if kind.type is not int:
+        return None
 
-    def make(**options):
-        options |= {"frameskip": 1, "max_episode_steps": limit} if atari else {}
-        env = gym.make(args.env_id, disable_env_checker=True, **options)
-        env = Game(env, screen_size=args.frame_size) if atari else env
-        space, actions = env.observation_space, env.action_space
-        fits = space.dtype == np.uint8 and len(space.shape) == 2
-        fits = fits and isinstance(actions, gym.spaces.Discrete) and actions.start == 0
-        require(fits, "env_id", f"{args.env_id} needs frames [H, W] uint8, Discrete actions from 0")
-        env = gym.wrappers.TransformObservation(env, np.copy, None)  # it may write into one array
-        env = gym.wrappers.FrameStackObservation(env, 4)
-        return gym.wrappers.RecordEpisodeStatistics(env, stats_key="finished")
+    def read(words):
+        try:
+            return int(words[0])
+        except ValueError:
+            number = float(words[0])
+        if not number.is_integer():
+            raise ValueError(f"{words[0]} is not a whole number")
+        return int(number)
 
-    random.seed(args.seed), np.random.seed(args.seed % 2**32), torch.manual_seed(args.seed)
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="INT",
+        instance_from_str=read,
+        is_instance=lambda value: isinstance(value, int),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+def parse_args(cls, argv):
+    """Read flags into cls; those of --config FILE or --resume FOLDER count where none is given."""
+    registry = tyro.constructors.ConstructorRegistry()
+    registry.primitive_rule(whole_number)
+    args = tyro.cli(cls, args=argv, registry=registry)
+    for name, value in vars(args).items():
+        require(value != "" or name == "notes", name, "must not be empty")
+        is_text = str(value).encode("utf-8", "ignore").decode() == str(value)
+        require(is_text, name, "must be text in UTF-8")
+    flag, file, remedy = "config", args.config, "name a config.toml"
+    if args.resume and args.resume != "auto":
+        require(
+            not file, "config", "cannot go with --resume: the run goes on with its own settings"
+        )
+        flag, file, remedy = "resume", Path(args.resume, "config.toml"), "name a run folder"
+    if not file:
+        return args
+    try:
+        saved = tomllib.loads(Path(file).read_text("utf-8-sig"))
+    except (OSError, ValueError) as error:
+        refuse(flag, f"{file} cannot be read ({error}): {remedy}")
+    flags = []
+    for name, value in saved.items():
+        if isinstance(value, bool):
+            flags.append(f"--{name}" if value else f"--no-{name}")
+        elif str(value).startswith("-"):
+            flags.append(f"--{name}={value}")  # or it would be taken for a flag
+        else:
+            flags += [f"--{name}", str(value)]
+    return tyro.cli(cls, args=[*flags, *argv], registry=registry)
+
+
+def resolve(args, preferred_device, least_steps_to_compile, least_eval_period):
+    """Return args with all that they leave open settled; with --resume take those of the run."""
+    args = adopt_settings(args)
+    long_enough = args.total_timesteps >= least_steps_to_compile
+    return replace(
+        args,
+        device=choose_device(args.device, preferred_device),
+        threads=limit_threads(args.threads),
+        compile=choose_compile(args.compile, long_enough),
+        eval_every=period(args.eval_every, args.total_timesteps, 24, least_eval_period),
+        checkpoint_every=period(args.checkpoint_every, args.total_timesteps, 20, 2_000),
+    )
+
+
+def choose_device(device, preferred):
+    """Return "cpu" or "cuda"."""
+    present = torch.cuda.is_available()
+    require(present or device != "cuda", "device", "cuda finds no CUDA device: use --device cpu")
+    if device == "auto":
+        device = preferred if present else "cpu"
+    return device
+
+
+def limit_threads(threads):
+    """Limit every pool of threads in this process; return their number.
+
+    It is saved with the run, since results depend on it in the last bits.
+    """
+    import threadpoolctl  # here, since it changes os.environ
+
+    threads = threads or min(torch.get_num_threads(), 4)
+    threadpoolctl.threadpool_limits(threads)
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)  # averages of zero gradients decay to slow, tiny numbers
+    return threads
+
+
+def choose_compile(mode, long_enough):
+    """Return "on" or "off"; compilation takes a minute, and needs a C++ compiler."""
+    if mode == "auto":
+        mode = "on" if long_enough and shutil.which(os.environ.get("CXX", "c++")) else "off"
+    return mode
+
+
+def period(every, total, times, least):
+    """Return every, or by default the period that fits so many times into the run."""
+    if every is None:
+        every = max(math.ceil(total / times), least)
+    return every
+
+
+def check_memory(device, name, rows, row_bytes):
+    """Refuse a number of rows, set by the flag of that name, that does not fit into memory."""
+    if device == "cuda":
+        free, _ = torch.cuda.mem_get_info()
+    else:
+        free = psutil.virtual_memory().available
+    fits = int(0.8 * free / row_bytes)
+    flag = f"--{name.replace('_', '-')}"
+    require(rows <= fits, name, f"needs {rows * row_bytes / 1e9:.1f} GB: {flag} {fits} fits")
+
+
+# --- random numbers -------------------------------------------------------------------------------
+def seed_everything(seed):
+    """Seed all global generators; environments have seeds of their own, see episode_seed."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def generators():
+    """Return the states of all global generators, in a form that torch.save writes."""
+    name, keys, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (name, keys.tolist(), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+    }
+
+
+def set_generators(states):
+    """Put all global generators into states that generators() returned."""
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(states["cuda"])
+
+
+@contextmanager
+def undisturbed_generators():
+    """Let what happens inside draw random numbers without changing those drawn later."""
+    states = generators()
+    try:
+        yield
+    finally:
+        set_generators(states)
+
+
+def episode_seed(*key):
+    """Derive a seed from (stream, ..., environment, episode)."""
+    return int(np.random.SeedSequence(key).generate_state(1)[0])
+
+
+# --- optimizer and compilation --------------------------------------------------------------------
+class Adam(nn.Module):
+    """Adam (arXiv 1412.6980), written anew since torch.optim breaks the one graph of an update.
+
+    All averages are one vector each, which takes few operations. The step size lr is a tensor:
+    optimizer.lr.fill_(x) is a schedule that recompiles nothing. All of it is in the state_dict.
+    """
+
+    def __init__(self, parameters, lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0):
+        super().__init__()
+        self.params = list(parameters)  # a plain list: they are the network's, not ours
+        self.sizes = [param.numel() for param in self.params]
+        self.beta1, self.beta2 = betas
+        self.eps = eps
+        self.weight_decay = weight_decay  # decoupled from the gradient, as in AdamW
+        zeros = self.params[0].detach().new_zeros(sum(self.sizes))
+        self.lr = nn.Buffer(zeros.new_tensor(lr))
+        self.exp_avg = nn.Buffer(zeros.clone())
+        self.exp_avg_sq = nn.Buffer(zeros.clone())
+        self.bias_correction1 = nn.Buffer(zeros.new_zeros(()))  # 1 - beta1^steps
+        self.bias_correction2 = nn.Buffer(zeros.new_zeros(()))  # 1 - beta2^steps
+
+    def minimize(self, loss):
+        """Do what zero_grad, backward and step do; return the gradient's norm."""
+        gradient = self.gradient(loss)
+        self.step(gradient)
+        return gradient.norm()
+
+    def gradient(self, loss):
+        """Return the gradient of the loss with respect to all parameters as one vector."""
+        gradients = torch.autograd.grad(loss, self.params)
+        return torch.cat([gradient.reshape(-1) for gradient in gradients])
+
+    @torch.no_grad()
+    def step(self, gradient):
+        """Move the parameters in place."""
+        self.exp_avg.lerp_(gradient, 1 - self.beta1)
+        self.exp_avg_sq.lerp_(gradient.square(), 1 - self.beta2)
+        self.bias_correction1.mul_(self.beta1).add_(1 - self.beta1)
+        self.bias_correction2.mul_(self.beta2).add_(1 - self.beta2)
+        scale = (self.exp_avg_sq / self.bias_correction2).sqrt() + self.eps
+        lr = self.lr * self.bias_correction1.reciprocal()
+        moves = (lr * self.exp_avg / scale).split(self.sizes)
+        for param, move in zip(self.params, moves, strict=True):
+            if self.weight_decay:
+                param.mul_(1 - self.lr * self.weight_decay)
+            param.sub_(move.view_as(param))
+
+
+class Metrics(NamedTuple):
+    """Metrics of an update, left on its device, since reading them would wait for the update."""
+
+    names: tuple
+    values: torch.Tensor  # [M]
+
+
+def compile_update(agent, method, example, compile):
+    """Make a method of the agent fast; compile: "on" or "off".
+
+    Return a function of inputs like the example that returns Metrics, and whether it is compiled.
+    The method is tried on the example, after which the agent is as before.
+    """
+
+    def update(*inputs):
+        return torch.stack(list(method(agent, *inputs).values()))
+
+    names = tuple(method(copy.deepcopy(agent), *example).keys())
+    compiled = False
+    if compile == "on":
+        say(f"compiling {method.__name__}: 20 to 60 s, less if cached; --compile off does without")
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{Path.home()}/.cache/deep-rl-baselines")
+        # trace_autograd_ops: the backward pass is in the same graph; recompile_limit: a process
+        # may compile many updates, as tests do; cpp_wrapper: the graph is called without Python
+        torch._dynamo.config.load_config({"trace_autograd_ops": True, "recompile_limit": 200})
+        fast = torch.compile(update, fullgraph=True, dynamic=False, options={"cpp_wrapper": True})
+        state = copy.deepcopy(agent.state_dict())
+        compiled = attempt(f"{method.__name__} is not compiled", fast, *example)
+        agent.load_state_dict(state)
+    if compiled:
+        update = fast
+    return lambda *inputs: Metrics(names, update(*inputs)), compiled
+
+
+# --- environments ---------------------------------------------------------------------------------
+class Episodes(gym.Wrapper):
+    """Seeds and counts the episodes of an environment, and can repeat the current one.
+
+    Each begins with a seed of its own, derived from (*stream, environment, episode), where stream
+    is (TRAIN, seed) or (EVALUATE, seed, evaluation). A run that goes on repeats the actions since
+    then, for most environments cannot save their state; so an episode without end costs memory and
+    time. Infos, which nobody reads, are left out: an episode tells its return and length at its
+    end.
+    """
+
+    def __init__(self, env, index):
+        super().__init__(env)
+        self.index = index  # among the environments that are stepped together
+        self.stream = None
+        self.episode = 0
+
+    def reset(self, *, seed=None, options=None):
+        """Begin the next episode; options may name a new stream, or states to go on from."""
+        options = options or {}
+        if "stream" in options:
+            self.stream = options["stream"]
+            self.episode = 0
+        if "states" in options:
+            return self.repeat(options["states"][self.index]), {}
+        return self.begin(), {}
+
+    def begin(self):
+        """Begin the next episode and return its first observation."""
+        self.actions = []
+        self.total_reward = 0.0
+        self.obs, _ = self.env.reset(seed=episode_seed(*self.stream, self.index, self.episode))
+        self.episode += 1
+        return self.obs
+
+    def step(self, action):
+        """Step and remember the action."""
+        self.actions.append(np.copy(action))  # the environment may change what it is given
+        self.obs, reward, terminated, truncated, _ = self.env.step(action)
+        reward = np.asarray(reward).item()  # some give an array of one number
+        self.total_reward += reward
+        info = {}
+        if terminated or truncated:
+            info = {"episode_return": self.total_reward, "episode_length": len(self.actions)}
+        return self.obs, reward, terminated, truncated, info
+
+    def state(self):
+        """Return the actions that repeat the current episode, and what they must lead to."""
+        return {
+            "episode": self.episode,
+            "actions": np.array(self.actions),
+            "obs": np.array(self.obs),
+            "total_reward": self.total_reward,
+        }
+
+    def repeat(self, state):
+        """Bring the environment to a state by its seed and actions; return the observation."""
+        self.episode = state["episode"] - 1
+        self.begin()
+        for action in state["actions"]:
+            self.step(action)
+        same = np.array_equal(self.obs, state["obs"])
+        if not same or self.total_reward != state["total_reward"]:
+            say(f"warning: environment {self.index} does not repeat itself: a new episode begins")
+            self.begin()
+        return self.obs
+
+
+class Game(gym.wrappers.AtariPreprocessing):
+    """An Atari game in grey pixels, each the larger of the last two of four frames."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 15}  # 60 frames / 4
+    seeds_emulator = True  # at the next reset
+
+    def reset(self, *, seed=None, options=None):
+        """Begin with 1 to 30 no-ops, then FIRE where there is one: some games wait for it."""
+        if not self.seeds_emulator:  # which loads its ROM: 0.2 s
+            self.unwrapped.np_random, _ = gym.utils.seeding.np_random(seed)  # draws the no-ops
+            seed = None
+        obs, info = super().reset(seed=seed, options=options)
+        if self.unwrapped.get_action_meanings()[FIRE] == "FIRE":
+            obs, _, _, _, info = self.step(FIRE)
+        return obs, info
+
+    def emulator(self):
+        """Return the state of the emulator and its generator as bytes, uint8 [B]."""
+        state = self.ale.cloneState(include_rng=True).serialize()
+        return np.frombuffer(bytearray(state), np.uint8)
+
+    def restore_emulator(self, state):
+        """Put the emulator into a state that emulator() returned."""
+        self.ale.restoreState(ale_py.ALEState(state.tobytes()))
+
+
+class Lives(gym.Wrapper):
+    """Notices lost lives, which many games tell of in their infos."""
+
+    def reset(self, **options):
+        """Forget the lives of the game before."""
+        self.lives = 0  # those of the new one are not known before its first step
+        self.life_lost = False
+        return self.env.reset(**options)
+
+    def step(self, action):
+        """Step and compare."""
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        lives = info.get("lives", self.lives)
+        self.life_lost = bool(lives < self.lives)
+        self.lives = lives
+        return obs, reward, terminated, truncated, info
+
+
+class GameEpisodes(Episodes):
+    """Episodes of a game: infos tell of lost lives, and what its emulator drew is repeated.
+
+    The emulator is seeded with the first episode of a stream only; its generator, which decides
+    which actions stick, runs on from episode to episode. So its state before each is kept.
+    """
+
+    def __init__(self, env, index, game):
+        super().__init__(env, index)
+        self.game = game  # None: it has no emulator
+        self.emulator = None  # its state before this episode, if that did not seed it
+        self.lost_frame = None  # the last one [H, W] of an episode that could not be repeated
+
+    def begin(self):
+        """Begin the next episode and return its first observation."""
+        if self.game:
+            self.game.seeds_emulator = self.episode == 0
+            self.emulator = None if self.game.seeds_emulator else self.game.emulator()
+        return super().begin()
+
+    def step(self, action):
+        """Step and tell whether a life was lost."""
+        obs, reward, terminated, truncated, info = super().step(action)
+        info["life_lost"] = self.env.life_lost
+        return obs, reward, terminated, truncated, info
+
+    def state(self):
+        """Return what repeats the current episode."""
+        return {**super().state(), "emulator": self.emulator}
+
+    def repeat(self, state):
+        """Bring the game to a state; return the observation."""
+        if state["emulator"] is not None:
+            self.game.restore_emulator(state["emulator"])
+        obs = super().repeat(state)
+        if self.episode != state["episode"]:  # a new one has begun
+            self.lost_frame = state["obs"][-1]
+        return obs
+
+
+@contextmanager
+def refusing(env_id):
+    """Refuse an environment that cannot be built."""
+    try:
+        yield
+    except Exception as error:  # environments raise all kinds
+        refuse("env_id", f"{env_id} fails: {' '.join(str(error).split()) or repr(error)}")
+
+
+@functools.cache
+def sticky_actions(env_id):
+    """Return how often the emulator repeats an action, or None where it is no Atari game.
+
+    It must be built to tell, and is built once.
+    """
     gym.logger.min_level = gym.logger.ERROR
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # my_module is found from a run's copy of the script, too
+    with refusing(env_id):
+        env = gym.make(env_id, disable_env_checker=True)
+    emulator = getattr(env.unwrapped, "ale", None)
+    sticky = emulator.getFloat("repeat_action_probability") if emulator else None
+    env.close()
+    return sticky
+
+
+def make_game(env_id, index, frame_size, limit, film):
+    """Build one environment of stacks of four frames; filmed, it renders rgb_array frames.
+
+    An Atari game is cut after `limit` of the emulator's frames, and its frames are resized.
+    """
+    import cv2  # here, since it changes os.environ
+
+    cv2.setNumThreads(1)  # a frame is too small to be shared among threads
+    options = {}
+    is_atari = sticky_actions(env_id) is not None
+    if is_atari:
+        options = {"frameskip": 1, "max_episode_steps": limit}
+    env = gym.make(env_id, disable_env_checker=True, **options)
+    if film and "rgb_array" in env.metadata.get("render_modes", []):
+        env.close()  # it had to be built to tell how it renders
+        env = gym.make(env_id, disable_env_checker=True, render_mode="rgb_array", **options)
+    game = None
+    if is_atari:
+        env = game = Game(env, screen_size=frame_size)
+    frames, actions = env.observation_space, env.action_space
+    fits = frames.dtype == np.uint8 and len(frames.shape) == 2
+    fits = fits and isinstance(actions, gym.spaces.Discrete) and actions.start == 0
+    require(fits, "env_id", f"{env_id} needs frames [H, W] uint8, Discrete actions from 0")
+    env = gym.wrappers.TransformObservation(env, np.copy, None)  # it may write into one array
+    env = gym.wrappers.FrameStackObservation(env, 4)
+    return GameEpisodes(Lives(env), index, game)
+
+
+def make_games(args, num_envs, film=False, limit=18_000, vector=gym.vector.SyncVectorEnv):
+    """Build games that are stepped together and reset by us; film: the first one renders."""
+    makers = []
+    for i in range(num_envs):
+        makers.append(partial(make_game, args.env_id, i, args.frame_size, limit, film and i == 0))
+    sticky_actions(args.env_id)  # refuses what cannot be built
+    with refusing(args.env_id):
+        return vector(makers, autoreset_mode="Disabled")
+
+
+class WorkerEnvs(gym.vector.AsyncVectorEnv):
+    """Environments in processes of their own, which end with this one, however it ends.
+
+    Gymnasium would lose them to the signals that a terminal or a scheduler sends to all processes
+    of a run: whether and when it is saved is decided here.
+    """
+
+    def __init__(self, makers, threads, **options):
+        makers = [partial(make_worker, maker, os.getpid(), threads) for maker in makers]
+        super().__init__(makers, **options)
+        atexit.register(self.kill)  # else multiprocessing waits for those that heed no signal
+
+    def kill(self):
+        """End all processes at once."""
+        for process in self.processes:
+            process.kill()
+
+    def close_extras(self, timeout=None, terminate=False):
+        """Let the environments close, or end their processes at once."""
+        if terminate:
+            self.kill()
+        super().close_extras(timeout, terminate)
+        atexit.unregister(self.kill)
+
+
+def make_worker(maker, run_pid, threads):
+    """Build an environment; in a process of its own leave signals to the run, and end with it."""
+    if os.getpid() != run_pid:  # the run itself builds one as well, to see its spaces
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            # not SIG_IGN, which programs that the environment starts would inherit
+            signal.signal(number, lambda number, frame: None)
+        run = multiprocessing.parent_process()
+        threading.Thread(target=end_with, args=[run], daemon=True).start()
+        limit_threads(threads)
+    return maker()
+
+
+def end_with(process):
+    """Wait until a process has ended, by kill -9 perhaps, and end this one."""
+    process.join()
+    os._exit(1)
+
+
+def reset_finished(envs, done, next_obs):
+    """Begin new episodes where done [N]; return the observations [N, O] to act on."""
+    if not done.any():
+        return next_obs
+    obs, _ = envs.reset(options={"reset_mask": done})
+    return obs
+
+
+# --- evaluation and video -------------------------------------------------------------------------
+class Evaluation(NamedTuple):
+    """What an evaluation found: metrics, and the frames of the first episode."""
+
+    metrics: dict
+    frames: list
+
+
+def evaluate(agent, envs, stream, film=False, stopped=lambda: False):
+    """Play one deterministic episode in each environment; None if it is stopped.
+
+    The stream names the seeds, see Episodes; no random number of training is used up. Frames are
+    taken of the first 500 steps.
+    """
+    returns, lengths, frames = {}, {}, []
+    with undisturbed_generators():
+        obs, _ = envs.reset(options={"stream": stream})
+        while len(returns) < envs.num_envs:
+            if stopped():
+                return None
+            if film and 0 not in returns and len(frames) < 500:
+                # never tried again after it has failed: OpenGL would abort the process
+                film = attempt(NO_FILM, lambda: frames.append(envs.envs[0].render()))
+            obs, _, terminated, truncated, infos = envs.step(agent.act(obs))
+            done = terminated | truncated
+            for i in np.flatnonzero(done):  # an environment that ends early begins again, uncounted
+                returns.setdefault(i, infos["episode_return"][i])
+                lengths.setdefault(i, infos["episode_length"][i])
+            obs = reset_finished(envs, done, obs)
+    metrics = {
+        **describe("eval/return", torch.tensor(list(returns.values()), dtype=torch.float64)),
+        "eval/length_mean": np.mean(list(lengths.values())),
+    }
+    return Evaluation(metrics, frames)
+
+
+def can_film(envs):
+    """Tell whether the first environment renders frames."""
+    return envs.envs[0].render_mode == "rgb_array"
+
+
+def save_video(path, frames, fps):
+    """Encode frames [H, W, 3] as MP4; return the path, or None if there is no video."""
+
+    def encode():
+        # its ImageSequenceClip would lose frames to rounding
+        from moviepy.video.io.ffmpeg_writer import FFMPEG_VideoWriter
+
+        height, width, _ = frames[0].shape
+        path.parent.mkdir(exist_ok=True)
+        with FFMPEG_VideoWriter(str(path), (width, height), fps) as writer:
+            for frame in frames:
+                writer.write_frame(frame)
+
+    if not frames:
+        return None
+    if not attempt("no video, since it cannot be encoded", encode):
+        attempt(f"{path} is no video", path.unlink, missing_ok=True)
+        return None
+    return path
+
+
+def evaluate_games(args):
+    """Score and film the agent of the run folder --evaluate; print what is found."""
+    limit_threads(args.threads)
+    agent = Agent.load(args.evaluate, choose_device(args.device, "cpu"))
+    envs = make_games(agent.args, args.eval_episodes, film=args.capture_video)
+    seed_everything(args.seed)
+    number = 10**6  # no evaluation of the training itself has it, and so its episodes
+    film = args.capture_video and can_film(envs)
     try:
-        atari = hasattr(gym.make(args.env_id, disable_env_checker=True).unwrapped, "ale")
-        envs = vector([make] * num_envs, autoreset_mode="Disabled")
-    except (gym.error.Error, ImportError, TypeError, ValueError) as error:
-        require(False, "env_id", f"{args.env_id} fails: {' '.join(str(error).split())}")
-    envs.episodes = np.zeros(num_envs, int)
-    if film and "rgb_array" in envs.metadata.get("render_modes", []):
-        envs.envs[0] = make(render_mode="rgb_array")
-    return envs, np.float32(0), np.float32(envs.single_action_space.n - 1)
-
-
-def reset(envs, done, *key):
-    """Begin episodes where done [N], seeded by key, index and episode; return all obs [N, O]."""
-    keys = [done[i] and [*key, i, episode] for i, episode in enumerate(envs.episodes)]
-    seeds = [int(np.random.SeedSequence(key).generate_state(1)[0]) if key else None for key in keys]
-    envs.episodes += done
-    return envs.reset(seed=seeds, options={"reset_mask": done})[0]
-
-
-def describe(name, values):
-    """Return mean, standard deviation, minimum and maximum of a tensor."""
-    found = {f"{name}_mean": values.mean(), f"{name}_sd": values.std(correction=0)}
-    return found | {f"{name}_min": values.min(), f"{name}_max": values.max()}
-
-
-def evaluate(agent, envs, key, video=None):
-    """Return metrics of a deterministic episode in each environment; film the first into video."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    ends, frames, fps = {}, [], envs.envs[0].metadata.get("render_fps", 30)
-    envs.episodes[:] = 0
-    obs = reset(envs, np.ones(envs.num_envs, bool), *key)
-    while len(ends) < envs.num_envs:
-        if video and 0 not in ends and len(frames) < 500:
-            video = attempt(VIDEO, lambda: frames.append(envs.envs[0].render())) and video
-        obs, _, terminated, truncated, infos = envs.step(agent.act(obs))
-        done = terminated | truncated
-        for i in np.flatnonzero(done):
-            ends.setdefault(i, (infos["finished"]["r"][i], infos["finished"]["l"][i]))
-        obs = reset(envs, done, *key) if done.any() else obs
-    random.setstate(states[0]), np.random.set_state(states[1]), torch.set_rng_state(states[2])
-    if video and not attempt(VIDEO, imageio.mimwrite, video, frames, fps=fps, macro_block_size=2):
-        video.unlink(missing_ok=True)
-    returns, lengths = torch.tensor([*ends.values()], dtype=torch.float64).T
-    return describe("eval/return", returns) | {"eval/length_mean": lengths.mean()}
-
-
-def load_agent(cls, args_class, folder, device):
-    """Read the agent of a run folder, or exit with 2."""
-    try:
-        saved = torch.load(Path(folder, "model.pt"), map_location=device, weights_only=True)
-        args, bounds = args_class(**saved["args"]), np.float32(saved["bounds"])
-        agent = cls(args, saved["obs_dim"], *bounds, device)
-        agent.load_state_dict(saved["state"])
-    except Exception as error:  # torch.load raises many kinds
-        require(False, "evaluate", f"{folder} is no run folder of this script: {error!r:.200}")
+        evaluation = evaluate(agent, envs, (EVALUATE, args.seed, number), film)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    path = Path(args.evaluate, "videos", f"evaluate-{args.seed}.mp4")
+    video = save_video(path, evaluation.frames, envs.metadata.get("render_fps", 30))
+    scores = {name: round(float(value), 4) for name, value in evaluation.metrics.items()}
+    say(f"{scores} {video or ''}")
+    envs.close()
     return agent
 
 
-class Run(AbstractContextManager):
-    """The run folder and every logging sink behind one log call; leaving it writes the summary."""
+# --- logging --------------------------------------------------------------------------------------
+def describe(name, values):
+    """Return mean, standard deviation, minimum and maximum of a tensor."""
+    return {
+        f"{name}_mean": values.mean(),
+        f"{name}_sd": values.std(correction=0),
+        f"{name}_min": values.min(),
+        f"{name}_max": values.max(),
+    }
 
-    def __init__(self, args, agent):
-        name = f"{args.env_id}__{Path(__file__).stem}__{args.seed}__{time.time_ns() // 10**6}"
-        self.folder = Path(args.run_dir or f"runs/{re.sub('[/:]', '_', name)}")
-        require(not self.folder.exists(), "run_dir", f"{self.folder} is there: name a new folder")
-        (self.folder / "videos").mkdir(parents=True)
-        self.args, self.agent, self.start = args, agent, time.perf_counter()
-        self.global_step = self.updates = self.logged = 0
-        self.last, self.spent, self.scores = self.start, Counter(), []
-        self.recent = deque(maxlen=100)  # (return, length, truncated) of finished episodes
-        config = {k: v for k, v in vars(args).items() if v is not None and k != "run_dir"}
-        lines = [f"{k} = {json.dumps(v, ensure_ascii=False)}\n" for k, v in config.items()]
-        (self.folder / "config.toml").write_text("".join(lines), "utf-8")
-        shutil.copy(__file__, self.folder / "script.py")
-        self.file = open(self.folder / "metrics.jsonl", "w", buffering=1)  # noqa: SIM115
-        self.board, self.tracker = SummaryWriter(self.folder / "tb"), None
-        if args.track and not attempt("W&B", self.track, config):
-            self.tracker = None  # it may have failed halfway
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
-    def track(self, config):
-        """Start a W&B run with the config and the source; offline without an account."""
+class Board:
+    """TensorBoard, which training can do without."""
+
+    def __init__(self, folder, step):
+        purge = step + 1 if step else 0  # hides what a run that goes on had written after it
+        self.writer = None
+        self.hook = threading.excepthook
+        threading.excepthook = self.ignore_full_disk
+        self.attempt(lambda: setattr(self, "writer", SummaryWriter(folder, purge_step=purge)))
+
+    def ignore_full_disk(self, problem):
+        """Leave out the traceback of the writer's thread: the next call tells what is wrong."""
+        if not issubclass(problem.exc_type, OSError):
+            self.hook(problem)
+
+    def attempt(self, call):
+        """Call something of the writer, and do without it once that has failed."""
+        if not attempt("no TensorBoard from here on", call):
+            self.writer = None
+
+    def log(self, metrics, step):
+        """Write scalars."""
+        if self.writer:
+            self.attempt(lambda: [self.writer.add_scalar(*item, step) for item in metrics.items()])
+
+    def flush(self):
+        """Put on the disk what was written."""
+        if self.writer:
+            self.attempt(self.writer.flush)
+
+    def close(self):
+        """Write what is left."""
+        if self.writer:
+            self.attempt(self.writer.close)
+        threading.excepthook = self.hook
+
+
+class Tracker:
+    """Weights & Biases, online or offline; whatever happens to it, training goes on."""
+
+    def __init__(self, args, folder, run_id):
+        self.run = None
+        if args.track:
+            self.attempt(lambda: self.start(args, folder, run_id))
+
+    def attempt(self, call):
+        """Call something of W&B, and do without it once that has failed."""
+        if not attempt("no W&B from here on", call):
+            self.run = None
+
+    def start(self, args, folder, run_id):
+        """Begin the run, or go on with it; offline where there is no account."""
         import wandb
 
-        mode = None if "WANDB_MODE" in os.environ or wandb.login(prompt=False) else "offline"
-        names = {"name": self.folder.name, "notes": self.args.notes, "config": config}
-        names |= {"settings": wandb.Settings(init_timeout=20, finish_timeout=120)}
-        self.tracker, self.media = wandb.init(**names, mode=mode), wandb.Video
-        self.tracker.define_metric("*", step_metric="global_step")
-        self.tracker.log_code(str(self.folder), include_fn=lambda path: path.endswith("script.py"))
+        mode = None
+        if "WANDB_MODE" not in os.environ and not wandb.login(prompt=False):
+            mode = "offline"
+        run = wandb.init(
+            project=args.wandb_project_name or os.environ.get("WANDB_PROJECT", "deep-rl-baselines"),
+            entity=args.wandb_entity,
+            group=f"{args.env_id}__{SCRIPT.stem}",
+            name=folder.name,
+            id=run_id,
+            resume="allow",
+            notes=args.notes,
+            config=config_of(args),
+            mode=mode,
+            settings=wandb.Settings(init_timeout=20, finish_timeout=120),
+        )
+        run.define_metric("*", step_metric="global_step")
+        run.log_code(str(folder), include_fn=lambda path: path.endswith("script.py"))
+        self.video = wandb.Video
+        self.run = run
+
+    def log(self, row, video=None):
+        """Send a row of metrics and a video."""
+        if self.run:
+            self.attempt(lambda: self.send(row, video))
+
+    def send(self, row, video):
+        """Send a row, or raise whatever W&B raises."""
+        if video:
+            row = {**row, "videos": self.video(str(video))}
+        self.run.log(row)
+
+    def finish(self, exit_code):
+        """Upload what is left."""
+        if self.run:
+            self.attempt(lambda: self.run.finish(exit_code))
+
+
+class Progress:
+    """A live bar on a terminal; elsewhere a plain line for each row of metrics."""
+
+    def __init__(self, step, total):
+        on_terminal = sys.stderr is not None and sys.stderr.isatty()
+        self.bar = tqdm(
+            total=total, initial=step, unit="step", dynamic_ncols=True, disable=not on_terminal
+        )
+        self.notes = {}
+
+    def update(self, step, **notes):
+        """Move the bar to a step; notes, such as a return, are shown beside it."""
+        if notes and not self.bar.disable:
+            self.notes.update(notes)
+            shown = [f"{name} {value:.4g}" for name, value in self.notes.items()]
+            self.bar.set_postfix_str(" ".join(shown), refresh=False)
+        self.bar.update(step - self.bar.n)
+
+    def line(self, text):
+        """Print a line, unless the bar tells the same."""
+        if self.bar.disable:
+            say(text)
+
+    def close(self):
+        """Leave the bar as it is."""
+        self.bar.close()
+
+
+def git_state():
+    """Return the commit of the checkout that the script is in, and what differs from it."""
+
+    def git(*words):
+        command = ["git", "-C", str(SCRIPT.parent), *words]
+        return subprocess.run(command, capture_output=True, check=True, timeout=20).stdout
+
+    try:
+        commit = git("rev-parse", "HEAD").decode().strip()
+        changes = git("diff", "HEAD")
+    except (OSError, subprocess.SubprocessError):
+        return None, b""
+    return commit, changes
+
+
+# --- run folder -----------------------------------------------------------------------------------
+# The settings that --resume may change, since no weight and no metric depends on them. Epsilon
+# depends on total_timesteps.
+FREE = {
+    "checkpoint_every",
+    "capture_video",
+    "track",
+    "wandb_project_name",
+    "wandb_entity",
+    "notes",
+    "run_dir",
+    "config",
+    "evaluate",
+}
+# The settings that resolve() settles where they are left open
+SETTLED = {"eval_every", "threads", "compile"}
+# What a run leaves that died before its config.toml was written
+BEGUN = {"metrics.jsonl", "script.py", "script.part", "changes.diff", "changes.part", "config.part"}
+
+
+def write_atomically(path, write):
+    """Let write(file) fill a file beside, then rename it: others see all of it or nothing."""
+    part = path.with_suffix(".part")
+    try:
+        with open(part, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(path):
+    """Put on the disk which files a folder holds, where the file system can do that."""
+    with suppress(OSError):
+        folder = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def write_tensors(path, content):
+    """Write what torch.load reads; torch.save itself would hide the OSError of a full disk."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_atomically(path, lambda file: file.write(buffer.getbuffer()))
+
+
+def with_tensors(state):
+    """Return a dict with tensors for arrays, which torch.save writes free of pickled code."""
+    converted = {}
+    for name, value in state.items():
+        converted[name] = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+    return converted
+
+
+def with_arrays(state):
+    """Return a dict with arrays for tensors, which processes pass on as plain bytes."""
+    converted = {}
+    for name, value in state.items():
+        converted[name] = value.numpy() if isinstance(value, torch.Tensor) else value
+    return converted
+
+
+def config_of(args):
+    """Return the settings that config.toml holds: all that have a value, without the folder."""
+    settings = {name: value for name, value in vars(args).items() if value is not None}
+    for name in ["run_dir", "resume"]:
+        settings.pop(name, None)
+    return settings
+
+
+def read_config(cls, folder):
+    """Return the settings of a run as cls, or exit with 2."""
+    try:
+        return cls(**tomllib.loads(Path(folder, "config.toml").read_text("utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        refuse("resume", f"{folder} is no run folder of this script: {error!r:.200}")
+
+
+def is_finished(folder):
+    """Tell whether a run has ended as it should; a summary cut short by a crash does not count."""
+    try:
+        return json.loads(Path(folder, "summary.json").read_text("utf-8"))["status"] == "finished"
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def adopt_settings(args):
+    """With --resume, return the settings of the run that goes on; refuse what differs from them.
+
+    If that run is finished, say so and exit with 0. If "auto" finds no run, return args.
+    """
+    if not args.resume:
+        return args
+    if args.resume != "auto":
+        same = args.run_dir is None or Path(args.run_dir) == Path(args.resume)
+        require(same, "run_dir", f"must be {args.resume}, or be left out with --resume")
+        args = replace(args, run_dir=args.resume)
+    require(args.run_dir, "resume", "auto needs --run-dir FOLDER")
+    folder = Path(args.run_dir)
+    if args.resume == "auto" and not (folder / "config.toml").exists():
+        return args
+
+    saved = read_config(type(args), folder)
+    refuse_changes(args, saved, folder)
+    if is_finished(folder):
+        say(f"{folder} is finished")
+        raise SystemExit(0)
+    free = {name: getattr(args, name) for name in FREE}
+    if args.checkpoint_every is None:
+        free["checkpoint_every"] = saved.checkpoint_every
+    if args.device != "auto":
+        free["device"] = args.device
+    return replace(saved, **free, resume=args.run_dir)
+
+
+def refuse_changes(asked, saved, folder):
+    """Exit with 2 unless a run with the settings asked for is the one in the folder.
+
+    What is not asked for, and was settled when the run began, stays as it is.
+    """
+    for field in fields(asked):
+        asked_value = getattr(asked, field.name)
+        saved_value = getattr(saved, field.name)
+        left_open = field.name in SETTLED and asked_value in (None, "auto")
+        if field.name == "compile" and saved_value == "off":
+            left_open = True  # a compilation that failed is not tried again
+        may_change = field.name in FREE | {"resume", "device"}
+        agrees = asked_value == saved_value or left_open or may_change
+        sentence = f"is {saved_value} in {folder} and must stay so: name another --run-dir"
+        require(agrees, field.name, sentence)
+    grown = asked.total_timesteps - saved.total_timesteps
+    require(grown >= 0, "total_timesteps", f"can only grow in {folder}")
+    sentence = f"cannot grow: {folder} is finished, and its checkpoint is gone"
+    require(not (grown and is_finished(folder)), "total_timesteps", sentence)
+    source = folder / "script.py"
+    same = source.exists() and source.read_bytes() == SCRIPT.read_bytes()
+    command = f"python {quote(str(source))} --resume {quote(str(folder))}"
+    remedy = f"go on with {command}, or name another --run-dir"
+    require(same, "resume", f"{SCRIPT.name} is not the source that began {folder}: {remedy}")
+
+
+class MetricsFile:
+    """metrics.jsonl, a JSON object a line; rows that find the disk full wait in memory."""
+
+    def __init__(self, path):
+        self.file = open(path, "ab", buffering=0)  # noqa: SIM115
+        self.waiting = b""
+        self.warned = False
+
+    def write(self, row):
+        """Append a row, after those that wait."""
+        self.waiting += json.dumps(row).encode() + b"\n"
+        try:
+            self.flush()
+        except OSError as error:
+            if not self.warned:
+                say(f"warning: metrics.jsonl waits in memory for space on the disk: {error}")
+            self.warned = True
+
+    def flush(self):
+        """Write what waits, or raise OSError."""
+        while self.waiting:
+            written = self.file.write(self.waiting)
+            self.waiting = self.waiting[written:]
+
+    def sync(self):
+        """Put all rows on the disk, or raise OSError; return the size of the file."""
+        self.flush()
+        os.fsync(self.file.fileno())
+        return self.size()
+
+    def size(self):
+        """Return the bytes on the disk."""
+        return os.fstat(self.file.fileno()).st_size
+
+
+class RunFolder:
+    """A folder that belongs to one run and, while it lives, to one process."""
+
+    def __init__(self, args):
+        name = f"{args.env_id}__{SCRIPT.stem}__{args.seed}__{time.time_ns() // 10**6}"
+        self.shown = args.run_dir or f"runs/{re.sub('[/:]', '_', name)}"
+        self.path = Path(self.shown).absolute()  # an environment may change the working directory
+        # adopt_settings has put the folder's name in the place of "auto" where there is a run
+        self.resumed = args.resume not in (None, "auto")
+        self.is_new = not self.path.exists()
+        there = {path.name for path in self.path.glob("*")}
+        died_at_once = args.resume == "auto" and there <= BEGUN
+        usable = self.resumed or self.is_new or died_at_once
+        require(usable, "run_dir", f"{self.shown} is there: name a new folder, or --resume a run")
+        complete = not self.resumed or "metrics.jsonl" in there
+        require(complete, "resume", f"fails: {self.shown} has no metrics.jsonl")
+        try:
+            self.path.mkdir(parents=True, exist_ok=bool(args.resume))
+            self.metrics = MetricsFile(self.path / "metrics.jsonl")
+        except OSError as error:
+            refuse("run_dir", f"{self.shown} cannot be written ({error}): name another")
+        self.lock()
+
+    def lock(self):
+        """Refuse a folder that another living process writes to.
+
+        The lock is on metrics.jsonl, which is open until the end. Whatever ends a process frees it.
+        """
+        try:
+            fcntl.flock(self.metrics.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            refuse("run_dir", f"{self.shown} is in use by a living process: name another")
+        except OSError:
+            pass  # a file system without locks
+
+    def write(self, name, content):
+        """Write a file of bytes, whole or not at all."""
+        write_atomically(self.path / name, lambda file: file.write(content))
+
+    def write_config(self, args):
+        """Write config.toml, last of all that a run begins with."""
+        lines = []
+        for name, value in config_of(args).items():
+            text = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+            lines.append(f"{name} = {text}\n")
+        self.write("config.toml", "".join(lines).encode())
+
+
+# --- checkpoints ----------------------------------------------------------------------------------
+# A checkpoint is checkpoint/state.pt and the rows of the replay buffer, in a file beside it. Those
+# are too many to be written anew each time, so that file is a ring as well, of as many rows as the
+# buffer holds and as many again as are added between two checkpoints. A checkpoint
+#   1. writes the rows added since the last one, over rows that had left the buffer by then
+#   2. renames a new state.pt to its place; it says which rows are the buffer's
+# Killed in 1, the state.pt of before is there with all its rows; killed in 2, one or the other is.
+# The run goes on from there, with all random generators, and so to the same bits.
+class BufferFile:
+    """The rows of a replay buffer on the disk, each with a checksum of its content and number.
+
+    The buffer has rows, a tensor [capacity, ...], and added, the number of rows ever added.
+    """
+
+    def __init__(self, folder, buffer, room, salt, number=0):
+        self.folder = folder
+        self.number = number  # among the buffers of the run
+        self.buffer = buffer
+        self.room = room  # rows in the file beyond those of the buffer
+        self.salt = salt  # of the run, so that rows of another one are noticed
+        self.saved = None  # where the last checkpoint finds its rows: name, length, added
+
+    def save(self):
+        """Write the rows added since the last checkpoint; return where to find all of them."""
+        capacity = len(self.buffer.rows)
+        added = self.buffer.added
+        start = max(0, added - capacity)
+        if self.has_space(added):
+            place = self.saved
+            start = max(start, place["added"])
+        else:
+            name = f"rows-{self.number}-{added}.bin"
+            place = {"name": name, "length": capacity + self.room}
+        path = self.folder / place["name"]
+        with open(path, "r+b" if path.exists() else "w+b") as file:
+            for first, count in self.chunks(start, added, place["length"]):
+                rows = self.with_checksums(first, count)
+                file.seek(first % place["length"] * rows.shape[1])
+                file.write(rows)
+            file.flush()
+            os.fsync(file.fileno())
+        return {**place, "added": added}
+
+    def has_space(self, added):
+        """Tell whether the file has space for the new rows beside those of the last checkpoint.
+
+        It has none at the first checkpoint, nor after some that failed: then a new file begins.
+        """
+        if self.saved is None:
+            return False
+        return added - self.saved["added"] <= self.saved["length"] - len(self.buffer.rows)
+
+    def restore(self, place):
+        """Read the rows that a checkpoint names into the buffer, or raise ValueError."""
+        width = self.with_checksums(0, 1).shape[1]
+        start = max(0, place["added"] - len(self.buffer.rows))
+        with open(self.folder / place["name"], "rb") as file:
+            for first, count in self.chunks(start, place["added"], place["length"]):
+                file.seek(first % place["length"] * width)
+                content = file.read(count * width)
+                if len(content) < count * width:
+                    raise ValueError(f"{place['name']} is too short")
+                rows = np.frombuffer(content, np.uint8).reshape(count, width)
+                self.put(first, rows[:, :-4].copy())
+                # with_checksums takes the rows from the buffer, so they are put there first
+                if not np.array_equal(rows, self.with_checksums(first, count)):
+                    raise ValueError(f"{place['name']} is damaged")
+        self.buffer.added = place["added"]
+        self.saved = place
+
+    def delete_others(self):
+        """Delete the files that the last checkpoint does not name."""
+        for path in self.folder.glob(f"rows-{self.number}-*.bin"):
+            if self.saved is None or path.name != self.saved["name"]:
+                path.unlink()
+
+    def with_checksums(self, first, count):
+        """Return rows of the buffer as bytes, uint8 [count, W + 4], with a CRC-32 at their ends."""
+        rows = self.buffer.rows[self.buffer_index(first, count)].cpu().numpy()
+        rows = rows.reshape(count, -1).view(np.uint8)
+        sums = [zlib.crc32(row, self.salt ^ (first + i)) for i, row in enumerate(rows)]
+        return np.concatenate([rows, np.array(sums, "<u4")[:, None].view(np.uint8)], 1)
+
+    def put(self, first, rows):
+        """Put rows of bytes, uint8 [count, W], into the buffer."""
+        stored = self.buffer.rows
+        rows = torch.from_numpy(rows).view(stored.dtype).reshape(len(rows), *stored.shape[1:])
+        stored[self.buffer_index(first, len(rows))] = rows.to(stored.device)
+
+    def buffer_index(self, first, count):
+        """Return where in the buffer rows are, the first-th of the run and those that follow."""
+        return torch.arange(first, first + count) % len(self.buffer.rows)
+
+    def chunks(self, start, stop, length):
+        """Split rows into (first, count) of at most 10,000, none across the end of the file."""
+        chunks = []
+        while start < stop:
+            count = min(stop - start, 10_000, length - start % length)
+            chunks.append((start, count))
+            start += count
+        return chunks
+
+
+class RingRows:
+    """The rows of a ring of FrameBuffer as one tensor uint8 [length, W], to be saved by BufferFile.
+
+    Each is the bytes of a frame and of its note, which lie apart in memory.
+    """
+
+    dtype = torch.uint8
+    device = "cpu"
+
+    def __init__(self, frames, notes):
+        self.frames = frames.flatten(1)  # [length, H * W], the same memory
+        self.notes = torch.from_numpy(notes.view(np.uint8).reshape(len(notes), -1))
+        self.shape = (len(notes), self.frames.shape[1] + self.notes.shape[1])
+
+    def __len__(self):
+        return len(self.notes)
+
+    def __getitem__(self, places):
+        """Return a copy of rows."""
+        return torch.cat([self.frames[places].cpu(), self.notes[places]], 1)
+
+    def __setitem__(self, places, rows):
+        """Put rows into the buffer."""
+        frames, notes = rows.split([self.frames.shape[1], self.notes.shape[1]], 1)
+        self.frames[places] = frames.to(self.frames.device)
+        self.notes[places] = notes
+
+
+class Ring:
+    """What a checkpoint saves of a FrameBuffer's ring for one environment, by a BufferFile."""
+
+    def __init__(self, buffer, env):
+        self.buffer = buffer
+        self.env = env
+        first = env * buffer.length
+        self.rows = RingRows(buffer.frames[first : first + buffer.length], buffer.notes[env])
+
+    def file(self, folder, room, salt, number):
+        """Return what keeps the rows on the disk; room: transitions of all environments."""
+        # a tenth more rows than transitions: the last frame of a game is a row as well
+        room = math.ceil(1.1 * room / len(self.buffer.envs)) + 1
+        return BufferFile(folder, self, room, salt, number)
+
+    @property
+    def added(self):
+        """Count the rows ever added."""
+        return int(self.buffer.added[self.env])
+
+    @added.setter
+    def added(self, count):
+        """Set their number, when a checkpoint has been read."""
+        self.buffer.added[self.env] = count
+
+
+def read_checked(path, device="cpu"):
+    """Return what torch.save wrote, or raise; torch.load alone misses most flipped bits."""
+    with zipfile.ZipFile(path) as file:
+        # one flipped bit there makes torch.load skip a tensor's data, without an error
+        has_attributes = any(part.external_attr for part in file.infolist())
+        if file.testzip() or has_attributes:
+            raise ValueError(f"{path.name} is damaged")
+    return torch.load(path, map_location=device, weights_only=True)
+
+
+def model_of(agent):
+    """Return what load_agent needs, free of pickled code."""
+    return {"args": vars(agent.args), "sizes": agent.sizes, "agent": agent.state_dict()}
+
+
+def load_agent(cls, args_class, folder, device):
+    """Read the agent of a finished run, or of the last checkpoint of another, or exit with 2."""
+    path = Path(folder, "model.pt")
+    if not path.exists():
+        path = Path(folder, "checkpoint", "state.pt")
+    try:
+        saved = read_checked(path, device)
+        agent = cls(args_class(**saved["args"]), **saved["sizes"], device=device)
+        agent.load_state_dict(saved["agent"])
+    except Exception as error:  # torch.load raises many kinds
+        sentence = f"{folder} is no run folder of this script, or has no checkpoint yet"
+        refuse("evaluate", f"{sentence}: {error!r:.200}")
+    return agent
+
+
+# --- run ------------------------------------------------------------------------------------------
+class Run:
+    """All of a run but the algorithm: counters, logs, evaluations, checkpoints and its end.
+
+    What decides how a run goes on is in the agent, the buffers, the environments and here. A
+    counter that you add goes on with --resume if __init__, state_dict and load_state_dict name it.
+    """
+
+    def __init__(self, args, agent, envs, eval_envs=None, buffers=()):
+        self.args = args
+        self.agent = agent
+        self.envs = envs
+        self.eval_envs = eval_envs
+        self.buffers = buffers
+        # saved in checkpoints
+        self.global_step = 0  # environment transitions, over all environments
+        self.updates = 0  # gradient steps
+        self.scores = []  # mean return of every evaluation
+        self.evaluated = -1  # the step of the last one
+        self.recent = deque(maxlen=100)  # (return, length, truncated) of finished episodes
+        self.pending = {}  # metrics of the updates since the last row: {their names: values}
+        self.id = secrets.token_hex(4)  # of the run, at W&B too
+        # not saved
+        self.loaded = None  # the checkpoint that --resume has loaded
+        self.stopping = ""  # the signal that came
+        self.phase = "starting"
+        self.warned = False  # that there is no space for checkpoints
+        self.film = args.capture_video
+        self.spent = Counter()  # seconds by activity, since the last row
+        self.logged = 0  # the step of the last row
+        self.checkpointed = 0  # the step of the last checkpoint
+        self.board = self.tracker = self.progress = None  # not there before begin()
+
+    # --- begin and end
+    def __enter__(self):
+        """Take the folder, and what a checkpoint in it holds."""
+        self.folder = RunFolder(self.args)
+        self.path = self.folder.path
+        self.start = self.last = time.perf_counter()
+        self.handlers = {}
+        self.commit, changes = git_state()
+        self.dirty = bool(changes)
+        # the rows between two checkpoints; 2,000 if none are due but those of signals
+        room = max(self.args.checkpoint_every, 2_000) + self.args.num_envs
+        self.buffer_files = []
+        for number, buffer in enumerate(self.buffers):
+            folder = self.path / "checkpoint"
+            file = buffer.file(folder, room, salt=int(self.id, 16), number=number)
+            self.buffer_files.append(file)
+        try:
+            if self.folder.resumed:
+                self.restore()
+            else:
+                self.folder.write("script.py", SCRIPT.read_bytes())
+                if changes:
+                    self.folder.write("changes.diff", changes)
+            self.folder.write_config(self.args)
+        except OSError as error:
+            self.release()
+            if self.folder.is_new:
+                shutil.rmtree(self.path, ignore_errors=True)
+            refuse("run_dir", f"{self.folder.shown} cannot be written: {error}")
+        except BaseException:
+            self.release()
+            raise
+        self.catch_signals()
+        return self
+
+    def catch_signals(self):
+        """Let SIGTERM, SIGHUP and Ctrl-C end the run where it can next be saved."""
+        if threading.current_thread() is not threading.main_thread():
+            return  # Python allows handlers there only
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:  # which nohup asks for
+                self.handlers[number] = signal.signal(number, self.stop)
+
+    def stop(self, number, frame):
+        """Remember a signal; before the first step there is nothing to wait for."""
+        if self.phase == "ending":
+            return  # nothing disturbs a run that writes its end, but a second Ctrl-C
+        self.stopping = signal.Signals(number).name
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if self.phase == "starting":
+            raise KeyboardInterrupt
+        more = "; Ctrl-C again ends at once" if number == signal.SIGINT else ""
+        say(f"{self.stopping}: saving a checkpoint, which ends the run{more}")
+
+    def compile(self, method, *example):
+        """Return a method of the agent, compiled if --compile says so, that returns Metrics.
+
+        If that fails config.toml says "off", so that a run that goes on does the same.
+        """
+        update, compiled = compile_update(self.agent, method, example, self.args.compile)
+        if self.args.compile == "on" and not compiled:
+            self.args = replace(self.args, compile="off")
+            self.folder.write_config(self.args)
+        return update
+
+    def begin(self):
+        """Start where the checkpoint stopped, or at the beginning; return the first obs [N, O]."""
+        saved = self.loaded
+        self.folder.metrics.file.truncate(saved["metrics_bytes"] if saved else 0)
+        for name in ["summary.json", "model.pt"]:  # of an earlier end
+            (self.path / name).unlink(missing_ok=True)
+        for name in ["videos", "checkpoint"]:
+            (self.path / name).mkdir(exist_ok=True)
+        self.board = Board(self.path / "tb", self.global_step)
+        self.tracker = Tracker(self.args, self.path, self.id)
+        args, folder = self.args, self.folder.shown
+        say(f"device {args.device}, {args.threads} threads, compile {args.compile}")
+        say(f"run folder {folder}; to watch it: tensorboard --logdir {quote(folder)}")
+
+        options = {"stream": (TRAIN, self.args.seed)}
+        if saved:
+            options["states"] = [with_arrays(state) for state in saved["envs"]]
+        obs, _ = self.envs.reset(options=options)
+        if saved:
+            set_generators(saved["generators"])
+            say(f"going on at step {self.global_step}")
+        self.lap("update")  # compilation, above all
+        gc.collect()
+        gc.freeze()  # searching all that was imported for garbage stalls steps
+        self.progress = Progress(self.global_step, self.args.total_timesteps)
+        self.phase = "training"  # from here on signals wait, also for the checkpoint that follows
+        if not saved:
+            self.checkpoint()
+        return obs
+
+    def __exit__(self, kind, error, trace):
+        """Write model and summary; an interrupt or a failed check ends in one sentence."""
+        self.phase = "ending"
+        if self.progress:
+            self.progress.close()
+        status = "finished"
+        reason = ""
+        if kind is KeyboardInterrupt:
+            status = "interrupted"
+            reason = f"{self.stopping or 'KeyboardInterrupt'} at step {self.global_step}"
+        elif error:
+            status = "failed"
+            reason = f"{error!r} at step {self.global_step}"
+        elif not attempt("model.pt cannot be written", self.write_model):
+            status = "failed"
+            reason = "model.pt cannot be written"
+        self.close()
+        written = attempt("no summary.json", self.write_summary, status, reason)
+        if status == "finished" and written:
+            # last, since until the summary says so the run can go on from here
+            shutil.rmtree(self.path / "checkpoint", ignore_errors=True)
+        if self.tracker:
+            self.tracker.finish(int(status != "finished"))
+        self.release()
+        self.say_farewell(status, reason)
+        code = {"finished": 0 if written else 1, "interrupted": 130, "failed": 1}[status]
+        if code and kind in (None, KeyboardInterrupt, FloatingPointError):
+            raise SystemExit(code) from None
+
+    def say_farewell(self, status, reason):
+        """Print how the run ended, and what to do next."""
+        if status == "interrupted":
+            say(f"to go on: python {quote(sys.argv[0])} --resume {quote(self.folder.shown)}")
+        report = SCRIPT.parent / "tools" / "report.py"
+        command = "python tools/report.py " if report.exists() else ""
+        say(f"{status} {reason}".strip() + f": {command}{quote(self.folder.shown)}")
+
+    def close(self):
+        """Close environments and logs."""
+        for envs in [self.envs, self.eval_envs]:
+            if envs:
+                attempt("environments cannot be closed", envs.close)
+        if self.board:
+            self.board.close()
+
+    def release(self):
+        """Let others take the folder and the signals."""
+        self.folder.metrics.file.close()
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+    def write_model(self):
+        """Write what load_agent reads, and the last rows of metrics."""
+        self.folder.metrics.sync()
+        write_tensors(self.path / "model.pt", model_of(self.agent))
+
+    def write_summary(self, status, reason):
+        """Write summary.json, by which others know that the run has ended."""
+        summary = {"status": status, "reason": reason, "global_step": self.global_step}
+        if self.scores:
+            tenth = self.scores[-math.ceil(len(self.scores) / 10) :]
+            summary["eval_last"] = self.scores[-1]
+            summary["eval_last_tenth"] = sum(tenth) / len(tenth)
+        seconds = time.perf_counter() - self.start
+        summary["updates"] = self.updates
+        summary["seconds"] = seconds
+        summary["SPS"] = self.global_step / seconds
+        summary["command"] = sys.argv
+        summary["git_commit"] = self.commit
+        summary["git_dirty"] = self.dirty
+        summary["hardware"] = f"{platform.platform()} {os.cpu_count()} CPUs"
+        versions = {package.name: package.version for package in distributions()}
+        summary["versions"] = {**versions, "python": sys.version}
+        text = json.dumps(summary, indent=1).encode()
+        write_atomically(self.path / "summary.json", lambda file: file.write(text))
+
+    def ended(self):
+        """Tell whether all transitions have been made."""
+        return self.global_step >= self.args.total_timesteps
+
+    def due(self, every, since):
+        """Tell whether a period of that many transitions, or the run, ended after a step."""
+        return every > 0 and (self.ended() or self.global_step // every > since // every)
+
+    # --- checkpoints
+    def checkpoint_due(self):
+        """Tell whether it is time to save, or a signal asks for it."""
+        if self.ended():  # then model.pt is written
+            return bool(self.stopping)
+        return bool(self.stopping) or self.due(self.args.checkpoint_every, self.checkpointed)
+
+    def checkpoint(self):
+        """Save all that decides how the run goes on; if a signal came, end by KeyboardInterrupt."""
+        weights = self.agent.named_parameters()
+        require_finite(**{name: weight.detach().cpu().numpy() for name, weight in weights})
+        try:
+            self.write_checkpoint()
+            self.warned = False
+        except OSError as error:
+            step = self.global_step
+            if not self.warned:
+                say(f"warning: no checkpoint at step {step}, the last one stays: {error}")
+            self.warned = True
+        self.checkpointed = self.global_step
+        self.lap("checkpoint")
+        if self.stopping:
+            raise KeyboardInterrupt
+
+    def write_checkpoint(self):
+        """Write the buffers' new rows, then state.pt, then delete what it does not name."""
+        try:
+            rows = [file.save() for file in self.buffer_files]
+            metrics_bytes = self.folder.metrics.sync()
+            self.board.flush()
+            state = {
+                **model_of(self.agent),
+                "rows": rows,
+                "envs": [with_tensors(state) for state in self.envs.call("state")],
+                "generators": generators(),
+                "run": self.state_dict(),
+                "metrics_bytes": metrics_bytes,
+                "seconds": time.perf_counter() - self.start,
+            }
+            path = self.path / "checkpoint" / "state.pt"
+            write_tensors(path, state)
+            for file, place in zip(self.buffer_files, rows, strict=True):
+                file.saved = place
+        finally:
+            for file in self.buffer_files:
+                file.delete_others()
+
+    def state_dict(self):
+        """Return what of this object decides how the run goes on."""
+        return {
+            "id": self.id,
+            "global_step": self.global_step,
+            "updates": self.updates,
+            "scores": self.scores,
+            "evaluated": self.evaluated,
+            "recent": list(self.recent),
+            "pending": [(names, torch.stack(rows)) for names, rows in self.pending.items() if rows],
+        }
+
+    def load_state_dict(self, state):
+        """Take over what state_dict returned."""
+        self.id = state["id"]
+        self.global_step = self.logged = self.checkpointed = state["global_step"]
+        self.updates = state["updates"]
+        self.scores = state["scores"]
+        self.evaluated = state["evaluated"]
+        self.recent.extend(state["recent"])
+        for names, rows in state["pending"]:
+            self.pending[names] = list(rows.to(self.args.device))
+
+    def restore(self):
+        """Load the checkpoint, or exit with 2 and leave all as it is."""
+        path = self.path / "checkpoint" / "state.pt"
+        size = self.folder.metrics.size()
+        if not path.exists() and size == 0:
+            return  # it died before its first step
+        try:
+            saved = read_checked(path)
+            if size < saved["metrics_bytes"]:
+                raise ValueError("metrics.jsonl is too short")
+            for name in vars(self.args).keys() - FREE - {"resume", "device", "compile"}:
+                if saved["args"][name] != getattr(self.args, name):
+                    raise ValueError(f"its checkpoint is of a run with another {name}")
+            self.agent.load_state_dict(saved["agent"])
+            self.load_state_dict(saved["run"])
+            for file, place in zip(self.buffer_files, saved["rows"], strict=True):
+                file.salt = int(self.id, 16)
+                file.restore(place)
+        except Exception as error:  # torch.load raises many kinds
+            sentence = f"fails ({error!r:.200}); {self.folder.shown} is left as it is"
+            refuse("resume", f"{sentence}: delete it to begin anew")
+        self.start -= saved["seconds"]
+        self.loaded = saved
+
+    # --- logs
+    def lap(self, activity):
+        """Count the time since the last lap as spent on an activity."""
+        now = time.perf_counter()
+        self.spent[activity] += now - self.last
+        self.last = now
+
+    def record(self, metrics):
+        """Keep the metrics of an update for the next row."""
+        if self.args.log_every:
+            self.pending.setdefault(metrics.names, []).append(metrics.values)
 
     def log(self, metrics, video=None):
         """Send scalars and a video to every sink, with global_step and seconds since the start."""
         metrics = {name: float(value) for name, value in metrics.items()}
         require_finite(**metrics)
         row = {"global_step": self.global_step, "seconds": time.perf_counter() - self.start}
-        self.file.write(json.dumps(row | metrics) + "\n")
-        for name, value in metrics.items():
-            self.board.add_scalar(name, value, self.global_step)
-        if self.tracker:
-            row |= {"videos": self.media(str(video))} if video else {}
-            self.tracker = attempt("W&B", self.tracker.log, row | metrics) and self.tracker
+        row.update(metrics)
+        self.folder.metrics.write(row)
+        self.board.log(metrics, self.global_step)
+        self.tracker.log(row, video)
 
-    def save(self):
-        """Write what load_agent reads, free of pickle, to model.pt."""
-        bounds, state = [self.agent.low.tolist(), self.agent.high.tolist()], self.agent.state_dict()
-        saved = {"args": vars(self.args), "obs_dim": self.agent.obs_dim, "bounds": bounds}
-        torch.save(saved | {"state": state}, self.folder / "model.pt")
+    def log_due(self):
+        """Tell whether it is time for a row of metrics."""
+        return self.due(self.args.log_every, self.logged)
 
-    def due(self, every):
-        """Tell whether a period of that many transitions, or the run, ended in the latest step."""
-        ended = self.global_step >= self.args.total_timesteps
-        return every > 0 and (ended or self.global_step % every < self.args.num_envs)
+    def log_episodes(self, infos, truncated):
+        """Log the episodes that ended in the latest step, and move the bar."""
+        for i in np.flatnonzero(infos.get("_episode_return", [])):
+            episode_return = float(infos["episode_return"][i])
+            length = int(infos["episode_length"][i])
+            self.recent.append((episode_return, length, bool(truncated[i])))
+            self.log({"charts/episodic_return": episode_return, "charts/episodic_length": length})
+        self.progress.update(self.global_step)
+        self.lap("log")
 
-    def clock(self, activity):
-        """Count the time since the last call as spent on an activity."""
-        since, self.last = self.last, time.perf_counter()
-        self.spent[activity] += self.last - since
-
-    def episodes(self, infos, truncated):
-        """Log the episodes that ended in the latest step."""
-        for i in np.flatnonzero(infos["_finished"]) if "_finished" in infos else ():
-            score, length = infos["finished"]["r"][i], infos["finished"]["l"][i]
-            self.recent.append((score, length, truncated[i]))
-            self.log({"charts/episodic_return": score, "charts/episodic_length": length})
-
-    def progress(self, *tables):
-        """Log means of an interval's (names, rows), rates, the last 100 episodes; print a line."""
-        step, seconds, total = self.global_step, self.spent.total(), self.args.total_timesteps
-        metrics = {f"time/{name}": spent / seconds for name, spent in self.spent.items()}
-        sps, self.logged = (step - self.logged) / (seconds - self.spent["eval"]), step
+    def log_interval(self):
+        """Log means over the interval's updates, rates, shares of time and the last episodes."""
+        seconds = self.spent.total()
+        sps = (self.global_step - self.logged) / (seconds - self.spent["eval"])
+        metrics = {
+            "charts/SPS": sps,
+            "charts/updates": self.updates,
+            **{f"time/{name}": spent / seconds for name, spent in self.spent.items()},
+            **self.agent.learning_rates(),
+        }
         self.spent.clear()
-        metrics |= {"charts/SPS": sps, "charts/updates": self.updates}
-        metrics |= {f"charts/{k}": v for k, v in vars(self.args).items() if k.endswith("_lr")}
-        for names, rows in tables:
-            if rows:  # one transfer from the device
-                metrics |= dict(zip(names, torch.stack(rows).mean(0).tolist(), strict=True))
+        self.logged = self.global_step
+        for names, rows in self.pending.items():
+            if rows:
+                means = torch.stack(rows).mean(0).tolist()  # one transfer from the device
+                metrics.update(zip(names, means, strict=True))
                 rows.clear()
+        mean_return = math.nan
         if self.recent:
-            returns, lengths, cut = torch.tensor(self.recent, dtype=torch.float64).T
+            returns, lengths, truncated = torch.tensor(self.recent, dtype=torch.float64).T
+            mean_return = returns.mean()
+            metrics["charts/average_return"] = mean_return
+            metrics["env/time_limit_frac"] = truncated.mean()
             metrics |= describe("train/return", returns) | describe("train/length", lengths)
-            metrics |= {"charts/average_return": returns.mean(), "env/time_limit_frac": cut.mean()}
         self.log(metrics)
-        eta, seen = (total - step) / sps / 60, metrics.get("charts/average_return", math.nan)
-        print(f"step {step}/{total} SPS {sps:.0f} left {eta:.0f} min return {seen:.4g}", flush=True)
+        total = self.args.total_timesteps
+        left = f" left {(total - self.global_step) / sps / 60:.0f} min" if self.updates else ""
+        self.progress.update(self.global_step, **{"return": mean_return})
+        self.progress.line(
+            f"step {self.global_step}/{total} SPS {sps:.0f}{left} return {mean_return:.4g}"
+        )
+        self.lap("log")
 
-    def evaluate(self, envs):
+    # --- evaluation
+    def evaluation_due(self):
+        """Tell whether it is time to evaluate, which a signal may have cut short before."""
+        evaluated = self.evaluated == self.global_step
+        return self.due(self.args.eval_every, self.evaluated) and not evaluated
+
+    def evaluate(self):
         """Score the agent; film every eighth evaluation and the last."""
-        step, number, film = self.global_step, len(self.scores), self.args.capture_video
-        film = film and (number % 8 == 0 or step >= self.args.total_timesteps)
-        video = self.folder / "videos" / f"step-{step}.mp4"
-        found = evaluate(self.agent, envs, (EVALUATE, self.args.seed, number), film and video)
-        self.args.capture_video &= video.exists() or not film  # failing twice, OpenGL aborts
-        video = video if video.exists() else ""
-        self.log(found, video)
-        self.scores.append(float(found["eval/return_mean"]))
-        print(f"step {step} eval {self.scores[-1]:.4g} {video}", flush=True)
-        self.clock("eval")
-
-    def __exit__(self, kind, error, trace):
-        """Write model and summary; an interrupt or a failed check ends in one sentence."""
-        status = {None: "finished", KeyboardInterrupt: "interrupted"}.get(kind, "failed")
-        reason = f"{error!r} at step {self.global_step}" if error else ""
-        attempt("model.pt", self.save)
-        summary = {"status": status, "reason": reason, "global_step": self.global_step}
-        if tail := self.scores[-math.ceil(len(self.scores) / 10) :]:
-            summary |= {"eval_last": tail[-1], "eval_last_tenth": sum(tail) / len(tail)}
-        seconds = time.perf_counter() - self.start
-        summary |= {"updates": self.updates, "seconds": seconds, "SPS": self.global_step / seconds}
-        summary |= {"command": sys.argv, "hardware": f"{platform.platform()} {os.cpu_count()} CPUs"}
-        summary["versions"] = {d.name: d.version for d in distributions()} | {"python": sys.version}
-        self.file.close(), self.board.close()
-        (self.folder / "summary.part").write_text(json.dumps(summary, indent=1), "utf-8")
-        os.replace(self.folder / "summary.part", self.folder / "summary.json")
-        if self.tracker:
-            attempt("W&B", self.tracker.finish, int(status != "finished"))
-        print(f"{status} {reason}".strip() + f": python tools/report.py {self.folder}", flush=True)
-        if kind in (KeyboardInterrupt, FloatingPointError):
-            raise SystemExit(130 if status == "interrupted" else 1) from None
-
-
-# --- main -----------------------------------------------------------------------------------------
-def main(args):
-    """Train as args say, or evaluate, and return the agent."""
-    args.check()
-    if args.evaluate:
-        agent = Agent.load(args.evaluate)
-        task = replace(agent.args, seed=args.seed)
-        envs, *_ = make_games(task, args.eval_episodes, args.capture_video)
-        video = Path(args.evaluate, "videos", f"evaluate-{args.seed}.mp4")
-        found = evaluate(agent, envs, (EVALUATE, args.seed, 10**6), args.capture_video and video)
-        print({k: round(float(v), 4) for k, v in found.items()}, video if video.exists() else "")
-        return agent
-    eval_envs, *_ = make_games(args, args.eval_episodes, args.capture_video)
-    vector = gym.vector.AsyncVectorEnv if args.async_envs else gym.vector.SyncVectorEnv
-    envs, low, high = make_games(args, args.num_envs, False, vector, 108_000)
-    shape = envs.single_observation_space.shape  # 4, H, W
-    emulator = getattr(eval_envs.envs[0].unwrapped, "ale", None)
-    sticky = emulator.getFloat("repeat_action_probability") if emulator else 0
-    auto = "off" if sticky else "on"
-    args = replace(args, life_loss=auto if args.life_loss == "auto" else args.life_loss)
-    pays, pixels = args.learning_starts + 20_000, math.prod(shape[1:])
-    args = resolve(args, "cuda", pays, "buffer_size", pixels + 14, 50_000)  # games are long
-    rules = f"sticky actions {sticky}, life loss {args.life_loss}, frame skip 4, max over 2 frames"
-    rules += f", {shape[1]} x {shape[2]} pixels, 1 to 30 no-ops, FIRE if any; full games' returns"
-    print(rules if emulator else "no Atari game: frames and lives are taken as they come")
-    print(f"replay needs {args.buffer_size * pixels / 1e9:.2g} GB on {args.device}", flush=True)
-    agent = Agent(args, shape, low, high, args.device)
-    buffer = FrameBuffer(args.buffer_size, args.num_envs, shape[1:], args.device)
-    blank = torch.zeros(args.batch_size, 5, *shape[1:], dtype=torch.uint8, device=args.device)
-    with Run(args, agent) as run:
-        names, update = prepare(agent, "update", blank, blank.new_zeros(3, len(blank)).float())
-        gc.collect(), gc.freeze()  # searching all that was imported for garbage stalls steps
-        run.clock("update")
-        if args.eval_every:
-            run.evaluate(eval_envs)
-        obs, rows = reset(envs, np.ones(args.num_envs, bool), TRAIN, args.seed), []
-        lives = np.zeros(args.num_envs)
-        while run.global_step < args.total_timesteps:
-            epsilon = agent.epsilon(run.global_step)
-            action = agent.explore(obs, epsilon)
-            run.clock("act")
-
-            next_obs, reward, terminated, truncated, infos = envs.step(action)
-            require_finite(reward=reward)
-            run.global_step += args.num_envs
-            left, lives = lives, infos.get("lives", lives)
-            ended = terminated | ((lives < left) & (args.life_loss == "on"))
-            kept = np.sign(reward) if args.clip_rewards else reward
-            done = terminated | truncated
-            lives = lives * ~done  # those of a game say nothing of the next
-            buffer.add(obs, action, kept, ended, next_obs, done)
-            obs = reset(envs, done, TRAIN, args.seed) if done.any() else next_obs
-            run.clock("env")
-
-            while run.updates * args.train_every < run.global_step - args.learning_starts:
-                metrics = update(*buffer.sample(args.batch_size))  # [M]
-                rows += [metrics] if args.log_every else []
-                run.updates += 1
-            if run.global_step % args.target_every < args.num_envs:
-                agent.copy_target()
-            run.clock("update")
-
-            run.episodes(infos, truncated)
-            if run.due(args.log_every):
-                rates = torch.tensor([epsilon, args.learning_rate])
-                run.progress((names, rows), (["charts/epsilon", "charts/learning_rate"], [rates]))
-            run.clock("log")
-            if run.due(args.eval_every):
-                run.evaluate(eval_envs)
-    return agent
+        number = len(self.scores)
+        film = self.film and (number % 8 == 0 or self.ended()) and can_film(self.eval_envs)
+        stream = (EVALUATE, self.args.seed, number)
+        stopped = lambda: bool(self.stopping)  # noqa: E731
+        evaluation = evaluate(self.agent, self.eval_envs, stream, film, stopped)
+        if evaluation is None:
+            self.checkpoint()  # which ends the run; --resume evaluates again
+            return
+        video = None
+        if film:
+            path = self.path / "videos" / f"step-{self.global_step}.mp4"
+            video = save_video(
+                path, evaluation.frames, self.eval_envs.metadata.get("render_fps", 30)
+            )
+            self.film = video is not None  # trying again might abort the process
+        self.log(evaluation.metrics, video)
+        self.scores.append(float(evaluation.metrics["eval/return_mean"]))
+        self.evaluated = self.global_step
+        self.progress.update(self.global_step, eval=self.scores[-1])
+        shown = f"{self.folder.shown}/videos/{video.name}" if video else ""
+        say(f"step {self.global_step} eval {self.scores[-1]:.4g} {shown}".rstrip())
+        self.lap("eval")
 
 
 if __name__ == "__main__":

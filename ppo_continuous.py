@@ -46,8 +46,8 @@ import gc
 import io
 import json
 import math
+import multiprocessing
 import os
-import pickle
 import platform
 import random
 import re
@@ -1001,8 +1001,8 @@ class Episodes(gym.Wrapper):
         """Return the actions that repeat the current episode, and what they must lead to."""
         return {
             "episode": self.episode,
-            "actions": torch.from_numpy(np.array(self.actions)),
-            "obs": torch.from_numpy(np.array(self.obs)),
+            "actions": np.array(self.actions),
+            "obs": np.array(self.obs),
             "total_reward": self.total_reward,
         }
 
@@ -1010,9 +1010,9 @@ class Episodes(gym.Wrapper):
         """Bring the environment to a state by its seed and actions; return the observation."""
         self.episode = state["episode"] - 1
         self.begin()
-        for action in state["actions"].numpy():
+        for action in state["actions"]:
             self.step(action)
-        same = np.array_equal(self.obs, state["obs"].numpy())
+        same = np.array_equal(self.obs, state["obs"])
         if not same or self.total_reward != state["total_reward"]:
             say(f"warning: environment {self.index} does not repeat itself: a new episode begins")
             self.begin()
@@ -1087,55 +1087,22 @@ class WorkerEnvs(gym.vector.AsyncVectorEnv):
         super().close_extras(timeout, terminate)
         atexit.unregister(self.kill)
 
-    def reset(self, *, seed=None, options=None):
-        """Begin episodes; see Episodes.reset."""
-        if options and "states" in options:
-            states = [pickle.dumps(state) for state in options["states"]]
-            options = {**options, "states": states}
-        return super().reset(seed=seed, options=options)
 
-    def call(self, name, *inputs, **options):
-        """Return what a method of each environment returns."""
-        results = super().call(name, *inputs, **options)
-        if name == "state":
-            results = tuple(pickle.loads(state) for state in results)
-        return results
-
-
-class Worker(gym.Wrapper):
-    """An environment in a process of its own.
-
-    Its state travels as bytes. Tensors would travel through shared memory, which takes two open
-    files for each environment and process.
-    """
-
-    def state(self):
-        """Return the pickled state."""
-        return pickle.dumps(self.env.state())
-
-    def reset(self, *, seed=None, options=None):
-        """Begin an episode; see Episodes.reset."""
-        if options and "states" in options:
-            state = pickle.loads(options["states"][self.env.index])
-            options = {**options, "states": {self.env.index: state}}
-        return self.env.reset(seed=seed, options=options)
-
-
-def make_worker(maker, parent, threads):
-    """Build an environment in the process that steps it, for the process number parent."""
-    if os.getpid() != parent:  # there, too, one is built, for its spaces
+def make_worker(maker, run_pid, threads):
+    """Build an environment; in a process of its own leave signals to the run, and end with it."""
+    if os.getpid() != run_pid:  # the run itself builds one as well, to see its spaces
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             # not SIG_IGN, which programs that the environment starts would inherit
             signal.signal(number, lambda number, frame: None)
-        threading.Thread(target=end_with, args=[parent], daemon=True).start()
+        run = multiprocessing.parent_process()
+        threading.Thread(target=end_with, args=[run], daemon=True).start()
         limit_threads(threads)
-    return Worker(maker())
+    return maker()
 
 
-def end_with(parent):
-    """End this process when its parent has died."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
+def end_with(process):
+    """Wait until a process has ended, by kill -9 perhaps, and end this one."""
+    process.join()
     os._exit(1)
 
 
@@ -1447,6 +1414,22 @@ def write_tensors(path, content):
     write_atomically(path, lambda file: file.write(buffer.getbuffer()))
 
 
+def with_tensors(state):
+    """Return a dict with tensors for arrays, which torch.save writes free of pickled code."""
+    converted = {}
+    for name, value in state.items():
+        converted[name] = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+    return converted
+
+
+def with_arrays(state):
+    """Return a dict with arrays for tensors, which processes pass on as plain bytes."""
+    converted = {}
+    for name, value in state.items():
+        converted[name] = value.numpy() if isinstance(value, torch.Tensor) else value
+    return converted
+
+
 def config_of(args):
     """Return the settings that config.toml holds: all that have a value, without the folder."""
     settings = {name: value for name, value in vars(args).items() if value is not None}
@@ -1505,10 +1488,6 @@ def refuse_changes(asked, saved, folder):
 
     What is not asked for, and was settled when the run began, stays as it is.
     """
-    grown = asked.total_timesteps - saved.total_timesteps
-    require(grown >= 0, "total_timesteps", f"can only grow in {folder}")
-    sentence = f"cannot grow: {folder} is finished, and its checkpoint is gone"
-    require(not (grown and is_finished(folder)), "total_timesteps", sentence)
     for field in fields(asked):
         asked_value = getattr(asked, field.name)
         saved_value = getattr(saved, field.name)
@@ -1519,6 +1498,10 @@ def refuse_changes(asked, saved, folder):
         agrees = asked_value == saved_value or left_open or may_change
         sentence = f"is {saved_value} in {folder} and must stay so: name another --run-dir"
         require(agrees, field.name, sentence)
+    grown = asked.total_timesteps - saved.total_timesteps
+    require(grown >= 0, "total_timesteps", f"can only grow in {folder}")
+    sentence = f"cannot grow: {folder} is finished, and its checkpoint is gone"
+    require(not (grown and is_finished(folder)), "total_timesteps", sentence)
     source = folder / "script.py"
     same = source.exists() and source.read_bytes() == SCRIPT.read_bytes()
     command = f"python {quote(str(source))} --resume {quote(str(folder))}"
@@ -1644,16 +1627,16 @@ def load_agent(cls, args_class, folder, device):
 class Run:
     """All of a run but the algorithm: counters, logs, evaluations, checkpoints and its end.
 
-    What decides how a run goes on is in the agent, the buffer, the environments and here. A counter
-    that you add goes on with --resume if __init__, state_dict and load_state_dict name it.
+    What decides how a run goes on is in the agent, the buffers, the environments and here. A
+    counter that you add goes on with --resume if __init__, state_dict and load_state_dict name it.
     """
 
-    def __init__(self, args, agent, envs, eval_envs=None, buffer=None):
+    def __init__(self, args, agent, envs, eval_envs=None, buffers=()):
         self.args = args
         self.agent = agent
         self.envs = envs
         self.eval_envs = eval_envs
-        self.buffer = buffer
+        self.buffers = buffers
         # saved in checkpoints
         self.global_step = 0  # environment transitions, over all environments
         self.updates = 0  # gradient steps
@@ -1682,12 +1665,13 @@ class Run:
         self.handlers = {}
         self.commit, changes = git_state()
         self.dirty = bool(changes)
-        self.buffer_file = None
-        if self.buffer is not None:
+        # the rows between two checkpoints; 2,000 if none are due but those of signals
+        room = max(self.args.checkpoint_every, 2_000) + self.args.num_envs
+        self.buffer_files = []
+        for number, buffer in enumerate(self.buffers):
             folder = self.path / "checkpoint"
-            # the rows between two checkpoints; 2,000 if none are due but those of signals
-            room = max(self.args.checkpoint_every, 2_000) + self.args.num_envs
-            self.buffer_file = self.buffer.file(folder, room, salt=int(self.id, 16))
+            file = buffer.file(folder, room, salt=int(self.id, 16), number=number)
+            self.buffer_files.append(file)
         try:
             if self.folder.resumed:
                 self.restore()
@@ -1754,7 +1738,7 @@ class Run:
 
         options = {"stream": (TRAIN, self.args.seed)}
         if saved:
-            options["states"] = saved["envs"]
+            options["states"] = [with_arrays(state) for state in saved["envs"]]
         obs, _ = self.envs.reset(options=options)
         if saved:
             set_generators(saved["generators"])
@@ -1877,17 +1861,15 @@ class Run:
             raise KeyboardInterrupt
 
     def write_checkpoint(self):
-        """Write the buffer's new rows, then state.pt, then delete what it does not name."""
-        rows = None
+        """Write the buffers' new rows, then state.pt, then delete what it does not name."""
         try:
-            if self.buffer_file:
-                rows = self.buffer_file.save()
+            rows = [file.save() for file in self.buffer_files]
             metrics_bytes = self.folder.metrics.sync()
             self.board.flush()
             state = {
                 **model_of(self.agent),
                 "rows": rows,
-                "envs": list(self.envs.call("state")),
+                "envs": [with_tensors(state) for state in self.envs.call("state")],
                 "generators": generators(),
                 "run": self.state_dict(),
                 "metrics_bytes": metrics_bytes,
@@ -1895,11 +1877,11 @@ class Run:
             }
             path = self.path / "checkpoint" / "state.pt"
             write_tensors(path, state)
-            if self.buffer_file:
-                self.buffer_file.saved = rows
+            for file, place in zip(self.buffer_files, rows, strict=True):
+                file.saved = place
         finally:
-            if self.buffer_file:
-                self.buffer_file.delete_others()
+            for file in self.buffer_files:
+                file.delete_others()
 
     def state_dict(self):
         """Return what of this object decides how the run goes on."""
@@ -1939,9 +1921,9 @@ class Run:
                     raise ValueError(f"its checkpoint is of a run with another {name}")
             self.agent.load_state_dict(saved["agent"])
             self.load_state_dict(saved["run"])
-            if self.buffer_file:
-                self.buffer_file.salt = int(self.id, 16)
-                self.buffer_file.restore(saved["rows"])
+            for file, place in zip(self.buffer_files, saved["rows"], strict=True):
+                file.salt = int(self.id, 16)
+                file.restore(place)
         except Exception as error:  # torch.load raises many kinds
             sentence = f"fails ({error!r:.200}); {self.folder.shown} is left as it is"
             refuse("resume", f"{sentence}: delete it to begin anew")

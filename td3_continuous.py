@@ -228,9 +228,9 @@ class ReplayBuffer:
         obs, action, reward, terminated, next_obs = rows.split(self.widths, 1)
         return Batch(obs, action, reward.squeeze(1), terminated.squeeze(1), next_obs)
 
-    def file(self, folder, room, salt):
+    def file(self, folder, room, salt, number):
         """Return what keeps the rows on the disk, see BufferFile."""
-        return BufferFile(folder, self, room, salt)
+        return BufferFile(folder, self, room, salt, number)
 
 
 # --- agent ----------------------------------------------------------------------------------------
@@ -404,7 +404,7 @@ def main(args):
     noise = torch.zeros(args.batch_size, action_dim, device=args.device)  # refilled each update
     example = buffer.example(args.batch_size)
 
-    with Run(args, agent, envs, eval_envs, buffer) as run:  # --resume loads agent and buffer here
+    with Run(args, agent, envs, eval_envs, [buffer]) as run:  # --resume loads agent, buffer here
         update_critic = run.compile(Agent.update_critic, example, noise)
         update_actor = run.compile(Agent.update_actor, example.obs)
         obs = run.begin()  # the first observations, or those of the checkpoint
@@ -810,8 +810,8 @@ class Episodes(gym.Wrapper):
         """Return the actions that repeat the current episode, and what they must lead to."""
         return {
             "episode": self.episode,
-            "actions": torch.from_numpy(np.array(self.actions)),
-            "obs": torch.from_numpy(np.array(self.obs)),
+            "actions": np.array(self.actions),
+            "obs": np.array(self.obs),
             "total_reward": self.total_reward,
         }
 
@@ -819,9 +819,9 @@ class Episodes(gym.Wrapper):
         """Bring the environment to a state by its seed and actions; return the observation."""
         self.episode = state["episode"] - 1
         self.begin()
-        for action in state["actions"].numpy():
+        for action in state["actions"]:
             self.step(action)
-        same = np.array_equal(self.obs, state["obs"].numpy())
+        same = np.array_equal(self.obs, state["obs"])
         if not same or self.total_reward != state["total_reward"]:
             say(f"warning: environment {self.index} does not repeat itself: a new episode begins")
             self.begin()
@@ -1180,6 +1180,22 @@ def write_tensors(path, content):
     write_atomically(path, lambda file: file.write(buffer.getbuffer()))
 
 
+def with_tensors(state):
+    """Return a dict with tensors for arrays, which torch.save writes free of pickled code."""
+    converted = {}
+    for name, value in state.items():
+        converted[name] = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+    return converted
+
+
+def with_arrays(state):
+    """Return a dict with arrays for tensors, which processes pass on as plain bytes."""
+    converted = {}
+    for name, value in state.items():
+        converted[name] = value.numpy() if isinstance(value, torch.Tensor) else value
+    return converted
+
+
 def config_of(args):
     """Return the settings that config.toml holds: all that have a value, without the folder."""
     settings = {name: value for name, value in vars(args).items() if value is not None}
@@ -1238,10 +1254,6 @@ def refuse_changes(asked, saved, folder):
 
     What is not asked for, and was settled when the run began, stays as it is.
     """
-    grown = asked.total_timesteps - saved.total_timesteps
-    require(grown >= 0, "total_timesteps", f"can only grow in {folder}")
-    sentence = f"cannot grow: {folder} is finished, and its checkpoint is gone"
-    require(not (grown and is_finished(folder)), "total_timesteps", sentence)
     for field in fields(asked):
         asked_value = getattr(asked, field.name)
         saved_value = getattr(saved, field.name)
@@ -1252,6 +1264,10 @@ def refuse_changes(asked, saved, folder):
         agrees = asked_value == saved_value or left_open or may_change
         sentence = f"is {saved_value} in {folder} and must stay so: name another --run-dir"
         require(agrees, field.name, sentence)
+    grown = asked.total_timesteps - saved.total_timesteps
+    require(grown >= 0, "total_timesteps", f"can only grow in {folder}")
+    sentence = f"cannot grow: {folder} is finished, and its checkpoint is gone"
+    require(not (grown and is_finished(folder)), "total_timesteps", sentence)
     source = folder / "script.py"
     same = source.exists() and source.read_bytes() == SCRIPT.read_bytes()
     command = f"python {quote(str(source))} --resume {quote(str(folder))}"
@@ -1356,8 +1372,9 @@ class BufferFile:
     The buffer has rows, a tensor [capacity, ...], and added, the number of rows ever added.
     """
 
-    def __init__(self, folder, buffer, room, salt):
+    def __init__(self, folder, buffer, room, salt, number=0):
         self.folder = folder
+        self.number = number  # among the buffers of the run
         self.buffer = buffer
         self.room = room  # rows in the file beyond those of the buffer
         self.salt = salt  # of the run, so that rows of another one are noticed
@@ -1372,7 +1389,8 @@ class BufferFile:
             place = self.saved
             start = max(start, place["added"])
         else:
-            place = {"name": f"rows-{added}.bin", "length": capacity + self.room}
+            name = f"rows-{self.number}-{added}.bin"
+            place = {"name": name, "length": capacity + self.room}
         path = self.folder / place["name"]
         with open(path, "r+b" if path.exists() else "w+b") as file:
             for first, count in self.chunks(start, added, place["length"]):
@@ -1412,7 +1430,7 @@ class BufferFile:
 
     def delete_others(self):
         """Delete the files that the last checkpoint does not name."""
-        for path in self.folder.glob("rows-*.bin"):
+        for path in self.folder.glob(f"rows-{self.number}-*.bin"):
             if self.saved is None or path.name != self.saved["name"]:
                 path.unlink()
 
@@ -1477,16 +1495,16 @@ def load_agent(cls, args_class, folder, device):
 class Run:
     """All of a run but the algorithm: counters, logs, evaluations, checkpoints and its end.
 
-    What decides how a run goes on is in the agent, the buffer, the environments and here. A counter
-    that you add goes on with --resume if __init__, state_dict and load_state_dict name it.
+    What decides how a run goes on is in the agent, the buffers, the environments and here. A
+    counter that you add goes on with --resume if __init__, state_dict and load_state_dict name it.
     """
 
-    def __init__(self, args, agent, envs, eval_envs=None, buffer=None):
+    def __init__(self, args, agent, envs, eval_envs=None, buffers=()):
         self.args = args
         self.agent = agent
         self.envs = envs
         self.eval_envs = eval_envs
-        self.buffer = buffer
+        self.buffers = buffers
         # saved in checkpoints
         self.global_step = 0  # environment transitions, over all environments
         self.updates = 0  # gradient steps
@@ -1515,12 +1533,13 @@ class Run:
         self.handlers = {}
         self.commit, changes = git_state()
         self.dirty = bool(changes)
-        self.buffer_file = None
-        if self.buffer is not None:
+        # the rows between two checkpoints; 2,000 if none are due but those of signals
+        room = max(self.args.checkpoint_every, 2_000) + self.args.num_envs
+        self.buffer_files = []
+        for number, buffer in enumerate(self.buffers):
             folder = self.path / "checkpoint"
-            # the rows between two checkpoints; 2,000 if none are due but those of signals
-            room = max(self.args.checkpoint_every, 2_000) + self.args.num_envs
-            self.buffer_file = self.buffer.file(folder, room, salt=int(self.id, 16))
+            file = buffer.file(folder, room, salt=int(self.id, 16), number=number)
+            self.buffer_files.append(file)
         try:
             if self.folder.resumed:
                 self.restore()
@@ -1587,7 +1606,7 @@ class Run:
 
         options = {"stream": (TRAIN, self.args.seed)}
         if saved:
-            options["states"] = saved["envs"]
+            options["states"] = [with_arrays(state) for state in saved["envs"]]
         obs, _ = self.envs.reset(options=options)
         if saved:
             set_generators(saved["generators"])
@@ -1710,17 +1729,15 @@ class Run:
             raise KeyboardInterrupt
 
     def write_checkpoint(self):
-        """Write the buffer's new rows, then state.pt, then delete what it does not name."""
-        rows = None
+        """Write the buffers' new rows, then state.pt, then delete what it does not name."""
         try:
-            if self.buffer_file:
-                rows = self.buffer_file.save()
+            rows = [file.save() for file in self.buffer_files]
             metrics_bytes = self.folder.metrics.sync()
             self.board.flush()
             state = {
                 **model_of(self.agent),
                 "rows": rows,
-                "envs": list(self.envs.call("state")),
+                "envs": [with_tensors(state) for state in self.envs.call("state")],
                 "generators": generators(),
                 "run": self.state_dict(),
                 "metrics_bytes": metrics_bytes,
@@ -1728,11 +1745,11 @@ class Run:
             }
             path = self.path / "checkpoint" / "state.pt"
             write_tensors(path, state)
-            if self.buffer_file:
-                self.buffer_file.saved = rows
+            for file, place in zip(self.buffer_files, rows, strict=True):
+                file.saved = place
         finally:
-            if self.buffer_file:
-                self.buffer_file.delete_others()
+            for file in self.buffer_files:
+                file.delete_others()
 
     def state_dict(self):
         """Return what of this object decides how the run goes on."""
@@ -1772,9 +1789,9 @@ class Run:
                     raise ValueError(f"its checkpoint is of a run with another {name}")
             self.agent.load_state_dict(saved["agent"])
             self.load_state_dict(saved["run"])
-            if self.buffer_file:
-                self.buffer_file.salt = int(self.id, 16)
-                self.buffer_file.restore(saved["rows"])
+            for file, place in zip(self.buffer_files, saved["rows"], strict=True):
+                file.salt = int(self.id, 16)
+                file.restore(place)
         except Exception as error:  # torch.load raises many kinds
             sentence = f"fails ({error!r:.200}); {self.folder.shown} is left as it is"
             refuse("resume", f"{sentence}: delete it to begin anew")

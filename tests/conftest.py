@@ -138,10 +138,15 @@ def framed(S):
 
 
 def environments(S, args, num_envs):
-    """Return what the script makes of args.env_id: environments, first and last action."""
+    """Return environments of args.env_id, and the sizes of an agent after that of observations.
+
+    These are the number of actions, or the lowest and the highest one.
+    """
     need(S, "make_games" if framed(S) else "make_envs")
     if framed(S):
-        return S.make_games(args, num_envs, film=False)
+        envs = S.make_games(args, num_envs)
+        S.seed_everything(args.seed)
+        return envs, envs.single_action_space.n
     if not rewritten(S):
         return S.make_envs(args.env_id, num_envs, args.seed)
     envs = S.make_envs(args.env_id, num_envs)
@@ -303,6 +308,19 @@ def same(one, other):
     """Tell whether two agents have the same bits."""
     assert one.keys() == other.keys()
     return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def alike(one, other):
+    """Tell whether two nests of lists, dictionaries and arrays are the same to the last bit."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, np.ndarray):
+        return one.dtype == other.dtype and np.array_equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(alike(one[name], other[name]) for name in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(alike, one, other))
+    return one == other
 
 
 def warnings(out):

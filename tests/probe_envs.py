@@ -10,6 +10,8 @@ A probe is a small Markov decision process: `starts` are its first states, all e
 observation after a terminal step is the last state's own, which makes bootstrapping there visible.
 """
 
+from types import SimpleNamespace
+
 import gymnasium as gym
 import numpy as np
 from gymnasium.spaces import Box, Discrete
@@ -358,6 +360,9 @@ class FakeALE(gym.Env):
 
     def getFloat(self, key):  # noqa: N802
         return {"repeat_action_probability": self.sticky}[key]
+
+    def cloneState(self, include_rng):  # noqa: N802
+        return SimpleNamespace(serialize=lambda: bytes([self.n]))
 
     def lives(self):
         return 3 - self.n // 40

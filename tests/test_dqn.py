@@ -8,13 +8,14 @@ import types
 
 import cv2
 import gymnasium as gym
+import imageio.v3 as imageio
 import numpy as np
 import psutil
 import pytest
 import torch
 from torch import nn
 
-from tests.conftest import apply, environments, inside, need
+from tests.conftest import alike, apply, environments, inside, need, need_own_networks, warnings
 from tests.probe_envs import FakeALE
 from tests.reference import arguments, assert_gradient, forward, moved, recorded, weights
 
@@ -55,7 +56,7 @@ def build(S, **changes):
     need(S, "NatureCNN", "Agent.copy_target")
     torch.manual_seed(3)
     changes = {"gamma": 0.8, "learning_rate": 1e-3} | changes
-    agent = S.Agent(arguments(S, **changes), SHAPE, np.float32(0), np.float32(ACTIONS - 1))
+    agent = S.Agent(arguments(S, **changes), SHAPE, ACTIONS)
     with torch.no_grad():  # targets are not the networks that learn
         for parameter in agent.q_target.parameters():
             parameter += 0.1 * torch.randn(parameter.shape)
@@ -70,17 +71,18 @@ def agent(S):
 
 
 @pytest.fixture
-def batch():
-    """Frames [B, 5, H, W], and columns [3, B] of action, reward, terminated."""
+def batch(S):
+    """Return random transitions with every kind of ending."""
+    need(S, "Batch")
     rng = np.random.default_rng(0)
     frames = torch.from_numpy(rng.integers(0, 256, (ROWS, 5, 36, 36), np.uint8))
     columns = [rng.integers(0, ACTIONS, ROWS), rng.integers(-1, 2, ROWS), np.arange(ROWS) % 3 == 0]
-    return frames, torch.from_numpy(np.float32(columns))
+    return S.Batch(frames, *torch.from_numpy(np.float32(columns)))
 
 
 def reference(agent, batch, double=False, huber=False):
     """Return the target [B], and the loss as a function of the parameters of q."""
-    frames, (action, reward, terminated) = batch[0].double().numpy(), batch[1].numpy()
+    frames, action, reward, terminated = (column.double().numpy() for column in batch)
     obs, next_obs = frames[:, :4], frames[:, 1:]
     next_q = forward(agent, "q_target", weights(agent, "q_target"), next_obs)
     online = forward(agent, "q", weights(agent, "q"), next_obs)
@@ -109,22 +111,22 @@ def test_loss_and_gradient(S, batch, double, huber):
     agent = build(S, double=double, huber=huber)
     target, loss = reference(agent, batch, double, huber)
     w = weights(agent, "q")
-    recorded(agent.opt)
-    metrics = agent.update(*batch)
+    recorded(agent.q_opt)
+    metrics = agent.update(batch)
     assert metrics["q/target_mean"].item() == pytest.approx(target.mean(), rel=1e-4)
     assert metrics["q/target_sd"].item() == pytest.approx(target.std(), rel=1e-4)
-    assert agent.opt.loss == pytest.approx(loss(w), rel=1e-4)
-    assert_gradient(loss, w, agent.opt.seen_gradient)
+    assert agent.q_opt.loss == pytest.approx(loss(w), rel=1e-4)
+    assert_gradient(loss, w, agent.q_opt.seen_gradient)
 
 
 def test_metrics_of_an_update(agent, batch):
     target, loss = reference(agent, batch)
-    w, (action, reward, _) = weights(agent, "q"), batch[1].numpy()
-    q = forward(agent, "q", w, batch[0][:, :4].double().numpy())
-    q = q[np.arange(ROWS), action.astype(int)]
-    recorded(agent.opt)
-    found = {name: value.item() for name, value in agent.update(*batch).items()}
-    norm = np.sqrt(sum(np.square(g).sum() for g in agent.opt.seen_gradient))
+    w, reward = weights(agent, "q"), batch.reward.numpy()
+    q = forward(agent, "q", w, batch.frames[:, :4].double().numpy())
+    q = q[np.arange(ROWS), batch.action.long()]
+    recorded(agent.q_opt)
+    found = {name: value.item() for name, value in agent.update(batch).items()}
+    norm = np.sqrt(sum(np.square(g).sum() for g in agent.q_opt.seen_gradient))
     expected = {"losses/td_loss": loss(w), "losses/q_values": q.mean(), "q/value_sd": q.std()}
     expected |= {"q/value_min": q.min(), "q/target_max": target.max(), "grad/norm": norm}
     expected |= {"q/td_rel": np.sqrt(np.square(q - target).mean()) / target.std()}
@@ -132,18 +134,19 @@ def test_metrics_of_an_update(agent, batch):
     assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-3)
 
 
-def test_a_permuted_batch_gives_the_same_metrics(agent, batch):
+def test_a_permuted_batch_gives_the_same_metrics(S, agent, batch):
     state = copy.deepcopy(agent.state_dict())
-    first = agent.update(*batch)
+    first = agent.update(batch)
     agent.load_state_dict(state)
     order = torch.randperm(ROWS)
-    for name, value in agent.update(batch[0][order], batch[1][:, order]).items():
+    permuted = S.Batch(*[column[order] for column in batch])
+    for name, value in agent.update(permuted).items():
         assert value.shape == () and not value.requires_grad
         assert value.item() == pytest.approx(first[name].item(), rel=1e-3, abs=1e-6), name
 
 
 def test_the_update_moves_q_and_copying_the_target(agent, batch):
-    assert moved(agent, ["q", "q_target"], lambda: agent.update(*batch)) == ["q"]
+    assert moved(agent, ["q", "q_target"], lambda: agent.update(batch)) == ["q"]
     assert moved(agent, ["q", "q_target"], agent.copy_target) == ["q_target"]
     pairs = zip(agent.q.parameters(), agent.q_target.parameters(), strict=True)
     assert all(torch.equal(*pair) and pair[0].data_ptr() != pair[1].data_ptr() for pair in pairs)
@@ -152,15 +155,16 @@ def test_the_update_moves_q_and_copying_the_target(agent, batch):
 
 def test_the_target_starts_as_q(S):
     need(S, "NatureCNN")
-    agent = S.Agent(arguments(S), SHAPE, np.float32(0), np.float32(1))
+    agent = S.Agent(arguments(S), SHAPE, 2)
     pairs = zip(agent.q.parameters(), agent.q_target.parameters(), strict=True)
     assert all(torch.equal(*pair) and pair[0].data_ptr() != pair[1].data_ptr() for pair in pairs)
 
 
 @pytest.mark.parametrize("size, features", [(84, 3136), (36, 64)])
-def test_t27_the_network_is_natures_and_divides_bytes_once(S, size, features):
+def test_t27_the_network_is_natures_and_divides_bytes_once(S, script, size, features):
     """Kernels, strides and widths of Mnih et al. (2015), by functions of torch in float64."""
     need(S, "NatureCNN")
+    need_own_networks(script)
     torch.manual_seed(0)
     net = S.NatureCNN((4, size, size), 512, 6)
     frames = torch.randint(256, (2, 4, size, size), dtype=torch.uint8)
@@ -175,15 +179,15 @@ def test_t27_the_network_is_natures_and_divides_bytes_once(S, size, features):
 
 
 def test_t36_compiled_and_plain_updates_agree(S, agent, batch):
-    need(S, "prepare")
+    need(S, "compile_update")
     rows, states = [], []
     for mode in ("off", "on"):
         fresh = build(S, compile=mode)
         start = copy.deepcopy(fresh.state_dict())
-        _, update = S.prepare(fresh, "update", *batch)
-        assert fresh.args.compile == mode, "compilation failed"
+        update, compiled = S.compile_update(fresh, S.Agent.update, (batch,), mode)
+        assert compiled == (mode == "on"), "compilation failed"
         assert all(torch.equal(value, start[name]) for name, value in fresh.state_dict().items())
-        rows.append(torch.stack([update(*batch) for _ in range(5)]))
+        rows.append(torch.stack([update(batch).values for _ in range(5)]))
         states.append(torch.cat([p.detach().flatten() for p in fresh.q.parameters()]))
     torch.testing.assert_close(*rows, rtol=1e-2, atol=1e-3)
     gap = (states[0] - states[1]).abs()  # Adam makes steps of gradients that are next to nothing
@@ -220,7 +224,10 @@ def test_act_and_value(S):
 
 def test_t27_epsilon_falls_linearly_and_stays(S):
     agent = build(S, total_timesteps=1000, exploration_fraction=0.2, start_e=0.9, end_e=0.1)
-    found = [agent.epsilon(step) for step in (0, 50, 100, 200, 201, 1000)]
+    found = []
+    for step in (0, 50, 100, 200, 201, 1000):
+        agent.decay_epsilon(step)
+        found.append(agent.epsilon)
     assert found == pytest.approx([0.9, 0.7, 0.5, 0.1, 0.1, 0.1])
 
 
@@ -231,7 +238,7 @@ def test_t06_stacks_equal_those_of_a_list_of_transitions(S, envs, capacity):
 
     Before the ring is full, at every place of its head, and after several turns.
     """
-    need(S, "FrameBuffer.push")
+    need(S, "FrameBuffer")
     rng, length = np.random.default_rng(envs), capacity // envs
     buffer = S.FrameBuffer(capacity, envs, (2, 2), "cpu")
     known = [[] for _ in range(envs)]  # row of the oldest frame, and the transition
@@ -260,11 +267,11 @@ def test_t06_stacks_equal_those_of_a_list_of_transitions(S, envs, capacity):
         expected = {
             (i, *row[1:]) for i in range(envs) for row in known[i] if row[0] >= rows[i] - length
         }
-        frames, columns = buffer.sample(60 * len(expected))
+        frames, *columns = buffer.sample(60 * len(expected))
         assert frames.dtype == torch.uint8 and frames.shape[1:] == (5, 2, 2)
-        assert columns.dtype == torch.float32
+        assert {column.dtype for column in columns} == {torch.float32}
         found = {}
-        for stack, row in zip(frames.numpy(), columns.T.tolist(), strict=True):
+        for stack, *row in zip(frames.numpy(), *map(torch.Tensor.tolist, columns), strict=True):
             found[stack.tobytes(), *row] = found.get((stack.tobytes(), *row), 0) + 1
         assert found.keys() == {row[1:] for row in expected}
         assert len(found) == len(expected) and min(found.values()) > 20
@@ -273,16 +280,17 @@ def test_t06_stacks_equal_those_of_a_list_of_transitions(S, envs, capacity):
 
 
 def test_t06_the_buffer_holds_one_byte_a_pixel(S):
-    need(S, "FrameBuffer.push")
+    need(S, "FrameBuffer")
     buffer = S.FrameBuffer(1000, 3, (84, 84), "cpu")
     assert buffer.frames.dtype == torch.uint8 and buffer.frames.nbytes == 999 * 84 * 84
-    others = [buffer.columns, buffer.acted, buffer.age]
-    assert sum(array.nbytes for array in others) == 999 * 14
+    others = [value for name, value in vars(buffer).items() if name != "frames"]
+    arrays = [value for value in others if isinstance(value, np.ndarray | torch.Tensor)]
+    assert 999 * 14 <= sum(array.nbytes for array in arrays) < 999 * 15
 
 
 def test_memory_is_taken_at_once(S):
     """Or a second run would count on it, and one of both be killed after hours."""
-    need(S, "FrameBuffer.push")
+    need(S, "FrameBuffer")
     before = psutil.Process().memory_info().rss
     buffer = S.FrameBuffer(100_000, 1, (36, 36), "cpu")
     assert psutil.Process().memory_info().rss - before > 0.9 * buffer.frames.nbytes
@@ -293,15 +301,15 @@ def test_memory_is_taken_at_once(S):
 def run(S, spaces, tmp_path, monkeypatch):
     """Run main; return the agent, what was stored, the batches, copies of the target, and logs."""
     apply(spaces, "pixels")
-    need(S, "FrameBuffer.push", "Agent.copy_target")
+    need(S, "FrameBuffer", "Agent.copy_target")
 
     def run(**changes):
         seen = types.SimpleNamespace(stored=[], batches=[], copies=[], logs=[], updates=[])
         add, sample, log = S.FrameBuffer.add, S.FrameBuffer.sample, S.Run.log
         copies, run_init = S.Agent.copy_target, S.Run.__init__
 
-        def spy_run(run, *inputs):
-            run_init(run, *inputs)
+        def spy_run(run, *inputs, **options):
+            run_init(run, *inputs, **options)
             seen.run = run
 
         def spy_add(buffer, *columns):
@@ -339,7 +347,7 @@ def test_t01_t02_t03_t06_stacks_of_a_run(run, envs):
     seen = run(env_id="tests.probe_envs:Frames-v0", num_envs=envs, clip_rewards=False)
     assert len(seen.batches) == -(-(-(-300 // envs) * envs - 100) // 4)
     ends = set()
-    for frames, (_, reward, terminated) in seen.batches:
+    for frames, _, reward, terminated in seen.batches:
         assert (frames == frames[..., :1, :1]).all()
         shown = frames[..., 0, 0].int() - 10  # [B, 5]
         now = shown[:, 3]
@@ -372,7 +380,8 @@ def test_t27_epsilon_of_a_run(run):
     }
     expected = {s: max(1 - 0.99 * (s - 1) / 150, 0.01) for s in range(50, 301, 50)}
     assert found == pytest.approx(expected)
-    assert seen.logs[-1]["charts/learning_rate"] == pytest.approx(1e-4)
+    rates = [row["charts/learning_rate"] for row in seen.logs if "charts/epsilon" in row]
+    assert len(rates) == 6 and rates[-1] == seen.agent.q_opt.lr  # a schedule may move it
 
 
 def grey(n):
@@ -495,7 +504,7 @@ def test_load_and_evaluate(run, S, tmp_path, capfd):
         stacks = [np.stack([frames[max(t - k, 0)] for k in (3, 2, 1, 0)]) for t in range(7)]
         score = 28 + sum((2 * agent.act(np.stack(stacks)) - 2) * 2) / 100
         assert float(said.split("'eval/return_mean': ")[1].split(",")[0]) == pytest.approx(score)
-        assert len(S.imageio.mimread(said.split()[-1])) == 7
+        assert len(imageio.imread(said.split()[-1])) == 7
 
 
 class Reused(gym.Env):
@@ -531,13 +540,61 @@ def test_t08_frames_are_copied_and_lives_are_forgotten_at_a_reset(run):
 
 def test_batches_are_of_one_layout(run, S):
     """That of the example, or torch.compile compiles the update once more in the middle of it."""
-    examples, prepare = [], S.prepare
+    examples, compile_update = [], S.compile_update
+
+    def spy(agent, method, example, compile):
+        examples.extend(example)
+        return compile_update(agent, method, example, compile)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(S, "prepare", lambda *x: (examples.append(x[2:]), prepare(*x))[1])
+        patch.setattr(S, "compile_update", spy)
         batches = run(env_id="tests.probe_envs:ConstPixels-v0").batches
+    assert len(examples) == 1 and len(batches) == 50
     for batch in [*examples, *batches]:
         assert [x.stride() for x in batch] == [x.stride() for x in examples[0]]
-        assert [x.dtype for x in batch] == [torch.uint8, torch.float32]
+        assert [x.dtype for x in batch] == [torch.uint8, *[torch.float32] * 3]
+
+
+@pytest.mark.parametrize("step", [130, 140])
+def test_an_episode_that_cannot_be_repeated_ends(S, train, monkeypatch, capfd, step):
+    """After --resume: with the frame that was seen last, so that no stack is of two episodes.
+
+    Episodes have seven steps. At step 140 both environments have just been reset.
+    """
+    need(S, "FrameBuffer", "Args.resume")
+    buffers, init, due = [], S.FrameBuffer.__init__, S.Run.checkpoint_due
+
+    def spy(buffer, *inputs):
+        init(buffer, *inputs)
+        buffers.append(buffer)
+
+    def stop(run):
+        run.stopping = "SIGTERM" if run.global_step == step else ""
+        return due(run)
+
+    flags = "--env-id tests.toy_envs:Restless-v0 --num-envs 2 --buffer-size 1000 --compile off"
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(S.Run, "checkpoint_due", stop)
+        train(f"{flags} --run-dir run")
+    monkeypatch.setattr(S.FrameBuffer, "__init__", spy)
+    S.main(S.parse_args(S.Args, ["--resume", "run"]))
+    assert len(warnings(capfd.readouterr().out)) == 2
+    (buffer,) = buffers
+    for env, added in enumerate(buffer.added):
+        acted, age = buffer.notes["acted"][env, :added], buffer.notes["age"][env, :added]
+        frames = buffer.frames.view(2, 500, 36, 36)[env, :added]
+        time = (frames[:, :, 0] == 255).sum(1).numpy() // 5  # of the episode, as it is shown
+        assert (age == np.minimum(time, 3)).all() and acted[0]
+        assert (time[1:] == np.where(acted[:-1], time[:-1] + 1, 0)).all()
+        lasts = [int(t) for t in time[~acted]]
+        assert sorted(lasts) == [*[65 % 7] * (step == 130), *[7] * (len(lasts) - (step == 130))]
+
+
+def test_files_have_room_for_the_last_frames_of_games(run):
+    """A tenth more than transitions, which is enough for games of ten steps."""
+    seen = run(env_id="tests.probe_envs:Frames-v0", num_envs=2, checkpoint_every=4000)
+    rooms = [file.room for file in seen.run.buffer_files]
+    assert len(rooms) == 2 and all(2200 <= room < 2210 for room in rooms)
 
 
 # --- Atari ----------------------------------------------------------------------------------------
@@ -549,11 +606,13 @@ def test_protocols(run, name, sticky, life_loss, capfd, monkeypatch):
     """The id of the environment decides; both are told at the start, and skip frames once."""
     made, make = [], gym.make
     monkeypatch.setattr(gym, "make", lambda *x, **how: (made.append(how), make(*x, **how))[1])
-    seen = run(env_id=name, total_timesteps=150, buffer_size=200, run_dir="run")
+    flags = {"total_timesteps": 150, "buffer_size": 200, "eval_every": 150, "eval_e": 1.0}
+    seen = run(env_id=name, **flags, run_dir="run")
     assert {how["frameskip"] for how in made if "frameskip" in how} == {1}
     frames = [how["max_episode_steps"] for how in made if "max_episode_steps" in how]
     assert sorted(frames) == [18_000] * seen.agent.args.eval_episodes + [108_000]
-    assert seen.agent.args.life_loss == life_loss and seen.agent.obs_dim == (4, 84, 84)
+    assert seen.agent.args.life_loss == life_loss
+    assert seen.agent.sizes == {"obs_shape": [4, 84, 84], "num_actions": 4}
     said = capfd.readouterr().out
     assert f"sticky actions {sticky}, life loss {life_loss}" in said and "GB" in said
 
@@ -568,17 +627,17 @@ def test_t28_games_repeat_and_differ_and_load_their_rom_once(S, monkeypatch):
     def play(seed):
         envs, *_ = environments(S, S.Args(env_id="ALE/Pong-v5", seed=seed), 2)
         seen, made = [], len(loads)
-        for _ in range(3):
-            envs.episodes[:] = len(seen)
-            seen.append(S.reset(envs, np.ones(2, bool), S.TRAIN, seed))
-            seen += [envs.step(np.array([2, 3]))[0] for _ in range(6)]
+        for episode in range(3):
+            how = {"reset_mask": np.ones(2, bool)} if episode else {"stream": (S.TRAIN, seed)}
+            seen.append(envs.reset(options=how)[0])
+            seen += [envs.step(np.array([2, 3]))[0] for _ in range(30)]
         assert len(loads) == made + 2
         envs.close()
         return np.stack(seen)
 
     one, two, three = play(1), play(1), play(2)
     assert (one == two).all() and (one != three).any()
-    assert (one[:, 0] != one[:, 1]).any() and (one[:7] != one[7:14]).any()
+    assert (one[:, 0] != one[:, 1]).any() and (one[:31] != one[31:62]).any()
 
 
 def test_t26_the_number_of_no_ops_follows_from_the_seed(S):
@@ -586,19 +645,61 @@ def test_t26_the_number_of_no_ops_follows_from_the_seed(S):
     need(S, "make_games")
     envs, *_ = environments(S, S.Args(env_id="PongNoFrameskip-v4", seed=1), 1)
     begun = []
-    for episode in (0, 1, 2, 3, 4, 1):
-        envs.episodes[:] = episode
-        S.reset(envs, np.ones(1, bool), S.TRAIN, 1)
+    for episode in [*range(5), *range(5)]:
+        how = {"reset_mask": np.ones(1, bool)} if episode else {"stream": (S.TRAIN, 1)}
+        envs.reset(options=how)
         begun.append([envs.step(np.array([0]))[0].tobytes() for _ in range(25)][-1])
     envs.close()
-    assert begun[1] == begun[5] and len({*begun[1:]}) > 2
+    assert begun[:5] == begun[5:] and len({*begun[1:]}) > 2
+
+
+@pytest.mark.parametrize("name", ["BreakoutNoFrameskip-v4", "ALE/Breakout-v5"])
+def test_games_are_repeated_by_other_emulators(S, name, capfd):
+    """In the first game and in later ones, and by an emulator that had itself repeated one."""
+    need(S, "make_games", "Episodes.repeat")
+
+    def played():
+        (state,) = envs.call("state")
+        return state
+
+    args = S.Args(env_id=name, frame_size=36)
+    envs, actions = environments(S, args, 1)
+    envs.reset(options={"stream": (S.TRAIN, 1)})
+    rng, episodes = np.random.default_rng(1), set()
+    for _ in range(7):
+        for _ in range(90):
+            _, _, terminated, truncated, _ = envs.step(rng.integers(actions, size=1))
+            S.reset_finished(envs, terminated | truncated, None)
+        before = played()
+        episodes.add(before["episode"])
+        envs.close()
+        envs = S.make_games(args, 1)
+        obs, _ = envs.reset(options={"stream": (S.TRAIN, 1), "states": [before]})
+        assert alike(played(), before) and np.array_equal(obs[0], before["obs"])
+    envs.close()
+    assert len(episodes) > 2 and not warnings(capfd.readouterr().out)
+
+
+def test_evaluations_do_not_depend_on_those_before(S):
+    """A run that goes on has made none of them; with sticky actions the emulator draws, too."""
+    need(S, "make_games")
+    args = S.Args(env_id="ALE/Breakout-v5", frame_size=36)
+    envs, actions = environments(S, args, 2)
+    agent = S.Agent(arguments(S, eval_e=1.0), (4, 36, 36), actions)
+    found = []
+    for number in (0, 1, 0):
+        S.seed_everything(1)
+        metrics = S.evaluate(agent, envs, (S.EVALUATE, 1, number)).metrics
+        found.append([float(value) for value in metrics.values()])
+    envs.close()
+    assert found[0] == found[2] != found[1]
 
 
 def test_evaluations_end_with_an_episode_limit(S):
     """18,000 frames, 4,500 steps, where the game would go on: nobody serves in Breakout."""
     need(S, "make_games")
     envs, *_ = environments(S, S.Args(env_id="BreakoutNoFrameskip-v4", seed=1), 1)
-    S.reset(envs, np.ones(1, bool), S.EVALUATE, 1)
+    envs.reset(options={"stream": (S.EVALUATE, 1)})
     steps, over = 0, False
     while not over:
         _, _, terminated, truncated, _ = envs.step(np.array([0]))

@@ -386,7 +386,7 @@ def test_adam_with_decay_and_a_schedule_equals_torch_adamw(S):
 
 def test_the_logged_rate_is_the_one_in_use(S):
     """A schedule shows, and a checkpoint keeps it."""
-    need(S, "Agent.learning_rates")
+    need(S, "Agent.learning_rates", "Agent.scale")
     bound = np.ones(A, np.float32)
     one, other = (S.Agent(arguments(S), O, -bound, bound) for _ in range(2))
     optimizers = [name for name, part in one.named_children() if isinstance(part, S.Adam)]

@@ -7,7 +7,6 @@ import json
 import os
 import random
 import re
-import resource
 import shlex
 import shutil
 import signal
@@ -16,20 +15,19 @@ import sys
 import time
 import zipfile
 from dataclasses import fields, replace
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import psutil
 import pytest
 import torch
 
 from tests.conftest import (
     ENVIRON,
     ROOT,
+    alike,
     apply,
-    finish,
+    environments,
     framed,
     need,
     read,
@@ -46,9 +44,8 @@ HIDDEN += " --rollout-steps 24 --batch-size 12"
 SAME = f"{HIDDEN} --compile off"
 HOPPER = "--env-id Hopper-v4 --eval-episodes 1 --checkpoint-every 40"
 slow = pytest.mark.slow
-every_script = (
-    pytest.mark.every_script
-)  # by default other tests try the code that scripts share in one of them
+# by default all other tests are of the first script, since the code below the divider is shared
+every_script = pytest.mark.every_script
 
 
 # --- what runs leave ------------------------------------------------------------------------------
@@ -62,6 +59,12 @@ def state_of(run):
     return torch.load(Path(run, "checkpoint", "state.pt"), weights_only=True)
 
 
+def latest_rows(buffer):
+    """Return the rows of a buffer but the oldest, in whose place the next one may be begun."""
+    count = min(buffer.added, len(buffer.rows) - 1)
+    return buffer.rows[torch.arange(buffer.added - count, buffer.added) % len(buffer.rows)]
+
+
 def with_ends(S):
     """Return a Run.write_model that also writes what a checkpoint at the end would hold.
 
@@ -72,23 +75,11 @@ def with_ends(S):
     def write(run):
         write_model(run)
         end = {"generators": S.generators(), "run": run.state_dict()}
-        end["envs"] = list(run.envs.call("state"))
-        if run.buffer:
-            end["rows"] = run.buffer.rows[: run.buffer.added]
+        end["envs"] = [S.with_tensors(state) for state in run.envs.call("state")]
+        end["rows"] = [latest_rows(buffer) for buffer in run.buffers]
         torch.save(end, f"{run.path.name}.end")
 
     return write
-
-
-def alike(one, other):
-    """Tell whether two nests of lists, dictionaries and tensors are the same to the last bit."""
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(alike(one[name], other[name]) for name in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(alike, one, other))
-    return one == other
 
 
 def assert_equal(one, other, ends=True):
@@ -177,8 +168,8 @@ def nurse(path):
     def lower_room(rows):
         init = S.BufferFile.__init__
 
-        def lowered(self, folder, buffer, room, salt):
-            init(self, folder, buffer, rows, salt)
+        def lowered(self, folder, buffer, room, *others):
+            init(self, folder, buffer, rows, *others)
 
         S.BufferFile.__init__ = lowered
 
@@ -290,7 +281,17 @@ def reach(child, metrics, step):
         time.sleep(0.002)
 
 
+GAME = "--frame-size 36 --end-e 0.5 --eval-e 1 --log-every 20 --checkpoint-every 40 --compile off"
+SMALL = "--buffer-size 150"  # the ring turns
+NATURE = f"--env-id BreakoutNoFrameskip-v4 {GAME}"
+STICKY = f"--env-id ALE/Breakout-v5 {GAME}"
 RUNS = [
+    pytest.param(f"{NATURE} {SMALL}", id="game", marks=slow),
+    pytest.param(f"{NATURE} --num-envs 3", id="game-3", marks=slow),
+    pytest.param(f"{STICKY}", id="sticky", marks=slow),
+    pytest.param(f"{STICKY} {SMALL} --num-envs 3", id="sticky-3"),
+    pytest.param(f"{STICKY} {SMALL} --num-envs 3 --async-envs", id="sticky-async", marks=slow),
+    pytest.param(f"{SAME} --num-envs 3 --async-envs", id="hidden-async", marks=slow),
     pytest.param(f"{HOPPER} --compile off", id="MuJoCo", marks=slow),
     pytest.param(f"{HOPPER} --compile off --num-envs 3", id="MuJoCo-3", marks=slow),
     pytest.param(f"{SAME}", id="hidden", marks=slow),
@@ -304,12 +305,14 @@ RUNS = [
 
 @every_script
 @pytest.mark.parametrize("flags", RUNS)
-def test_killed_at_random_instants(nursery, spaces, flags):
+def test_killed_at_random_instants(nursery, S, spaces, flags):
     """Seven times each, twice while it starts; the rings in memory and on the disk wrap."""
     if "Hopper" in flags:
         apply(spaces, "box")
+    if "Breakout" in flags and not framed(S):
+        pytest.skip("games are for those who see")
     if "--async-envs" in flags:
-        need(nursery.S, "Args.async_envs")
+        need(S, "Args.async_envs")
     flags += " --total-timesteps 600"
     whole = nursery.whole(flags)
     rng = random.Random(flags)
@@ -345,7 +348,7 @@ DEATHS = {
     "the first row of metrics": 'tear("metrics")',
     "a row of metrics": 'tear("metrics", 1, 3000)',
     "rows": 'tear("rows-", 4, 200)',
-    "rows in the ring's next turn": 'lower_room(40); tear("rows-", 6, 200)',
+    "rows in the ring's next turn": 'lower_room(48); tear("rows-", 6, 200)',
     "rows in a new file": 'lower_room(9); tear("rows-", 5, 200)',
     "a state": 'tear("state", 4, 9000)',
     "a state before it takes its name": 'die(S.os, "replace", 4, "state.pt")',
@@ -423,127 +426,6 @@ def test_ctrl_c_after_a_signal_ends_at_once(nursery, first):
 
 
 # --- environments in processes of their own -------------------------------------------------------
-def workers_of(child):
-    """Return the processes that a run has started, once there are any."""
-    for _ in range(6_000):
-        if found := psutil.Process(child).children():
-            return found
-        time.sleep(0.005)
-    raise TimeoutError(child)
-
-
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, signal.SIGINT, pytest.param(signal.SIGHUP, marks=slow)]
-)
-def test_signal_to_all_processes(nursery, S, number):
-    """As a terminal or a scheduler sends it: the run decides, and loses nothing."""
-    need(S, "Args.async_envs")
-    flags = f"{SAME} --async-envs --num-envs 3 --total-timesteps 600 --log-every 50"
-    whole = nursery.whole(flags)
-    child = nursery.start(f"{flags} --run-dir b", "os.setpgid(0, 0)")
-    assert reach(child, nursery.folder / "b" / "metrics.jsonl", 200)
-    workers = workers_of(child)
-    assert len(workers) == 3
-    os.killpg(child, number)
-    assert nursery.end() == 130
-    assert not psutil.wait_procs(workers, 5)[1]
-    found = summary(nursery.folder / "b")
-    assert found["status"] == "interrupted" and found["reason"].startswith(number.name)
-    assert nursery.run("--resume b") == 0
-    assert "Traceback" not in nursery.said() and not warnings(nursery.said())
-    assert_equal(whole, nursery.folder / "b")
-
-
-@pytest.mark.parametrize("env", ["Hidden", "Stuck"])
-def test_processes_do_not_outlive_a_run_that_is_killed(nursery, S, env):
-    """Nor where one of them is in the middle of a step."""
-    need(S, "Args.async_envs")
-    flags = f"--env-id tests.toy_envs:{env}-v0 --async-envs --num-envs 3 --compile off"
-    child = nursery.start(f"{flags} --total-timesteps 100000 --log-every 50 --run-dir b")
-    if env == "Stuck":
-        nursery.wait("stuck")
-    else:
-        assert reach(child, nursery.folder / "b" / "metrics.jsonl", 100)
-    workers = workers_of(child)
-    os.kill(child, signal.SIGKILL)
-    assert nursery.end() == -signal.SIGKILL
-    assert len(workers) == 3 and not psutil.wait_procs(workers, 10)[1]
-
-
-@pytest.mark.parametrize("flags", ["--batch-size 7", "--device cuda", "--rollout-steps 96e10"])
-def test_processes_do_not_outlive_a_run_that_is_refused(launch, S, tmp_path, flags):
-    """Whenever it is: this test waits for them."""
-    need(S, "Args.async_envs")
-    flags += " --total-timesteps 1e12 --async-envs --num-envs 3"
-    code, _, err = finish(launch(tmp_path, flags, PYTHONPATH=str(ROOT)))
-    assert code == 2 and err.startswith("error: ") and "Traceback" not in err
-
-
-@pytest.mark.parametrize("end", ["", "del envs", "envs.close(terminate=True)"])
-def test_a_program_does_not_wait_for_its_processes(S, script, end):
-    need(S, "WorkerEnvs")
-    code = f"""import sys
-from functools import partial
-sys.path.insert(0, {str(script.parent)!r})
-import {script.stem} as S
-vector = partial(S.WorkerEnvs, threads=1)
-envs = S.make_envs("tests.toy_envs:Counter-v0", 2, vector=vector)
-print([process.pid for process in envs.processes])
-{end}"""
-    environ = ENVIRON | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0 and not done.stderr
-    assert not [pid for pid in json.loads(done.stdout) if psutil.pid_exists(pid)]
-
-
-def test_processes_obey_threads(S):
-    """Every pool of theirs, also one that is larger in this process."""
-    need(S, "WorkerEnvs")
-    torch.set_num_threads(3)
-    for threads in (1, 2):
-        vector = partial(S.WorkerEnvs, threads=threads)
-        envs = S.make_envs("tests.toy_envs:Pools-v0", 2, vector=vector)
-        pools = envs.call("pools")
-        envs.close()
-        assert len(pools) == 2 and all(len(sizes) > 1 for sizes in pools)
-        assert {size for sizes in pools for size in sizes} == {threads}
-
-
-def test_states_go_through_processes(S):
-    """Those of many environments, with few open files; they repeat as in this process."""
-    need(S, "WorkerEnvs")
-    vector = partial(S.WorkerEnvs, threads=1)
-    one, other = (
-        S.make_envs("tests.toy_envs:Hidden-v0", 20, vector=kind)
-        for kind in (S.gym.vector.SyncVectorEnv, vector)
-    )
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    rng = np.random.default_rng(1)
-    found = []
-    for envs in (one, other):
-        envs.reset(options={"stream": (0, 1)})
-    for _ in range(9):
-        actions = rng.uniform(-1, 1, (20, 2)).astype(np.float32)
-        for envs in (one, other):
-            _, _, terminated, truncated, _ = envs.step(actions)
-            if (terminated | truncated).any():
-                envs.reset(options={"reset_mask": terminated | truncated})
-    opened = len(os.listdir("/proc/self/fd"))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (opened + 8, hard))
-    try:
-        for envs in (one, other):
-            states = envs.call("state")
-            obs, _ = envs.reset(options={"stream": (0, 1), "states": list(states)})
-            found.append((list(states), torch.from_numpy(obs), list(envs.call("state"))))
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    for envs in (one, other):
-        envs.close()
-    assert alike(*found) and alike(found[1][0], found[1][2])
-    assert any(len(state["actions"]) for state in found[1][0])
-
-
 def test_nohup(nursery):
     """A signal that is ignored stays so: a run behind nohup outlives its terminal."""
     flags = f"{SAME} --log-every 50 --run-dir b"
@@ -768,7 +650,7 @@ def test_buffer_file_of_many_rows(S, unsynced, tmp_path):
         )
         buffer.added += count
         file.saved = file.save()
-    assert [path.name for path in tmp_path.iterdir()] == ["rows-20000.bin"]
+    assert [path.name for path in tmp_path.iterdir()] == ["rows-0-20000.bin"]
     other = Ring(25_000, "frames")
     S.BufferFile(tmp_path, other, 12_000, 7).restore(file.saved)
     assert alike(other.content(), buffer.content())
@@ -988,12 +870,12 @@ def test_no_space(whole, begin, S, monkeypatch, capfd, about, after):
         checkpoint(run)
         steps[run.global_step] = state_of("a")["run"]["global_step"]
         left = {path.name for path in Path("a/checkpoint").iterdir()}
-        rows = {run.buffer_file.saved["name"]} if run.buffer else set()
-        assert left == {"state.pt"} | rows
-        if run.buffer:
-            other = SimpleNamespace(rows=torch.zeros_like(run.buffer.rows), added=0)
+        assert left == {"state.pt"} | {file.saved["name"] for file in run.buffer_files}
+        for buffer, place in zip(run.buffers, state_of("a")["rows"], strict=True):
+            rows = torch.zeros_like(buffer.rows[torch.arange(len(buffer.rows))])
+            other = SimpleNamespace(rows=rows, added=0)
             found = S.BufferFile(run.path / "checkpoint", other, 9, int(run.id, 16))
-            found.restore(state_of("a")["rows"])
+            found.restore(place)
 
     monkeypatch.setattr(S.Run, "checkpoint", look)
     capfd.readouterr()
@@ -1011,7 +893,7 @@ def test_killed_after_checkpoints_that_failed(whole, interrupt, resume, S, monke
     need(S, "Args.buffer_size")
     whole()
     init = S.BufferFile.__init__
-    lowered = lambda self, folder, buffer, room, salt: init(self, folder, buffer, 45, salt)  # noqa: E731
+    lowered = lambda self, folder, buffer, room, *others: init(self, folder, buffer, 45, *others)  # noqa: E731
     monkeypatch.setattr(S.BufferFile, "__init__", lowered)
     write = S.write_atomically
 
@@ -1088,10 +970,11 @@ def test_metrics_wait_for_space(whole, begin, S, monkeypatch, capfd):
 
 
 @pytest.fixture
-def small_disk(tmp_path):
-    """Return a folder on a disk of half a megabyte."""
+def small_disk(S, tmp_path):
+    """Return a folder on a disk that is hardly large enough for a run."""
     (tmp_path / "disk").mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=500k", "tmpfs", str(tmp_path / "disk")]
+    size = "size=5M" if framed(S) else "size=500k"
+    command = ["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(tmp_path / "disk")]
     if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
         pytest.skip("needs the right to mount a small disk")
     yield tmp_path / "disk"
@@ -1117,7 +1000,7 @@ def test_full_disk(nursery, small_disk):
     assert 2 <= len(warnings(said)) <= 18 and "Traceback" not in said
     if (small_disk / "b" / "summary.json").exists():
         assert summary(small_disk / "b")["status"] == "failed"
-    subprocess.run(["mount", "-o", "remount,size=9M", str(small_disk)], check=True)
+    subprocess.run(["mount", "-o", "remount,size=20M", str(small_disk)], check=True)
     assert nursery.run("--resume disk/b") == 0
     found = re.findall(r"going on at step (\d+)", nursery.said())
     assert found and 0 < int(found[0]) < 600
@@ -1414,6 +1297,8 @@ def changed(field, value):
     """Return another value of a setting."""
     if field.name == "env_id":
         return value.replace("Hidden", "Ragged")
+    if field.name == "frame_size":
+        return value // 2
     if isinstance(value, bool):
         return not value
     if isinstance(value, int):
@@ -1488,10 +1373,21 @@ def test_settings_of_the_folder_stay(begin, interrupt, resume, S):
     assert_equal("whole", "a")
 
 
+def grows(S):
+    """Tell whether a run may be made longer: it may not if something is annealed over it."""
+    return "total_timesteps" in S.FREE
+
+
 @every_script
-def test_more_steps(begin, interrupt, resume, refuse):
+def test_more_steps(begin, interrupt, resume, refuse, S):
     """--total-timesteps may grow, but not shrink, and not when the run has finished."""
     flags = f"{SAME} --no-anneal"
+    if not grows(S):
+        interrupt(f"{SAME} --run-dir a", 170)
+        for steps in (200, 400):
+            said = refuse(f"--resume a --total-timesteps {steps}")
+            assert said.startswith("error: --total-timesteps is 300 in a and must stay so")
+        return
     begin(f"{flags} --total-timesteps 400 --run-dir whole")
     interrupt(f"{flags} --run-dir a", 170)
     assert "--total-timesteps can only grow" in refuse("--resume a --total-timesteps 200")
@@ -1764,10 +1660,9 @@ def test_environments_repeat_themselves(begin, interrupt, resume, capfd, name):
 @pytest.mark.quick
 def test_an_episode_that_differs_is_noticed(S):
     """By its reward alone, or by its observation alone."""
-    need(S, "Episodes.repeat", "make_envs")
-    if framed(S):
-        pytest.skip("the script learns from frames")
-    envs = S.make_envs("tests.toy_envs:Hidden-v0", 1)
+    need(S, "Episodes.repeat")
+    name = "Hidden-shown-v0" if framed(S) else "Hidden-v0"
+    envs, *_ = environments(S, S.Args(env_id=f"tests.toy_envs:{name}"), 1)
     envs.reset(options={"stream": (0, 1)})
     for _ in range(3):
         envs.step(np.zeros_like(envs.action_space.sample()))
@@ -1801,7 +1696,8 @@ def test_pythons_generator(begin, interrupt, resume, S, monkeypatch):
 @every_script
 def test_evaluation_draws_nothing(begin, whole, S, monkeypatch):
     """An evaluation that draws random numbers changes none of those of training."""
-    whole()
+    flags = f"{SAME} --eval-e 0"  # or its own actions would be others
+    whole(flags)
     act = S.Agent.act
 
     def draw(agent, obs, **options):
@@ -1809,7 +1705,7 @@ def test_evaluation_draws_nothing(begin, whole, S, monkeypatch):
         return act(agent, obs, **options)
 
     monkeypatch.setattr(S.Agent, "act", draw)
-    begin(f"{SAME} --run-dir a")
+    begin(f"{flags} --run-dir a")
     assert_equal("whole", "a")
 
 
@@ -1829,7 +1725,7 @@ def test_not_finite_is_noticed_by_a_checkpoint(begin, S, monkeypatch):
         steps.append(run.global_step)
         if len(steps) == 4:
             with torch.no_grad():
-                next(run.agent.parameters()).view(-1)[0] = torch.nan
+                next(run.agent.parameters()).fill_(torch.nan)
         checkpoint(run)
 
     monkeypatch.setattr(S.Run, "checkpoint", poison)
@@ -1878,6 +1774,8 @@ def test_agent_of_an_unfinished_run(interrupt, whole, begin, S):
 
 def test_agent_of_a_run_that_goes_on_after_its_end(interrupt, resume, begin, S, monkeypatch):
     """A run that died between model.pt and summary.json goes on to more steps."""
+    if not grows(S):
+        pytest.skip("the script's runs cannot grow")
     with monkeypatch.context() as patch:
         patch.setattr(S.Run, "write_summary", lambda *inputs: full())
         try:

@@ -18,6 +18,7 @@ LONG = "torch.utils.tensorboard gymnasium mujoco tyro imageio pytest ale_py cv2 
 WARM.set_forkserver_preload(LONG.split())
 MATH, PROBES, RUNS = "test_math.py::test_", "test_probes.py::test_", "test_runs.py::test_"
 RESUME = "test_resume.py::test_"
+ASYNC = "test_async.py::test_"
 ADD = "buffer.add("
 NEXT = "obs = reset(envs, done, TRAIN, args.seed) if done.any() else next_obs"
 MOVE = "        self.to(device)  # not later, since the optimizer keeps what it is given\n"
@@ -836,7 +837,7 @@ RESUME_BUGS = {
     ),
     "the file of the last checkpoint is deleted": (
         'if self.saved is None or path.name != self.saved["name"]:',
-        'if path.name != f"rows-{self.buffer.added}.bin":',
+        'if path.name != f"rows-0-{self.buffer.added}.bin":',
         f"{RESUME}buffer_file_survives_all",
     ),
     "rows are not synced": (
@@ -870,8 +871,9 @@ RESUME_BUGS = {
         f"{RESUME}no_space[rows--200]",
     ),
     "rows count as saved before the state is": (
-        "                rows = self.buffer_file.save()\n",
-        "                rows = self.buffer_file.saved = self.buffer_file.save()\n",
+        "            rows = [file.save() for file in self.buffer_files]\n",
+        "            rows = [file.save() for file in self.buffer_files]\n"
+        "            self.buffer_files[0].saved = rows[0]\n",
         f"{RESUME}killed_after_checkpoints_that_failed",
     ),
     "Python's generator is not restored": (
@@ -895,7 +897,7 @@ RESUME_BUGS = {
         f"{RESUME}signal_in_the_first_step[1]",
     ),
     "environments begin a new episode": (
-        '            options["states"] = saved["envs"]\n',
+        '            options["states"] = [with_arrays(state) for state in saved["envs"]]\n',
         "            pass\n",
         f"{RESUME}environments_repeat_themselves[Mangler]",
     ),
@@ -910,7 +912,7 @@ RESUME_BUGS = {
         f"{RESUME}an_episode_that_differs_is_noticed",
     ),
     "an episode that differs by its observation is taken": (
-        'same = np.array_equal(self.obs, state["obs"].numpy())',
+        'same = np.array_equal(self.obs, state["obs"])',
         "same = True",
         f"{RESUME}an_episode_that_differs_is_noticed",
     ),
@@ -1845,37 +1847,32 @@ PPO = {
     "a signal to all processes ends environments": (
         "signal.signal(number, lambda number, frame: None)",
         "signal.signal(number, signal.SIG_DFL)",
-        f"{RESUME}signal_to_all_processes[15]",
+        f"{ASYNC}a_signal_for_all_processes_saves_the_run[15]",
     ),
     "processes outlive a run that is killed": (
-        "        threading.Thread(target=end_with, args=[parent], daemon=True).start()\n",
+        "        threading.Thread(target=end_with, args=[run], daemon=True).start()\n",
         "",
-        f"{RESUME}processes_do_not_outlive_a_run_that_is_killed[Stuck]",
+        f"{ASYNC}killed_runs_leave_no_process_in_the_middle_of_a_step",
     ),
     "a program waits for processes that it has not closed": (
         "        atexit.register(self.kill)",
         "        pass",
-        f"{RESUME}a_program_does_not_wait_for_its_processes[]",
+        f"{ASYNC}a_program_does_not_wait_for_its_processes[]",
     ),
     "processes that are to end at once do not": (
         "        if terminate:\n            self.kill()\n",
         "",
-        f"{RESUME}a_program_does_not_wait_for_its_processes[envs.close(terminate=True)]",
+        f"{ASYNC}a_program_does_not_wait_for_its_processes[envs.close(terminate=True)]",
     ),
     "processes have all threads": (
         "        limit_threads(threads)\n",
         "",
-        f"{RESUME}processes_obey_threads",
-    ),
-    "processes begin new episodes": (
-        "self.env.index: state}}",
-        "self.env.index: {**state, 'actions': state['actions'][:0]}}}",
-        f"{RESUME}states_go_through_processes",
+        f"{ASYNC}threads_are_limited_in_all_processes[1]",
     ),
     "states travel as tensors": (
-        "class Worker(gym.Wrapper):",
-        "pickle.dumps = pickle.loads = lambda state: state\n\n\nclass Worker(gym.Wrapper):",
-        f"{RESUME}states_go_through_processes",
+        "converted[name] = value.numpy() if isinstance(value, torch.Tensor) else value",
+        "converted[name] = value",
+        f"{RESUME}killed_at_random_instants[async-3]",
     ),
     # resume
     "the running return is not saved": (
@@ -1904,13 +1901,13 @@ DQN_MATH = "test_dqn.py::test_"
 DQN = {
     # the update
     "terminated is ignored": (
-        "(1 - terminated) * next_value",
-        "next_value",
+        "(1 - batch.terminated) * ",
+        "",
         f"{DQN_MATH}loss_and_gradient[False-False]",
     ),
     "the discount is missing": (
-        "self.args.gamma * (1 - terminated)",
-        "(1 - terminated)",
+        "self.args.gamma * (1",
+        "(1",
         f"{DQN_MATH}loss_and_gradient[False-False]",
     ),
     "with --double the target chooses its own action": (
@@ -1934,8 +1931,8 @@ DQN = {
         f"{DQN_MATH}loss_and_gradient[True-False]",
     ),
     "the smallest next value counts": (
-        "if self.args.double else next_q).argmax(1)",
-        "if self.args.double else next_q).argmin(1)",
+        "next_q).argmax(1)",
+        "next_q).argmin(1)",
         f"{DQN_MATH}loss_and_gradient[False-False]",
     ),
     "the target is never copied": (
@@ -1944,8 +1941,8 @@ DQN = {
         f"{PROBES}values_of_what_is_seen[Chain3Pixels-0.5-900-40-2-1]",
     ),
     "the target is copied at a multiple of both periods": (
-        "if run.global_step % args.target_every <",
-        "if run.global_step % (args.target_every * args.train_every) <",
+        "% args.target_every <",
+        "% (args.target_every * args.train_every) <",
         f"{DQN_MATH}t24_the_target_is_copied_at_its_own_period[10-1]",
     ),
     "the target is the network that learns": (
@@ -1954,44 +1951,44 @@ DQN = {
         f"{DQN_MATH}the_update_moves_q_and_copying_the_target",
     ),
     "updates are not spaced": (
-        "while run.updates * args.train_every <",
-        "while run.updates <",
+        "run.updates * args.train_every <",
+        "run.updates <",
         f"{RUNS}counts[1-1.0]",
     ),
     "truncation is stored as termination": (
-        "buffer.add(obs, action, kept, ended,",
-        "buffer.add(obs, action, kept, ended | truncated,",
+        "terminated | life_lost,",
+        "terminated | life_lost | truncated,",
         f"{DQN_MATH}t01_t02_t03_t06_stacks_of_a_run[1]",
     ),
     # network and actions
     "bytes are not divided": (
-        "(frames / 255)",
-        "(frames / 1)",
+        "frames / 255",
+        "frames / 1",
         f"{DQN_MATH}t27_the_network_is_natures_and_divides_bytes_once[84-3136]",
     ),
     "bytes are divided twice": (
-        "(frames / 255)",
-        "(frames / 255 / 255)",
+        "frames / 255",
+        "frames / 255 / 255",
         f"{DQN_MATH}t27_the_network_is_natures_and_divides_bytes_once[84-3136]",
     ),
     "a stride is wrong": (
-        "nn.Conv2d(32, 64, 4, 2)",
-        "nn.Conv2d(32, 64, 4, 1)",
+        "kernel_size=4, stride=2",
+        "kernel_size=4, stride=1",
         f"{DQN_MATH}t27_the_network_is_natures_and_divides_bytes_once[84-3136]",
     ),
     "all environments explore together": (
-        "random = np.random.random(len(obs)) < epsilon",
-        "random = np.full(len(obs), np.random.random() < epsilon)",
+        "np.random.random(len(obs)) < epsilon",
+        "np.full(len(obs), np.random.random() < epsilon)",
         f"{DQN_MATH}t27_every_environment_draws_for_itself",
     ),
     "the last action is never explored": (
-        "np.random.randint(int(self.high) + 1,",
-        "np.random.randint(int(self.high),",
+        "np.random.randint(self.num_actions,",
+        "np.random.randint(self.num_actions - 1,",
         f"{DQN_MATH}t27_every_environment_draws_for_itself",
     ),
     "epsilon falls for ever": (
-        "share = min(step / (self.args.exploration_fraction * self.args.total_timesteps), 1)",
-        "share = step / (self.args.exploration_fraction * self.args.total_timesteps)",
+        "min(step / (args.exploration_fraction * args.total_timesteps), 1)",
+        "step / (args.exploration_fraction * args.total_timesteps)",
         f"{DQN_MATH}t27_epsilon_falls_linearly_and_stays",
     ),
     "evaluations explore as training does": (
@@ -2001,96 +1998,178 @@ DQN = {
     ),
     # the replay buffer
     "stacks begin before their episode": (
-        "np.minimum(np.array([3, 2, 1, 0])[:, None], self.age[env, row])",
-        "np.minimum(np.array([3, 2, 1, 0])[:, None], 3 + 0 * row)",
+        "np.maximum(offset, -age[:, None])",
+        "np.maximum(offset, -3 + 0 * age[:, None])",
         f"{DQN_MATH}t06_stacks_equal_those_of_a_list_of_transitions[1-40]",
     ),
     "stacks hold frames that were overwritten": (
-        "whole = since + self.age[*more] < self.length",
-        "whole = since < self.length",
+        'written_since + note["age"] <',
+        "written_since <",
         f"{DQN_MATH}t06_stacks_equal_those_of_a_list_of_transitions[1-40]",
     ),
     "last frames are taken for acted upon in the second turn": (
-        "self.acted[envs, rows], self.age[envs, rows] = False, age",
-        "self.age[envs, rows] = age",
+        "        self.notes[envs, rows] = np.concatenate([note, next_note])\n",
+        "        self.notes[self.envs, rows[: len(done)]] = note\n"
+        '        self.notes["age"][self.envs, rows[len(done) :]] = next_note["age"]\n',
         f"{DQN_MATH}t06_stacks_equal_those_of_a_list_of_transitions[1-40]",
     ),
     "an episode begins with the last frame of the one before": (
-        "first, every = np.flatnonzero(self.over), np.arange(len(done))",
-        "first, every = np.flatnonzero(self.over & (self.head < 0)), np.arange(len(done))",
+        "self.added += 1 + done",
+        "self.added += 1",
         f"{DQN_MATH}t01_t02_t03_t06_stacks_of_a_run[1]",
     ),
     # games
     "a lost life does not end an episode": (
-        'ended = terminated | ((lives < left) & (args.life_loss == "on"))',
-        "ended = terminated",
+        "terminated | life_lost,",
+        "terminated,",
         f"{DQN_MATH}t25_t26_a_scripted_game_through_the_whole_pipeline[1-Cartridge-True-84]",
     ),
     "a lost life restarts the game": (
-        "done = terminated | truncated\n            lives",
-        "done = ended | truncated\n            lives",
+        'infos["life_lost"] & (args.life_loss == "on")',
+        'infos["life_lost"] & (args.life_loss == "on")\n            done = done | life_lost',
         f"{DQN_MATH}t25_t26_a_scripted_game_through_the_whole_pipeline[1-Cartridge-True-84]",
     ),
     "a new game's fewer lives are taken for lost": (
-        "            lives = lives * ~done  # those of a game say nothing of the next\n",
-        "",
+        "        self.lives = 0  #",
+        '        self.lives = getattr(self, "lives", 0)  #',
         f"{DQN_MATH}t08_frames_are_copied_and_lives_are_forgotten_at_a_reset",
     ),
     "frames are not copied": (
-        "        env = gym.wrappers.TransformObservation(env, np.copy, None)"
-        "  # it may write into one array\n",
-        "",
+        "    env = gym.wrappers.TransformObservation(env, np.copy, None)",
+        "    None",
         f"{DQN_MATH}t08_frames_are_copied_and_lives_are_forgotten_at_a_reset",
     ),
     "batches are of another layout than the example": (
-        "np.ascontiguousarray(self.columns[:, env, row])",
-        "self.columns[:, env, row]",
+        "*columns)\n\n    def draw",
+        "*columns.T.contiguous().T)\n\n    def draw",
         f"{DQN_MATH}batches_are_of_one_layout",
     ),
     "lives count with sticky actions as well": (
-        'auto = "off" if sticky else "on"',
-        'auto = "on"',
+        '"off" if sticky_actions(args.env_id) else "on"',
+        '"on"',
         f"{DQN_MATH}t25_t26_a_scripted_game_through_the_whole_pipeline[1-Cartridge-sticky-False-84]",
     ),
     "rewards are not clipped": (
-        "kept = np.sign(reward) if args.clip_rewards else reward",
-        "kept = reward",
+        "np.sign(reward) if args.clip_rewards else reward",
+        "reward",
         f"{DQN_MATH}rewards_of_any_size_are_learned_from_if_asked",
     ),
     "nobody presses FIRE": (
-        "return self.step(1)[::4] if fire else (obs, info)",
-        "return obs, info",
+        "obs, _, _, _, info = self.step(FIRE)",
+        "pass",
         f"{DQN_MATH}t25_t26_a_scripted_game_through_the_whole_pipeline[1-Cartridge-True-84]",
     ),
     "the emulator is loaded for every game": (
-        "if self.seeded and seed is not None:",
+        "if not self.seeds_emulator:",
         "if False:",
         f"{DQN_MATH}t28_games_repeat_and_differ_and_load_their_rom_once",
     ),
     "later games do not depend on their seeds": (
-        "gym.utils.seeding.np_random(seed)[0], None",
-        "gym.utils.seeding.np_random(0)[0], None",
+        "gym.utils.seeding.np_random(seed)",
+        "gym.utils.seeding.np_random(0)",
         f"{DQN_MATH}t26_the_number_of_no_ops_follows_from_the_seed",
     ),
     "the size of frames is not asked for": (
-        "Game(env, screen_size=args.frame_size)",
-        "Game(env)",
+        "screen_size=frame_size",
+        "screen_size=84",
         f"{DQN_MATH}t25_t26_a_scripted_game_through_the_whole_pipeline[1-Cartridge-skips-True-44]",
     ),
     "FIRE is pressed where there is none": (
-        'get_action_meanings()[1] == "FIRE"',
-        'get_action_meanings()[1] != ""',
+        'get_action_meanings()[FIRE] == "FIRE"',
+        'get_action_meanings()[FIRE] != ""',
         f"{DQN_MATH}t26_nobody_presses_fire_where_there_is_none",
     ),
     "training's games end as evaluations' do": (
-        "make_games(args, args.num_envs, False, vector, 108_000)",
-        "make_games(args, args.num_envs, False, vector)",
+        "limit=108_000, ",
+        "",
         f"{DQN_MATH}protocols[BreakoutNoFrameskip-v4-0.0-on]",
     ),
     "evaluations may last longer": (
         "limit=18_000",
         "limit=20_000",
         f"{DQN_MATH}evaluations_end_with_an_episode_limit",
+    ),
+    # resume
+    "the buffer's rings are not saved": (
+        "eval_envs, rings)",
+        "eval_envs)",
+        f"{RESUME}damaged_rows[missing]",
+    ),
+    "the rings of several environments are one": (
+        "Ring(buffer, env)",
+        "Ring(buffer, 0)",
+        f"{RESUME}killed_at_random_instants[hidden-3]",
+    ),
+    "all rings have the file of the first": (
+        "BufferFile(folder, self, room, salt, number)",
+        "BufferFile(folder, self, room, salt)",
+        f"{RESUME}killed_at_random_instants[hidden-3]",
+    ),
+    "the last frame of a game does not count as a row": (
+        "1.1 * room",
+        "0 * room",
+        f"{DQN_MATH}files_have_room_for_the_last_frames_of_games",
+    ),
+    "a ring is saved without its notes": (
+        "        self.notes[places] = notes\n",
+        "        pass\n",
+        f"{RESUME}killed_at_random_instants[hidden-3]",
+    ),
+    "a ring is saved without its frames": (
+        "        self.frames[places] = frames.to(self.frames.device)\n",
+        "        pass\n",
+        f"{RESUME}killed_at_random_instants[hidden-3]",
+    ),
+    "epsilon may be stretched by a resume": (
+        "FREE = {\n",
+        'FREE = {\n    "total_timesteps",\n',
+        f"{RESUME}more_steps",
+    ),
+    "--life-loss is settled too late to be compared": (
+        "    args = settle_life_loss(args)\n    compile_from",
+        "    compile_from",
+        f"{DQN_MATH}protocols[BreakoutNoFrameskip-v4-0.0-on]",
+    ),
+    "the emulator's state is not put back": (
+        '            self.game.restore_emulator(state["emulator"])\n',
+        "            pass\n",
+        f"{DQN_MATH}games_are_repeated_by_other_emulators[ALE/Breakout-v5]",
+    ),
+    "the emulator's generator is not saved": (
+        "include_rng=True",
+        "include_rng=False",
+        f"{DQN_MATH}games_are_repeated_by_other_emulators[ALE/Breakout-v5]",
+    ),
+    "a game that goes on seeds the emulator": (
+        "self.game.seeds_emulator = self.episode == 0",
+        'self.game.seeds_emulator = not getattr(self, "actions", None)',
+        f"{DQN_MATH}games_are_repeated_by_other_emulators[BreakoutNoFrameskip-v4]",
+    ),
+    "an evaluation's emulators go on from the one before": (
+        "self.game.seeds_emulator = self.episode == 0",
+        "self.game.seeds_emulator = self.episode == 0 and self.emulator is None",
+        f"{DQN_MATH}evaluations_do_not_depend_on_those_before",
+    ),
+    "an episode that cannot be repeated goes on as the next one": (
+        "                buffer.end_episode(env, frame)\n",
+        "                pass\n",
+        f"{DQN_MATH}an_episode_that_cannot_be_repeated_ends[130]",
+    ),
+    "an episode that cannot be repeated ends with an older frame": (
+        'state["obs"][-1]',
+        'state["obs"][-2]',
+        f"{DQN_MATH}an_episode_that_cannot_be_repeated_ends[130]",
+    ),
+    "an episode without a step ends": (
+        '        if before["acted"]:\n',
+        "        if True:\n",
+        f"{DQN_MATH}an_episode_that_cannot_be_repeated_ends[140]",
+    ),
+    # environments in processes of their own
+    "no environment has a process of its own": (
+        "if args.async_envs:",
+        "if False:",
+        f"{RUNS}environments_in_processes_of_their_own_give_the_same_bits",
     ),
 }
 MUTANTS = {"sac_continuous": SAC, "td3_continuous": TD3, "ppo_continuous": PPO, "dqn_atari": DQN}

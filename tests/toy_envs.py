@@ -1,12 +1,15 @@
 """Small environments for the tests: python sac_continuous.py --env-id tests.toy_envs:Counter-v0."""
 
+import json
 import os
 import random
 import time
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
 import psutil
+import threadpoolctl
 import torch
 from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete, Sequence
 
@@ -82,6 +85,15 @@ class Hidden(Toy):
         return obs, self.hidden, bool(self.np_random.random() < 0.03), truncated, info
 
 
+class Threads(Toy):
+    """Writes how many threads PyTorch and each pool of its process may use."""
+
+    def reset(self, seed=None, options=None):
+        pools = [pool["num_threads"] for pool in threadpoolctl.threadpool_info()]
+        Path(f"threads-{os.getpid()}").write_text(json.dumps([torch.get_num_threads(), *pools]))
+        return super().reset(seed=seed)
+
+
 class Restless(Toy):
     """No seed repeats it."""
 
@@ -124,16 +136,6 @@ class Faulty(Toy):
             reward = {"reward": np.nan, "huge": 1e30}.get(self.fault, reward)
             obs = obs * np.nan if self.fault == "observation" else obs
         return obs, reward, *rest
-
-
-class Pools(Toy):
-    """Tells how many threads the pools of its process have."""
-
-    def pools(self):
-        import threadpoolctl
-
-        sizes = [pool["num_threads"] for pool in threadpoolctl.threadpool_info()]
-        return [torch.get_num_threads(), *sizes]
 
 
 class Killer(Toy):
@@ -225,6 +227,8 @@ class Shown(gym.Wrapper):
     def frame(self):
         frame = np.zeros((36, 36), np.uint8)
         frame[: 5 * self.unwrapped.t] = 255
+        if isinstance(self.unwrapped, Restless):
+            frame[:, -1] = 255 * self.unwrapped.obs()
         return frame
 
     def reset(self, **options):
@@ -263,6 +267,7 @@ for name, kind in STRANGE.items():
 register("Counter", Toy)
 register("Limited", Toy, kwargs={"length": 10**9}, max_episode_steps=7)
 register("Ragged", Ragged)
+register("Threads", Threads)
 register("Rude", Rude)
 register("Hidden", Hidden, kwargs={"length": 60})
 register("Restless", Restless)
@@ -273,7 +278,6 @@ register("Killer", Killer)
 for cls in (Endless, Listed, Wanderer, Blind, Demanding, Broken, Sequential):
     register(cls.__name__, cls)
 register("Whole", Toy, kwargs={"action_space": Box(-2, 2, (2,), np.int64)})
-register("Pools", Pools)
 for fault in ("reward", "observation", "reset"):
     register(f"Nan{fault.title()}", Faulty, kwargs={"fault": fault})
 register("NanEarly", Faulty, kwargs={"fault": "reward", "at": 3})

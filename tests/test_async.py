@@ -1,0 +1,164 @@
+"""Environments in processes of their own end with the run, and not before."""
+
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from tests.conftest import ENVIRON, ROOT, alike, finish, need, read, same, steady, summary, weights
+
+FLAGS = "--env-id tests.toy_envs:Hidden-v0 --num-envs 2 --async-envs --compile off --eval-every 0"
+
+
+@pytest.fixture
+def started(S, launch, tmp_path):
+    """Start a run that would last for hours; return its process and those of its environments."""
+    need(S, "Args.async_envs", "Args.resume")
+
+    def started(flags="--total-timesteps 1e7"):
+        environ = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+        process = launch(tmp_path, f"{FLAGS} {flags} --run-dir run", **environ)
+        for line in process.stdout:
+            if re.match("step [1-9]", line):
+                break
+        children = psutil.Process(process.pid).children()
+        assert len(children) == 2
+        return process, children
+
+    return started
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_for_all_processes_saves_the_run(started, S, tmp_path, number):
+    """A terminal sends Ctrl-C to all of them, and a cluster's scheduler SIGTERM."""
+    process, children = started()
+    for one in [*children, process]:
+        os.kill(one.pid, number)
+    code, _, err = finish(process)
+    assert (code, err) == (130, "")
+    assert not psutil.wait_procs(children, 10)[1]
+    found = summary(tmp_path / "run")
+    assert found["status"] == "interrupted" and found["reason"].startswith(number.name)
+    state = torch.load(tmp_path / "run" / "checkpoint" / "state.pt", weights_only=True)
+    assert state["run"]["global_step"] == found["global_step"]
+
+
+def test_killed_runs_leave_no_process(started):
+    process, children = started()
+    process.kill()
+    assert not psutil.wait_procs(children, 10)[1]
+    _, _, err = finish(process)
+    assert "Traceback" not in err
+
+
+def test_killed_runs_go_on(started, S, train, tmp_path):
+    """To the bits of a run that was not disturbed and has all environments in one process."""
+    flags = "--total-timesteps 1500 --log-every 20 --checkpoint-every 20"
+    train(f"{FLAGS.replace('--async-envs', '')} {flags} --run-dir whole")
+    process, children = started(flags)
+    process.kill()
+    finish(process)
+    psutil.wait_procs(children, 10)
+    assert 0 < read("run")[-1]["global_step"] < 1500
+    S.main(S.parse_args(S.Args, ["--resume", "run"]))
+    assert same(weights("run"), weights("whole")) and steady("run") == steady("whole")
+
+
+def test_a_refused_flag_ends_at_once(S, launch, tmp_path):
+    """Though processes that ignore SIGTERM have been started."""
+    need(S, "Args.async_envs", "Args.resume")
+    (tmp_path / "run").mkdir()
+    began = time.perf_counter()
+    process = launch(tmp_path, f"{FLAGS} --run-dir run", PYTHONPATH=str(ROOT))
+    code, _, err = finish(process)
+    assert code == 2 and time.perf_counter() - began < 60
+    assert re.fullmatch("error: --run-dir run is there: .*\n", err)
+
+
+def test_killed_runs_leave_no_process_in_the_middle_of_a_step(S, launch, tmp_path):
+    need(S, "Args.async_envs", "Args.resume")
+    environ = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    process = launch(
+        tmp_path,
+        f"{FLAGS.replace('Hidden', 'Stuck')} --total-timesteps 999 --run-dir run",
+        **environ,
+    )
+    for line in process.stdout:
+        if "stuck" in line:
+            break
+    children = psutil.Process(process.pid).children()
+    process.kill()
+    assert len(children) == 2 and not psutil.wait_procs(children, 10)[1]
+    finish(process)
+
+
+@pytest.mark.parametrize("end", ["", "del envs", "envs.close(terminate=True)"])
+def test_a_program_does_not_wait_for_its_processes(S, script, end):
+    need(S, "WorkerEnvs", "make_envs")
+    code = f"""import sys
+from functools import partial
+sys.path.insert(0, {str(script.parent)!r})
+import {script.stem} as S
+vector = partial(S.WorkerEnvs, threads=1)
+envs = S.make_envs("tests.toy_envs:Counter-v0", 2, vector=vector)
+print([process.pid for process in envs.processes])
+{end}"""
+    environ = ENVIRON | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and not done.stderr
+    assert not [pid for pid in json.loads(done.stdout) if psutil.pid_exists(pid)]
+
+
+def test_states_go_through_processes(S):
+    """Those of many environments, with few open files; they repeat as in this process."""
+    need(S, "WorkerEnvs", "make_envs")
+    vector = partial(S.WorkerEnvs, threads=1)
+    one, other = (
+        S.make_envs("tests.toy_envs:Hidden-v0", 20, vector=kind)
+        for kind in (S.gym.vector.SyncVectorEnv, vector)
+    )
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    rng = np.random.default_rng(1)
+    found = []
+    for envs in (one, other):
+        envs.reset(options={"stream": (0, 1)})
+    for _ in range(9):
+        actions = rng.uniform(-1, 1, (20, 2)).astype(np.float32)
+        for envs in (one, other):
+            _, _, terminated, truncated, _ = envs.step(actions)
+            if (terminated | truncated).any():
+                envs.reset(options={"reset_mask": terminated | truncated})
+    opened = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (opened + 8, hard))
+    try:
+        for envs in (one, other):
+            states = envs.call("state")
+            obs, _ = envs.reset(options={"stream": (0, 1), "states": list(states)})
+            found.append((list(states), obs, list(envs.call("state"))))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    for envs in (one, other):
+        envs.close()
+    assert alike(*found) and alike(found[1][0], found[1][2])
+    assert any(len(state["actions"]) for state in found[1][0])
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_are_limited_in_all_processes(S, launch, tmp_path, threads):
+    need(S, "Args.async_envs", "Args.resume")
+    flags = f"{FLAGS.replace('Hidden', 'Threads')} --threads {threads}"
+    code, _, err = finish(launch(tmp_path, flags, PYTHONPATH=str(ROOT)))
+    assert code == 0, err
+    found = [json.loads(path.read_text()) for path in tmp_path.glob("threads-*")]
+    assert len(found) == 2 and all(pools[0] == threads == max(pools) for pools in found)
