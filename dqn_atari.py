@@ -13,6 +13,7 @@ game goes on, and the return that is reported is that of the full game, of raw r
 
 Differs from the paper: Adam; errors are not clipped; epsilon falls to 0.01, not 0.1; the target is
 copied every 250 updates, not 10,000: all as CleanRL; in evaluations epsilon is 0.001, not 0.05.
+FIRE is pressed when a game begins, and not after a lost life.
 
 python dqn_atari.py --env-id BreakoutNoFrameskip-v4
 python dqn_atari.py --env-id PongNoFrameskip-v4 --total-timesteps 4000 --learning-starts 2000 \
@@ -94,15 +95,17 @@ class Args:
     num_envs: int = 1  # environments stepped together
     async_envs: bool = False  # step each in a process of its own; gains if slow, on many cores
     seed: int = 1  # drives networks, environments, exploration and batches
-    life_loss: Literal["auto", "on", "off"] = "auto"  # lost lives end episodes; auto: if not sticky
+    life_loss: Literal["auto", "on", "off"] = (
+        "auto"  # lost lives end episodes; auto: unless actions stick
+    )
     clip_rewards: bool = True  # learn from the sign of rewards
     frame_size: int = 84  # pixels a side that it sees of an Atari game; fewer are faster
 
     # algorithm
-    buffer_size: int = 1_000_000  # transitions kept for replay
+    buffer_size: int = 1_000_000  # transitions kept for replay, and last frames of episodes
     learning_starts: int = 80_000  # transitions of exploration before the updates
     batch_size: int = 32  # transitions per update
-    train_every: int = 4  # transitions per update step
+    train_every: int = 4  # transitions per update
     hidden_size: int = 512  # units in each fully connected hidden layer
     start_e: float = 1.0  # (1) first epsilon
     end_e: float = 0.01  # (1) last epsilon
@@ -122,7 +125,7 @@ class Args:
     eval_every: int | None = None  # transitions between evaluations; default total / 24; 0: none
     eval_episodes: int = 10  # full games per evaluation, with epsilon eval_e
     capture_video: bool = True  # film an episode of every eighth evaluation and of the last
-    checkpoint_every: int | None = None  # likewise; default total / 20; 0: only when interrupted
+    checkpoint_every: int | None = None  # between checkpoints; default total / 20; 0: on signals
     resume: str | None = None  # run folder to go on with; auto: --run-dir, if it holds a run
     track: bool = False  # send metrics, source and videos to Weights & Biases
     wandb_project_name: str | None = None  # project there; default $WANDB_PROJECT
@@ -202,7 +205,7 @@ class FrameBuffer:
 
     A row of a ring is a frame with its note; the next row is the next frame. Checkpoints save the
     first `added` rows of each ring. In the place after them is the frame that is acted upon next,
-    if the episode goes on: add writes it once more, and so a checkpoint need not hold it.
+    if the episode goes on: add writes it again, with its note, so a checkpoint need not hold it.
     """
 
     def __init__(self, capacity, num_envs, frame_shape, device):
@@ -250,8 +253,8 @@ class FrameBuffer:
             some_env = np.random.randint(len(self.envs), size=2 * batch_size)
             some_row = np.random.randint(filled, size=2 * batch_size)
             note = self.notes[some_env, some_row]
-            written_since = (written[some_env] - 1 - some_row) % self.length
-            whole = written_since + note["age"] < self.length  # none of its frames is overwritten
+            later_rows = (written[some_env] - 1 - some_row) % self.length
+            whole = later_rows + note["age"] < self.length  # none of its frames is overwritten
             valid = note["acted"] & whole
             env = np.concatenate([env, some_env[valid]])
             row = np.concatenate([row, some_row[valid]])
@@ -400,7 +403,7 @@ def main(args):
         update = run.compile(Agent.update, example_batch(args, frame_shape))
         obs = run.begin()  # the first observations, or those of the checkpoint
         for env, frame in enumerate(envs.call("lost_frame")):
-            if frame is not None:  # its episode cannot go on, after --resume
+            if frame is not None:  # after --resume its episode could not be repeated
                 buffer.end_episode(env, frame)
         if run.evaluation_due():  # at step 0 it is
             run.evaluate()
@@ -410,7 +413,7 @@ def main(args):
             action = agent.explore(obs, agent.epsilon)
             run.lap("act")  # counts the time since the last lap as acting
 
-            # no environment resets itself: next_obs is the true one, at the end of an episode too
+            # no environment resets itself: next_obs is of the same episode, at its end too
             next_obs, reward, terminated, truncated, infos = envs.step(action)
             require_finite(reward=reward)
             run.global_step += args.num_envs
@@ -446,7 +449,7 @@ def check(args):
     positive += ["hidden_size", "exploration_fraction", "learning_rate", "target_every"]
     positive += ["eval_episodes"]
     for name in positive:
-        require(0 < getattr(args, name) < math.inf, name, "must be positive")
+        require(0 < getattr(args, name) < math.inf, name, "must be positive and finite")
     for name in ["gamma", "start_e", "end_e", "eval_e"]:
         require(0 <= getattr(args, name) <= 1, name, "must be between 0 and 1")
     for name in ["seed", "threads", "log_every", "eval_every", "checkpoint_every"]:
@@ -474,10 +477,10 @@ def build_games(args):
     vector = gym.vector.SyncVectorEnv
     if args.async_envs:
         vector = partial(WorkerEnvs, threads=args.threads)
-    envs = make_games(args, args.num_envs, limit=108_000, vector=vector)
+    envs = make_games(args, args.num_envs, vector=vector)
     eval_envs = None
     if args.eval_every:
-        eval_envs = make_games(args, args.eval_episodes, film=args.capture_video)
+        eval_envs = make_eval_games(args, args.eval_episodes, args.capture_video)
     obs_shape = envs.single_observation_space.shape  # 4, H, W
     pixels = math.prod(obs_shape[1:])
     check_memory(args.device, "buffer_size", args.buffer_size, pixels + NOTE.itemsize)
@@ -507,7 +510,8 @@ def example_batch(args, frame_shape):
 # ==================================================================================================
 SCRIPT = Path(__file__).resolve()
 TRAIN, EVALUATE = 0, 1  # streams of seeds
-FIRE = 1  # the action that begins a game or a life, in games that have it
+EVALUATION_STEPS = 30_000  # at most, in an episode of an evaluation
+FIRE = 1  # begins a game, in games that have it; after a lost life the agent must choose it
 NO_FILM = "no videos (they need rgb_array frames; apt-get install libegl1 libgl1)"
 
 
@@ -976,10 +980,11 @@ def sticky_actions(env_id):
     return sticky
 
 
-def make_game(env_id, index, frame_size, limit, film):
+def make_game(env_id, index, frame_size, limit, max_steps, film):
     """Build one environment of stacks of four frames; filmed, it renders rgb_array frames.
 
-    An Atari game is cut after `limit` of the emulator's frames, and its frames are resized.
+    An Atari game is cut after `limit` of the emulator's frames, and its frames are resized; any
+    other is cut after max_steps, if given.
     """
     import cv2  # here, since it changes os.environ
 
@@ -1001,17 +1006,27 @@ def make_game(env_id, index, frame_size, limit, film):
     require(fits, "env_id", f"{env_id} needs frames [H, W] uint8, Discrete actions from 0")
     env = gym.wrappers.TransformObservation(env, np.copy, None)  # it may write into one array
     env = gym.wrappers.FrameStackObservation(env, 4)
+    if max_steps:
+        env = gym.wrappers.TimeLimit(env, max_steps)
     return GameEpisodes(Lives(env), index, game)
 
 
-def make_games(args, num_envs, film=False, limit=18_000, vector=gym.vector.SyncVectorEnv):
+def make_games(
+    args, num_envs, film=False, limit=108_000, max_steps=None, vector=gym.vector.SyncVectorEnv
+):
     """Build games that are stepped together and reset by us; film: the first one renders."""
     makers = []
     for i in range(num_envs):
-        makers.append(partial(make_game, args.env_id, i, args.frame_size, limit, film and i == 0))
+        options = {"frame_size": args.frame_size, "limit": limit, "max_steps": max_steps}
+        makers.append(partial(make_game, args.env_id, i, film=film and i == 0, **options))
     sticky_actions(args.env_id)  # refuses what cannot be built
     with refusing(args.env_id):
         return vector(makers, autoreset_mode="Disabled")
+
+
+def make_eval_games(args, episodes, film):
+    """Build a game for each episode of an evaluation; one without end is cut."""
+    return make_games(args, episodes, film, limit=18_000, max_steps=EVALUATION_STEPS)
 
 
 class WorkerEnvs(gym.vector.AsyncVectorEnv):
@@ -1131,7 +1146,7 @@ def evaluate_games(args):
     """Score and film the agent of the run folder --evaluate; print what is found."""
     limit_threads(args.threads)
     agent = Agent.load(args.evaluate, choose_device(args.device, "cpu"))
-    envs = make_games(agent.args, args.eval_episodes, film=args.capture_video)
+    envs = make_eval_games(agent.args, args.eval_episodes, args.capture_video)
     seed_everything(args.seed)
     number = 10**6  # no evaluation of the training itself has it, and so its episodes
     film = args.capture_video and can_film(envs)

@@ -1,22 +1,24 @@
 """Proximal Policy Optimization (PPO-clip, arXiv 1707.06347) with GAE (arXiv 1506.02438).
 
 The agent acts for rollout_steps transitions, then learns from them alone, in update_epochs passes
-over shuffled minibatches. Observations are shifted by the mean and divided by the deviation of
-those of all rollouts before, rewards are divided by the deviation of running discounted returns;
-both are cut at 10.
+over shuffled minibatches. Observations are normalised by the mean and deviation of those of earlier
+rollouts, rewards by the deviation of discounted returns, this rollout's included; both are clipped
+at 10.
 
-(1) action = actor(obs) + exp(log_std) * noise, noise ~ N(0, 1); environments get it cut to [-1, 1]
+(1) action = actor(obs) + exp(log_std) * noise, noise ~ N(0, 1); clipped to [-1, 1] when it is taken
     logp = sum over dimensions of log N(action; actor(obs), exp(log_std))
 (2) delta = reward + gamma * (1 - terminated) * critic(next_obs) - critic(obs)
 (3) advantage[t] = delta[t] + gamma * gae_lambda * (1 - done[t]) * advantage[t + 1]
     returns = advantage + critic(obs), and done at termination and truncation
 (4) ratio = exp(logp of the networks now - logp when acting)
-(5) policy_loss = -mean(min(ratio * advantage, clip(ratio, 1 - c, 1 + c) * advantage)), c: clip_coef
+(5) policy_loss = -mean(min(ratio * advantage, clip(ratio, 1 - c, 1 + c) * advantage)) of advantages
+    that are normalised in each minibatch, c = clip_coef
 (6) value_loss = mean((critic(obs) - returns)^2) / 2
-(7) loss = policy_loss + vf_coef * value_loss - ent_coef * entropy, its gradient cut in norm
+(7) loss = policy_loss + vf_coef * value_loss - ent_coef * entropy, its gradient clipped in norm
 
 Differs from arXiv 1707.06347: observations, rewards and advantages are normalised; gradients are
-cut; the step size falls linearly; truncated episodes bootstrap.
+clipped; the step size falls linearly; 64 environments of 32 steps, not one of 2,048; truncated
+episodes bootstrap.
 
 python ppo_continuous.py --env-id Hopper-v4
 python ppo_continuous.py --env-id InvertedPendulum-v4 --total-timesteps 50000
@@ -101,21 +103,21 @@ class Args:
     update_epochs: int = 10  # passes over a rollout
     batch_size: int = 64  # transitions per update
     hidden_size: int = 64  # units in each fully connected hidden layer
-    norm_obs: bool = True  # normalise observations, cut at 10
-    norm_reward: bool = True  # divide rewards by the deviation of returns, cut at 10
+    norm_obs: bool = True  # normalise observations, clipped at 10
+    norm_reward: bool = True  # divide rewards by the deviation of returns, clipped at 10
     log_std_init: float = -0.5  # (1) initial log_std
     gamma: float = 0.99  # (2) discount per step
     bootstrap_truncated: bool = True  # (2) with --no-..., truncation counts as termination
     gae_lambda: float = 0.95  # (3) weight of later deltas
     recompute_advantages: bool = False  # (3) before every pass, not before the first only
-    clip_coef: float = 0.2  # (5) change of the ratio beyond which nothing is gained
-    clip_vloss: bool = False  # (6) limit the change of values likewise
+    clip_coef: float = 0.2  # (5) distance of the ratio from 1 beyond which nothing is gained
+    clip_vloss: bool = False  # (6) limit the change of values by clip_coef, too
     ent_coef: float = 0.0  # (7) weight of the entropy
     vf_coef: float = 0.5  # (7) weight of the value loss
     max_grad_norm: float = 0.5  # (7) largest norm of a gradient
     learning_rate: float = 3e-4  # (7) Adam's step size
     anneal: bool = True  # (7) lower the step size linearly, towards 0 at the end
-    target_kl: float | None = None  # no further pass after one with a mean approx_kl above this
+    target_kl: float | None = None  # stop after a pass whose mean approx_kl is above this
 
     # run
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: where training is fastest
@@ -125,7 +127,7 @@ class Args:
     eval_every: int | None = None  # transitions between evaluations; default total / 24; 0: none
     eval_episodes: int = 5  # per evaluation, of deterministic actions and at most 30,000 steps
     capture_video: bool = True  # film an episode of every eighth evaluation and of the last
-    checkpoint_every: int | None = None  # likewise; default total / 20; 0: only when interrupted
+    checkpoint_every: int | None = None  # between checkpoints; default total / 20; 0: on signals
     resume: str | None = None  # run folder to go on with; auto: --run-dir, if it holds a run
     track: bool = False  # send metrics, source and videos to Weights & Biases
     wandb_project_name: str | None = None  # project there; default $WANDB_PROJECT
@@ -154,7 +156,7 @@ def mlp(inputs, hidden_size, outputs, gain):
 
 
 def in_numpy(net):
-    """Return a function that does with arrays what a network does, but faster for a few rows.
+    """Return a network as a function of NumPy arrays, which is faster for a few rows.
 
     It is valid until a parameter changes. A network with a layer that is not known here is called
     as it is.
@@ -228,7 +230,7 @@ class Rollout:
         num_envs = args.num_envs
         steps = args.rollout_steps // num_envs
         self.obs = np.zeros((steps, num_envs, obs_dim))  # raw, not normalised
-        self.action = np.zeros((steps, num_envs, action_dim))  # not cut to [-1, 1]
+        self.action = np.zeros((steps, num_envs, action_dim))  # not clipped to [-1, 1]
         self.logp = np.zeros((steps, num_envs))
         self.reward = np.zeros((steps, num_envs))  # raw
         self.terminated = np.zeros((steps, num_envs), bool)
@@ -261,11 +263,11 @@ class Batch(NamedTuple):
     """What there is to learn from a rollout, one row for each transition."""
 
     obs: torch.Tensor  # [B, O], normalised
-    action: torch.Tensor  # [B, A], not cut
+    action: torch.Tensor  # [B, A], not clipped
     logp: torch.Tensor  # [B], when acting
     advantage: torch.Tensor  # [B]
     returns: torch.Tensor  # [B]
-    value: torch.Tensor  # [B], of the critic before the update
+    value: torch.Tensor  # [B], of the critic when advantages were computed
 
     def rows(self, index):
         """Return the rows of a minibatch, index [M]."""
@@ -274,7 +276,7 @@ class Batch(NamedTuple):
 
 # --- agent ----------------------------------------------------------------------------------------
 class Snapshot(NamedTuple):
-    """What acting reads of an agent, until it learns again; to look it up for a step is slow."""
+    """What acting needs of an agent, looked up once for each rollout, which is faster."""
 
     obs_mean: np.ndarray  # [O]
     obs_std: np.ndarray  # [O]
@@ -298,8 +300,7 @@ class Agent(nn.Module):
             "high": np.array(high).tolist(),
         }
         self.obs_dim = obs_dim
-        self.low = np.float32(low)  # the environment's bounds, [*action shape]
-        self.high = np.float32(high)
+        self.low, self.high = float32_within(low, high)  # of the environment, [*action shape]
         self.action_dim = self.low.size
 
         self.actor = mlp(obs_dim, args.hidden_size, self.action_dim, gain=0.01)
@@ -326,7 +327,7 @@ class Agent(nn.Module):
         return torch.as_tensor(np.float32(array), device=self.log_std.device)
 
     def scale(self, action):
-        """Map actions [N, A], cut to [-1, 1], to the environment's units [N, *action shape]."""
+        """Map actions [N, A], clipped to [-1, 1], to the environment's units [N, *action shape]."""
         action = np.float32(action).reshape(-1, *self.low.shape).clip(-1, 1)
         units = self.low + (self.high - self.low) / 2 * (1 + action)
         return np.minimum(units, self.high)  # rounding may exceed it, which some refuse
@@ -374,15 +375,17 @@ class Agent(nn.Module):
 
     # learning
     def update(self, rollout, update_minibatch):
-        """Learn from a rollout; return the metrics of each minibatch, and others of the rollout.
+        """Learn from a rollout; return Metrics of each minibatch, and Metrics of the rollout.
 
         The function update_minibatch is the method of that name, compiled or not.
         """
         self.update_return_moments(rollout)  # first, since it scales the rewards
         minibatches = []
         for epoch in range(self.args.update_epochs):
-            if epoch == 0 or self.args.recompute_advantages:
+            if epoch == 0:
                 batch, rollout_metrics = self.compute_advantages(rollout)
+            elif self.args.recompute_advantages:
+                batch, _ = self.compute_advantages(rollout)
             order = torch.randperm(len(batch.obs), device=self.log_std.device)
             epoch_metrics = []
             for index in order.split(self.args.batch_size):
@@ -531,7 +534,7 @@ class Agent(nn.Module):
         return metrics
 
     def explained_variance(self, done, reward, value):
-        """Tell how much of what episodes still gave the critic knew: 1 all, 0 nothing, or None.
+        """Return the share of the outcomes' variance that the critic explains, 1 at most, or None.
 
         Only episodes whose end was seen count. All inputs are [T, N], the reward as the critic
         learns it, at a time limit with the value of what that cut off.
@@ -607,8 +610,8 @@ def main(args):
                 run.log_episodes(infos, truncated)
 
             if rollout.is_full():  # the run may end before
-                began = run.global_step - args.rollout_steps
-                agent.anneal(began / args.total_timesteps)
+                start_step = run.global_step - args.rollout_steps
+                agent.anneal(start_step / args.total_timesteps)
                 minibatches, others = agent.update(rollout, update_minibatch)
                 run.updates += len(minibatches)
                 for metrics in minibatches + others:
@@ -629,7 +632,7 @@ def check(args):
     positive = ["total_timesteps", "num_envs", "rollout_steps", "update_epochs", "batch_size"]
     positive += ["hidden_size", "clip_coef", "max_grad_norm", "learning_rate", "eval_episodes"]
     for name in positive:
-        require(0 < getattr(args, name) < math.inf, name, "must be positive")
+        require(0 < getattr(args, name) < math.inf, name, "must be positive and finite")
     for name in ["ent_coef", "vf_coef"]:
         require(0 <= getattr(args, name) < math.inf, name, "must not be negative")
     require(args.target_kl is None or args.target_kl > 0, "target_kl", "must be positive")
@@ -1124,6 +1127,17 @@ def box_sizes(envs, env_id):
     flat = isinstance(envs.single_observation_space, gym.spaces.Box)
     require(flat, "env_id", f"{env_id} has observations that cannot be flattened into a Box")
     return {"obs_dim": envs.single_observation_space.shape[0], "low": space.low, "high": space.high}
+
+
+def float32_within(low, high):
+    """Return bounds as float32, rounded inwards: some environments refuse what exceeds them."""
+    inner_low = np.float32(low)
+    inner_high = np.float32(high)
+    inner_low = np.where(inner_low < low, np.nextafter(inner_low, np.float32(np.inf)), inner_low)
+    inner_high = np.where(
+        inner_high > high, np.nextafter(inner_high, np.float32(-np.inf)), inner_high
+    )
+    return inner_low, inner_high
 
 
 def reset_finished(envs, done, next_obs):

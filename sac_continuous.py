@@ -7,10 +7,10 @@ from all that is stored. Actions are in [-1, 1] here:
 (1) action = tanh(u), u = mean + exp(log_std) * noise, noise ~ N(0, 1), (mean, log_std) = actor(obs)
     logp = sum over dimensions of (log N(u; mean, exp(log_std)) - log(1 - tanh(u)^2))
 (2) td_target = reward + gamma * (1 - terminated)
-                * (min over both of critic_target(next_obs, next_action) - alpha * next_logp),
+                * (min of both critic_target(next_obs, next_action) - alpha * next_logp),
     next_action and next_logp are those of (1) for next_obs
 (3) critic_loss = sum over both critics of mean((critic(obs, action) - td_target)^2)
-(4) actor_loss = mean(alpha * logp - min over both of critic(obs, action)), of a new action by (1)
+(4) actor_loss = mean(alpha * logp - min of both critic(obs, action)), of a new action by (1)
 (5) alpha_loss = -mean(log_alpha * (logp + target_entropy)), alpha = exp(log_alpha)
     td_target and alpha are constants in (2) to (4), and logp is one in (5)
 (6) critic_target = critic_target + tau * (critic - critic_target)
@@ -119,7 +119,7 @@ class Args:
     eval_every: int | None = None  # transitions between evaluations; default total / 24; 0: none
     eval_episodes: int = 10  # per evaluation, of deterministic actions and at most 30,000 steps
     capture_video: bool = True  # film an episode of every eighth evaluation and of the last
-    checkpoint_every: int | None = None  # likewise; default total / 20; 0: only when interrupted
+    checkpoint_every: int | None = None  # between checkpoints; default total / 20; 0: on signals
     resume: str | None = None  # run folder to go on with; auto: --run-dir, if it holds a run
     track: bool = False  # send metrics, source and videos to Weights & Biases
     wandb_project_name: str | None = None  # project there; default $WANDB_PROJECT
@@ -264,8 +264,7 @@ class Agent(nn.Module):
             "low": np.array(low).tolist(),
             "high": np.array(high).tolist(),
         }
-        self.low = np.float32(low)  # the environment's bounds, [*action shape]
-        self.high = np.float32(high)
+        self.low, self.high = float32_within(low, high)  # of the environment, [*action shape]
         self.action_dim = self.low.size
 
         self.actor = Actor(
@@ -472,7 +471,7 @@ def main(args):
             next_obs, reward, terminated, truncated, infos = envs.step(agent.scale(action))
             require_finite(obs=obs, action=action, next_obs=next_obs, reward=reward)
             run.global_step += args.num_envs
-            buffer.add(obs, action, reward, terminated, next_obs)  # no time limit stops (2)
+            buffer.add(obs, action, reward, terminated, next_obs)  # truncated or not, (2) goes on
             obs = reset_finished(envs, terminated | truncated, next_obs)
             run.lap("env")
 
@@ -499,7 +498,7 @@ def check(args):
     positive = ["total_timesteps", "num_envs", "buffer_size", "batch_size", "utd", "hidden_size"]
     positive += ["critic_lr", "actor_lr", "alpha", "alpha_lr", "eval_episodes"]
     for name in positive:
-        require(0 < getattr(args, name) < math.inf, name, "must be positive")
+        require(0 < getattr(args, name) < math.inf, name, "must be positive and finite")
     require(args.utd <= 1_000, "utd", "must be at most 1,000")
     for name in ["gamma", "tau"]:
         require(0 <= getattr(args, name) <= 1, name, "must be between 0 and 1")
@@ -939,6 +938,17 @@ def box_sizes(envs, env_id):
     flat = isinstance(envs.single_observation_space, gym.spaces.Box)
     require(flat, "env_id", f"{env_id} has observations that cannot be flattened into a Box")
     return {"obs_dim": envs.single_observation_space.shape[0], "low": space.low, "high": space.high}
+
+
+def float32_within(low, high):
+    """Return bounds as float32, rounded inwards: some environments refuse what exceeds them."""
+    inner_low = np.float32(low)
+    inner_high = np.float32(high)
+    inner_low = np.where(inner_low < low, np.nextafter(inner_low, np.float32(np.inf)), inner_low)
+    inner_high = np.where(
+        inner_high > high, np.nextafter(inner_high, np.float32(-np.inf)), inner_high
+    )
+    return inner_low, inner_high
 
 
 def reset_finished(envs, done, next_obs):

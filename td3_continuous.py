@@ -8,15 +8,14 @@ from all that is stored. Actions are in [-1, 1] here:
 (2) next_action = clip(actor_target(next_obs) + clip(policy_noise * noise, -c, c), -1, 1),
     c = noise_clip, noise ~ N(0, 1)
 (3) td_target = reward + gamma * (1 - terminated)
-                * min over both of critic_target(next_obs, next_action)
+                * min of both critic_target(next_obs, next_action)
 (4) critic_loss = sum over both critics of mean((critic(obs, action) - td_target)^2)
 and in every policy_delay-th update
-(5) actor_loss = -mean(first of both of critic(obs, actor(obs)))
+(5) actor_loss = -mean(first critic(obs, actor(obs)))
 (6) target = target + tau * (network - target), for critic_target and actor_target
 
 Differs from the paper: hidden layers of 256 and 256 units, learning rates 3e-4, batches of 256,
-25,000 uniformly random actions at first; (2) is clipped to the bounds, as in the authors' code; (3)
-bootstraps past a time limit.
+25,000 uniformly random actions at first; (2) is clipped to the bounds, as in the authors' code.
 
 python td3_continuous.py --env-id Hopper-v4
 python td3_continuous.py --env-id InvertedPendulum-v4 --total-timesteps 5000 --learning-starts 1000
@@ -101,11 +100,11 @@ class Args:
     hidden_size: int = 256  # units in each fully connected hidden layer
     exploration_noise: float = 0.1  # (1) deviation, of actions in [-1, 1]
     policy_noise: float = 0.2  # (2) deviation, of actions in [-1, 1]
-    noise_clip: float = 0.5  # (2) largest noise
+    noise_clip: float = 0.5  # (2) c, bound of the noise
     gamma: float = 0.99  # (3) discount per step
     critic_lr: float = 3e-4  # (4) Adam's step size
     actor_lr: float = 3e-4  # (5) Adam's step size
-    policy_delay: int = 2  # (5) updates of the critics per update of actor and targets
+    policy_delay: int = 2  # (5, 6) updates of the critics per update of actor and targets
     tau: float = 0.005  # (6) target smoothing
 
     # run
@@ -116,7 +115,7 @@ class Args:
     eval_every: int | None = None  # transitions between evaluations; default total / 24; 0: none
     eval_episodes: int = 10  # per evaluation, of deterministic actions and at most 30,000 steps
     capture_video: bool = True  # film an episode of every eighth evaluation and of the last
-    checkpoint_every: int | None = None  # likewise; default total / 20; 0: only when interrupted
+    checkpoint_every: int | None = None  # between checkpoints; default total / 20; 0: on signals
     resume: str | None = None  # run folder to go on with; auto: --run-dir, if it holds a run
     track: bool = False  # send metrics, source and videos to Weights & Biases
     wandb_project_name: str | None = None  # project there; default $WANDB_PROJECT
@@ -154,7 +153,7 @@ class TwinLinear(nn.Module):
         self.bias = nn.Parameter(torch.stack([layer.bias[None] for layer in layers]))  # [2, 1, O]
 
     def forward(self, x):
-        """Map x [T, B, I] to [T, B, O] by the first T layers, each its part."""
+        """Map x [T, B, I] to [T, B, O] by the first T layers, x[t] by layer t."""
         return x @ self.weight[: len(x)] + self.bias[: len(x)]
 
 
@@ -249,8 +248,7 @@ class Agent(nn.Module):
             "low": np.array(low).tolist(),
             "high": np.array(high).tolist(),
         }
-        self.low = np.float32(low)  # the environment's bounds, [*action shape]
-        self.high = np.float32(high)
+        self.low, self.high = float32_within(low, high)  # of the environment, [*action shape]
         self.action_dim = self.low.size
 
         self.actor = Actor(obs_dim, self.action_dim, args.hidden_size)
@@ -423,7 +421,7 @@ def main(args):
             next_obs, reward, terminated, truncated, infos = envs.step(agent.scale(action))
             require_finite(obs=obs, action=action, next_obs=next_obs, reward=reward)
             run.global_step += args.num_envs
-            buffer.add(obs, action, reward, terminated, next_obs)  # no time limit stops (3)
+            buffer.add(obs, action, reward, terminated, next_obs)  # truncated or not, (3) goes on
             obs = reset_finished(envs, terminated | truncated, next_obs)
             run.lap("env")
 
@@ -451,7 +449,7 @@ def check(args):
     positive = ["total_timesteps", "num_envs", "buffer_size", "batch_size", "utd", "hidden_size"]
     positive += ["policy_delay", "critic_lr", "actor_lr", "eval_episodes"]
     for name in positive:
-        require(0 < getattr(args, name) < math.inf, name, "must be positive")
+        require(0 < getattr(args, name) < math.inf, name, "must be positive and finite")
     require(args.utd <= 1_000, "utd", "must be at most 1,000")
     for name in ["exploration_noise", "policy_noise", "noise_clip"]:
         require(0 <= getattr(args, name) < math.inf, name, "must not be negative")
@@ -890,6 +888,17 @@ def box_sizes(envs, env_id):
     flat = isinstance(envs.single_observation_space, gym.spaces.Box)
     require(flat, "env_id", f"{env_id} has observations that cannot be flattened into a Box")
     return {"obs_dim": envs.single_observation_space.shape[0], "low": space.low, "high": space.high}
+
+
+def float32_within(low, high):
+    """Return bounds as float32, rounded inwards: some environments refuse what exceeds them."""
+    inner_low = np.float32(low)
+    inner_high = np.float32(high)
+    inner_low = np.where(inner_low < low, np.nextafter(inner_low, np.float32(np.inf)), inner_low)
+    inner_high = np.where(
+        inner_high > high, np.nextafter(inner_high, np.float32(-np.inf)), inner_high
+    )
+    return inner_low, inner_high
 
 
 def reset_finished(envs, done, next_obs):

@@ -402,6 +402,21 @@ def test_the_logged_rate_is_the_one_in_use(S):
         assert one.learning_rates()[key] == other.learning_rates()[key] == i + 0.5
 
 
+def test_bounds_are_rounded_inwards(S):
+    """To the nearest float32 that the environment accepts; those that are float32 stay."""
+    need(S, "float32_within")
+    low, high = S.float32_within([-0.1, 0.3, -1, -0.7], [0.1, 0.6, 2, -0.3])
+    for bound, inner, outwards in (
+        (low, [-0.1, 0.3, -1, -0.7], -1),
+        (high, [0.1, 0.6, 2, -0.3], 1),
+    ):
+        assert bound.dtype == np.float32
+        exact = np.array(inner)
+        assert (outwards * (bound - exact) <= 0).all()
+        further = np.nextafter(bound, np.float32(outwards * np.inf))
+        assert (outwards * (further - exact) > 0).all()
+
+
 # --- replay buffer --------------------------------------------------------------------------------
 @pytest.mark.parametrize("envs", [1, 3])
 def test_t01_t08_buffer_equals_a_list_of_the_latest(S, envs):

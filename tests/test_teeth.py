@@ -566,6 +566,11 @@ SAC = {
         "reward = float(reward)",
         f"{RUNS}unfamiliar_environments[Listed]",
     ),
+    "actions exceed bounds that no float32 meets": (
+        "inner_high > high",
+        "inner_high > high + 1",
+        f"{MATH}bounds_are_rounded_inwards",
+    ),
     "an environment moves the run's folder": (
         'with chdir("."):',
         "if True:",
@@ -1565,13 +1570,13 @@ PPO = {
         f"{PROBES}values[box-Chain3-0.5-2-1]",
     ),
     "advantages are of the first networks with --recompute-advantages": (
-        " or self.args.recompute_advantages:",
-        ":",
+        "elif self.args.recompute_advantages:",
+        "elif False:",
         f"{PPO_MATH}advantages_are_of_the_first_networks_or_of_every_pass[True]",
     ),
     "advantages are always recomputed": (
-        "epoch == 0 or self.args.recompute_advantages",
-        "True",
+        "elif self.args.recompute_advantages:",
+        "else:",
         f"{PPO_MATH}advantages_are_of_the_first_networks_or_of_every_pass[False]",
     ),
     # loss
@@ -1681,8 +1686,8 @@ PPO = {
         f"{PPO_MATH}t23_the_learning_rate_falls_linearly",
     ),
     "the learning rate falls a rollout too early": (
-        "began = run.global_step - args.rollout_steps",
-        "began = run.global_step",
+        "start_step = run.global_step - args.rollout_steps",
+        "start_step = run.global_step",
         f"{PPO_MATH}t23_the_learning_rate_falls_linearly",
     ),
     "every pass has the same order": (
@@ -2003,8 +2008,8 @@ DQN = {
         f"{DQN_MATH}t06_stacks_equal_those_of_a_list_of_transitions[1-40]",
     ),
     "stacks hold frames that were overwritten": (
-        'written_since + note["age"] <',
-        "written_since <",
+        'later_rows + note["age"] <',
+        "later_rows <",
         f"{DQN_MATH}t06_stacks_equal_those_of_a_list_of_transitions[1-40]",
     ),
     "last frames are taken for acted upon in the second turn": (

@@ -166,6 +166,18 @@ class Listed(Toy):
         return obs, np.array([reward]), *rest
 
 
+class Strict(Toy):
+    """Refuses actions beyond its bounds, which are no float32 numbers."""
+
+    def __init__(self, **kwargs):
+        bound = np.array([0.1, 0.3])
+        super().__init__(action_space=Box(-bound, bound, dtype=np.float64), **kwargs)
+
+    def step(self, action):
+        assert self.action_space.contains(np.float64(action)), action
+        return super().step(10 * action)
+
+
 class Wanderer(Toy):
     """Works in a folder of its own."""
 
@@ -275,7 +287,7 @@ register("Stuck", Stuck)
 register("Mangler", Mangler, kwargs={"length": 60})
 register("DictObs", DictToy)
 register("Killer", Killer)
-for cls in (Endless, Listed, Wanderer, Blind, Demanding, Broken, Sequential):
+for cls in (Endless, Listed, Strict, Wanderer, Blind, Demanding, Broken, Sequential):
     register(cls.__name__, cls)
 register("Whole", Toy, kwargs={"action_space": Box(-2, 2, (2,), np.int64)})
 for fault in ("reward", "observation", "reset"):
