@@ -95,14 +95,12 @@ class Args:
     num_envs: int = 1  # environments stepped together
     async_envs: bool = False  # step each in a process of its own; gains if slow, on many cores
     seed: int = 1  # drives networks, environments, exploration and batches
-    life_loss: Literal["auto", "on", "off"] = (
-        "auto"  # lost lives end episodes; auto: unless actions stick
-    )
+    life_loss: Literal["auto", "on", "off"] = "auto"  # lost lives end episodes; auto: if not sticky
     clip_rewards: bool = True  # learn from the sign of rewards
     frame_size: int = 84  # pixels a side that it sees of an Atari game; fewer are faster
 
     # algorithm
-    buffer_size: int = 1_000_000  # transitions kept for replay, and last frames of episodes
+    buffer_size: int = 1_000_000  # transitions kept for replay
     learning_starts: int = 80_000  # transitions of exploration before the updates
     batch_size: int = 32  # transitions per update
     train_every: int = 4  # transitions per update
