@@ -121,9 +121,9 @@ def has(S, name):
 
 
 def need(S, *names):
-    """Skip a test of what the script does not have; prepare|compile_update: of neither."""
+    """Skip a test of what the script does not have."""
     for name in names:
-        if not any(has(S, one) for one in name.split("|")):
+        if not has(S, name):
             pytest.skip(f"the script has no {name}")
 
 
@@ -147,23 +147,10 @@ def environments(S, args, num_envs):
         envs = S.make_games(args, num_envs)
         S.seed_everything(args.seed)
         return envs, envs.single_action_space.n
-    if not rewritten(S):
-        return S.make_envs(args.env_id, num_envs, args.seed)
     envs = S.make_envs(args.env_id, num_envs)
     S.seed_everything(args.seed)
     sizes = S.box_sizes(envs, args.env_id)
     return envs, np.float32(sizes["low"]), np.float32(sizes["high"])
-
-
-def rewritten(S):
-    """Tell whether a script has its plumbing below a divider; soon all have."""
-    return hasattr(S, "compile_update")
-
-
-def evaluated(S, agent, envs, stream):
-    """Return the metrics of an evaluation."""
-    found = S.evaluate(agent, envs, stream)
-    return found.metrics if rewritten(S) else found
 
 
 def apply(spaces, space):

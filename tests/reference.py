@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import apply, known, need, on_policy, rewritten
+from tests.conftest import apply, known, need, on_policy
 
 B, O, A = 8, 5, 3  # noqa: E741
 
@@ -205,7 +205,7 @@ def network(w, x):
 
 def recorded(opt):
     """Make an optimizer keep the loss and the gradient that it is given."""
-    name = "gradient" if hasattr(opt, "gradient") else descent(opt)
+    name = "gradient" if hasattr(opt, "gradient") else "minimize"
     descend = getattr(opt, name)
     leaves = opt.params if hasattr(opt, "params") else opt.leaves
 
@@ -217,15 +217,8 @@ def recorded(opt):
     setattr(opt, name, spy)
 
 
-def descent(opt):
-    """Return the name of the method that takes a loss and makes a step."""
-    return "minimize" if hasattr(opt, "minimize") else "step"
-
-
 def prepared(S, agent, method, *example):
     """Return the metrics' names, and the method of the agent, compiled or not, that returns [M]."""
-    if not rewritten(S):
-        return S.prepare(agent, method, *example)
     names = list(getattr(copy.deepcopy(agent), method)(*example))
     update, _ = S.compile_update(agent, getattr(S.Agent, method), example, agent.args.compile)
 

@@ -18,7 +18,6 @@ from tests.conftest import foreign
 
 ROOT = Path(__file__).resolve().parents[1]
 COPIES = ROOT / "tools" / "copies.py"
-TITLES = "method imports arguments networks experience agent plumbing main".split()
 TITLES_ABOVE = "arguments", "networks", ("replay buffer", "rollout"), "agent", "training"
 DIVIDER = "# Plumbing: the same in every script; nothing below is about "
 FUNCTION, SCREEN, NESTING = 75, 60, 4  # lines of a function, of a screen; blocks within blocks
@@ -31,7 +30,6 @@ HELP_DIFFERS = {"learning_starts", "eval_episodes"}  # scripts do not act alike 
 SELF_EVIDENT = {"__init__", "__len__", "__enter__"}  # methods that need no docstring
 SCRIPTS = sorted(path for path in ROOT.glob("*.py") if path.name != "conftest.py")
 OURS = {"tools", "tests", *(path.stem for path in SCRIPTS)}
-ARRIVED = [path for path in SCRIPTS if DIVIDER in path.read_text("utf-8")]
 
 
 def pytest_generate_tests(metafunc):
@@ -39,8 +37,7 @@ def pytest_generate_tests(metafunc):
     named = metafunc.config.getoption("--script")
     theirs = [named.resolve()] if foreign(named) else []
     house = [path for path in SCRIPTS if path not in theirs]
-    arrived = [path for path in house if path in ARRIVED]
-    kinds = {"script": theirs or SCRIPTS, "house_script": house, "new_script": arrived}
+    kinds = {"script": theirs or SCRIPTS, "house_script": house}
     for name, paths in kinds.items():
         if name in metafunc.fixturenames:
             metafunc.parametrize(name, paths, ids=lambda path: path.stem)
@@ -225,16 +222,8 @@ def test_bad_input_is_refused(pair, bad):
 
 
 # --- layout and sizes -----------------------------------------------------------------------------
-def test_titles(house_script):
-    if house_script in ARRIVED:
-        pytest.skip("its layout is another")
-    lines = house_script.read_text("utf-8").splitlines()
-    titles = [line for line in lines if line.startswith("# ---")]
-    assert titles == [f"# --- {name} ".ljust(100, "-") for name in TITLES]
-
-
-def test_the_algorithm_comes_first_and_plumbing_below_a_divider(new_script):
-    above, below = new_script.read_text("utf-8").split(DIVIDER)
+def test_the_algorithm_comes_first_and_plumbing_below_a_divider(house_script):
+    above, below = house_script.read_text("utf-8").split(DIVIDER)
     titles = re.findall("^# --- (.+?) -+$", above, re.MULTILINE)
     pairs = zip(titles, TITLES_ABOVE, strict=True)
     assert all(title in ([known] if isinstance(known, str) else known) for title, known in pairs)
@@ -242,8 +231,8 @@ def test_the_algorithm_comes_first_and_plumbing_below_a_divider(new_script):
     assert not re.findall(r"^class Agent|^def main", below, re.MULTILINE)
 
 
-def test_the_update_and_the_loop_fit_on_a_screen_each(new_script):
-    for function in functions(tree(new_script)):
+def test_the_update_and_the_loop_fit_on_a_screen_each(house_script):
+    for function in functions(tree(house_script)):
         if function.name in {"main"} or function.name.startswith("update"):
             assert function.end_lineno - function.lineno + 1 <= SCREEN, function.name
 
@@ -266,14 +255,14 @@ def density(path):
     return tokens / len(lines), tuples
 
 
-def test_one_statement_a_line(new_script):
-    found, tuples = density(new_script)
+def test_one_statement_a_line(house_script):
+    found, tuples = density(house_script)
     assert found <= DENSITY and not tuples
 
 
-def test_inline_metadata_is_that_of_the_requirements(new_script):
+def test_inline_metadata_is_that_of_the_requirements(house_script):
     """uv run reads it: the same pins, and every package that the script imports."""
-    source = new_script.read_text("utf-8")
+    source = house_script.read_text("utf-8")
     (block,) = re.findall(r"(?ms)^# /// script\n(.+?)^# ///$", source)
     metadata = tomllib.loads("".join(line[2:] or "\n" for line in block.splitlines(keepends=True)))
     assert metadata["requires-python"] == ">=3.11,<3.14"
@@ -281,7 +270,7 @@ def test_inline_metadata_is_that_of_the_requirements(new_script):
     assert {*metadata["dependencies"]} <= {*required}
     packages = {re.split(r"[\[=]", one)[0] for one in metadata["dependencies"]}
     names = packages_distributions()
-    for node in ast.walk(tree(new_script)):
+    for node in ast.walk(tree(house_script)):
         found = [node.module] if isinstance(node, ast.ImportFrom) else []
         found = [name.name for name in node.names] if isinstance(node, ast.Import) else found
         for module in {name.split(".")[0] for name in found} - sys.stdlib_module_names:
@@ -337,9 +326,7 @@ def test_shared_flags_agree(house_scripts):
     """Type and help, and order are the same in all scripts."""
     flags = [{f[0]: (f[1], help_of(f[0], f[3])) for f in fields(p)} for p in house_scripts]
     pairs = zip(house_scripts, flags, strict=True)
-    for (path, one), (another, other) in itertools.combinations(pairs, 2):
-        if (path in ARRIVED) != (another in ARRIVED):
-            continue  # until all have the new layout
+    for (_, one), (_, other) in itertools.combinations(pairs, 2):
         ours = [(name, what) for name, what in one.items() if name in other]
         assert ours == [(name, what) for name, what in other.items() if name in one]
 

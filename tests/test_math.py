@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.conftest import environments, need, need_own_networks, on_policy, rewritten
+from tests.conftest import environments, need, need_own_networks, on_policy
 from tests.reference import (
     A,
     B,
@@ -22,7 +22,6 @@ from tests.reference import (
     Target,
     arguments,
     assert_gradient,
-    descent,
     forward,
     learners,
     moved,
@@ -183,7 +182,7 @@ def test_update_order(agent, batch):
     before = agent.log_alpha.exp().item()
     recorded(agent.actor_opt)
     steps = []
-    way = descent(agent.critic_opt)
+    way = "minimize"
     for name in ("critic_opt", "actor_opt", "alpha_opt"):
         opt = getattr(agent, name)
         descend = getattr(opt, way)
@@ -331,32 +330,21 @@ def test_t13_fixed_temperature_and_logs_before_the_first_update(spied):
 
 
 # --- optimizer ------------------------------------------------------------------------------------
-@pytest.mark.parametrize("max_norm", [np.inf, 0.1])
-def test_adam_equals_torch_adam(S, max_norm):
-    name = "tanh_mlp" if hasattr(S, "tanh_mlp") else "mlp"
+def test_adam_equals_torch_adam(S):
     gain = [1.0] if on_policy(S) else []
-    need(S, "Adam", name)
+    need(S, "Adam", "mlp")
     torch.manual_seed(0)
-    ours, theirs = (getattr(S, name)(4, 8, 2, *gain) for _ in range(2))
+    ours, theirs = (S.mlp(4, 8, 2, *gain) for _ in range(2))
     theirs.load_state_dict(ours.state_dict())
-    if rewritten(S):
-        if max_norm < np.inf:
-            pytest.skip("the gradient is clipped outside, if at all")
-        opt = S.Adam(ours.parameters(), 1e-2, (0.8, 0.95), 1e-5)
-        descend = opt.minimize
-    else:
-        opt = S.Adam(ours.parameters(), 1e-2, 0.8, 0.95, 1e-5, max_norm)
-        descend = opt.step
+    opt = S.Adam(ours.parameters(), 1e-2, (0.8, 0.95), 1e-5)
     torch_opt = torch.optim.Adam(theirs.parameters(), 1e-2, (0.8, 0.95), 1e-5)
     x, y = torch.randn(32, 4), torch.randn(32, 2)
     for _ in range(50):
-        norm = descend((ours(x) - y).square().mean())
+        norm = opt.minimize((ours(x) - y).square().mean())
         torch_opt.zero_grad()
         (theirs(x) - y).square().mean().backward()
         squares = [p.grad.square().sum() for p in theirs.parameters()]
         torch.testing.assert_close(norm, torch.stack(squares).sum().sqrt())
-        assert max_norm < norm or max_norm == np.inf
-        nn.utils.clip_grad_norm_(theirs.parameters(), max_norm)
         torch_opt.step()
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
@@ -621,7 +609,7 @@ def test_metrics_of_an_update(agent, batch):
 
 def test_metrics_of_an_interval(S, spied, batch, monkeypatch):
     """Each row is the mean over the updates since the row before."""
-    need(S, "Agent.update_critic", "prepare|compile_update")
+    need(S, "Agent.update_critic", "compile_update")
     seen = {method: [] for method in learners(S, *batch)}
     for method, found in seen.items():
         update = getattr(S.Agent, method)
@@ -697,7 +685,7 @@ def test_t14_every_update_draws_a_new_batch(spied):
 
 def test_every_update_gets_new_normal_noise(S, spied, monkeypatch):
     """Independent between updates, and between next and new actions where both have some."""
-    need(S, "prepare|compile_update", "Agent.update_critic")
+    need(S, "compile_update", "Agent.update_critic")
     seen = []
     methods = [name for name in learners(S, [None], [None, None]) if name != "update_actor"]
 
@@ -772,18 +760,14 @@ def test_t31_every_finished_episode_is_logged(spied, envs):
 
 def test_denormal_numbers_are_taken_as_zero(S):
     need(S, "resolve")
-    if rewritten(S):
-        S.resolve(arguments(S), "cpu", 10_000, 2000)
-    else:
-        rows = "rollout_steps" if on_policy(S) else "buffer_size"
-        S.resolve(arguments(S), "cpu", 10_000, rows, 4)
+    S.resolve(arguments(S), "cpu", 10_000, 2000)
     assert (torch.tensor([1e-40]) * torch.ones(1)).item() == 0
 
 
 # --- compiled and plain ---------------------------------------------------------------------------
 def test_t36_compiled_and_plain_updates_agree(S, batch, capsys):
     """50 updates, largest difference of any parameter below 1e-5; the trial changes nothing."""
-    need(S, "prepare|compile_update", "Agent.update_critic")
+    need(S, "compile_update", "Agent.update_critic")
     rng = torch.Generator().manual_seed(0)
     noises = [torch.randn(2, B, A, generator=rng) for _ in range(50)]
     states = []
@@ -807,7 +791,7 @@ def test_t36_compiled_and_plain_updates_agree(S, batch, capsys):
 
 
 def test_failed_compilation_falls_back_to_the_plain_update(S, batch, monkeypatch, capsys):
-    need(S, "prepare|compile_update", "Agent.update_critic")
+    need(S, "compile_update", "Agent.update_critic")
 
     def fail(*inputs):
         raise RuntimeError("no compiler")
@@ -818,9 +802,6 @@ def test_failed_compilation_falls_back_to_the_plain_update(S, batch, monkeypatch
     for method, inputs in learners(S, *batch).items():
         names, update = prepared(S, agent, method, *inputs)
         assert update(*inputs).shape == (len(names),)
-    first = next(iter(learners(S, *batch)))  # the others are not tried, in the older scripts
+    first = next(iter(learners(S, *batch)))
     out = capsys.readouterr().out
-    if rewritten(S):
-        assert f"warning: {first} is not compiled" in out
-    else:
-        assert agent.args.compile == "off" and f"warning: compilation of {first} is off" in out
+    assert f"warning: {first} is not compiled" in out

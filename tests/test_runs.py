@@ -30,13 +30,11 @@ from tests.conftest import (
     ROOT,
     apply,
     environments,
-    evaluated,
     finish,
     framed,
     need,
     on_policy,
     read,
-    rewritten,
     same,
     shown,
     steady,
@@ -252,7 +250,7 @@ def test_evaluate_as_a_user(real, S, task, launch, tmp_path):
     found = dict(re.findall(r"'(eval/\w+)': ([-\d.]+)", out))
     agent = S.Agent.load(real)  # another process, whose normalisers are those of the file
     envs, *_ = environments(S, replace(agent.args, seed=5), 3)
-    here = evaluated(S, agent, envs, (S.EVALUATE, 5, 10**6))
+    here = S.evaluate(agent, envs, (S.EVALUATE, 5, 10**6)).metrics
     assert float(found["eval/return_mean"]) == pytest.approx(
         float(here["eval/return_mean"]), rel=1e-3
     )
@@ -402,7 +400,7 @@ def test_evaluation_counts_first_episodes(S, spaces):
     lengths = []
     for number in (3, 3, 4):
         toy_envs.born.clear()
-        found = evaluated(S, agent, envs, (S.EVALUATE, 1, number))
+        found = S.evaluate(agent, envs, (S.EVALUATE, 1, number)).metrics
         lengths.append(toy_envs.born[:5])
         assert found["eval/length_mean"] == np.mean(lengths[-1]) and len(toy_envs.born) > 5
     assert lengths[0] == lengths[1] != lengths[2] and len({*lengths[0]}) > 1
@@ -452,50 +450,6 @@ def test_defaults_of_a_run(train, S, monkeypatch):
     assert long.checkpoint_every == S.Args().total_timesteps / 20
     assert (long.compile, short.compile) == ("on", "off")
     assert (short.eval_every, short.checkpoint_every) == (4_000, 2_000)
-    last = [row for row in read("run") if "charts/average_return" in row][-1]
-    ends = [row["charts/episodic_return"] for row in read("run") if "charts/episodic_return" in row]
-    assert last["charts/average_return"] == pytest.approx(np.mean(ends[-100:]))
-
-
-@pytest.mark.quick
-def test_defaults_of_a_run_in_the_older_scripts(train, S, monkeypatch):
-    """25 evaluations, 4 of them filmed, the last 100 episodes, and compilation if it pays."""
-    need(S, "prepare")
-    filmed, tried = [], []
-
-    def film(agent, envs, key, video):
-        filmed.append(video)
-        if video:
-            video.touch()
-        return found
-
-    monkeypatch.setattr(S.torch, "compile", lambda update, **_: (tried.append(1), update)[1])
-    found = {name: torch.zeros(()) for name in ("eval/return_mean", "eval/length_mean")}
-    monkeypatch.setattr(S, "evaluate", film)
-    total, few = 12_000, "--learning-starts 11990"
-    if framed(S):
-        total, few = 24_000, "--learning-starts 4000 --train-every 2000 --end-e 1"
-    if on_policy(S):
-        few = "--num-envs 48 --rollout-steps 100800 --batch-size 50400 --update-epochs 1"
-        total = 100_800
-    told, resolve = [], S.resolve
-    monkeypatch.setattr(
-        S, "resolve", lambda *rest: (told.append(rest[1:4] + rest[5:]), resolve(*rest))[1]
-    )
-    agent = train(f"--total-timesteps {total} {few} --capture-video --run-dir run")
-    others = ("cpu", 100_000, "rollout_steps") if on_policy(S) else ("cuda", 10_000, "buffer_size")
-    games = "cuda", 24_000, "buffer_size", 50_000  # device, compiling and evaluating pay
-    assert told == [games if framed(S) else others]
-    assert agent.args.compile == "on" and tried
-    assert len(filmed) == total / 150 + 1  # TINY says --eval-every 150
-    assert sum(map(bool, filmed)) == total / 1200 + 1
-    rest = "cpu", 10_000, "rollout_steps" if on_policy(S) else "buffer_size", 4
-    resolved = S.resolve(S.Args(), *rest)
-    assert resolved.eval_every == math.ceil(S.Args().total_timesteps / 24)
-    assert resolved.compile == "on"
-    assert S.resolve(S.Args(total_timesteps=6000), *rest).eval_every == 2000
-    assert S.resolve(S.Args(total_timesteps=6000), *rest, 5000).eval_every == 5000
-    assert S.resolve(S.Args(total_timesteps=6000), *rest).compile == "off"
     last = [row for row in read("run") if "charts/average_return" in row][-1]
     ends = [row["charts/episodic_return"] for row in read("run") if "charts/episodic_return" in row]
     assert last["charts/average_return"] == pytest.approx(np.mean(ends[-100:]))
@@ -670,12 +624,9 @@ def test_full_disk_for_the_video(train, S, monkeypatch, capfd):
         Path(path).write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    if rewritten(S):
-        from moviepy.video.io import ffmpeg_writer
+    from moviepy.video.io import ffmpeg_writer
 
-        monkeypatch.setattr(ffmpeg_writer, "FFMPEG_VideoWriter", write)
-    else:
-        monkeypatch.setattr(S.imageio, "mimwrite", write)
+    monkeypatch.setattr(ffmpeg_writer, "FFMPEG_VideoWriter", write)
     train("--capture-video --run-dir run")
     warned = warnings(capfd.readouterr().out)
     assert (
