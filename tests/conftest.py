@@ -247,7 +247,11 @@ def launch(S, script, spaces):
         words = shown(spaces, [*tiny(S), *flags.split()])
         command = [sys.executable, *python.split(), script.name, *words]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731, ignored behind a &
+
+        def heed():
+            for number in (signal.SIGINT, signal.SIGHUP):  # ignored behind a & or nohup
+                signal.signal(number, signal.SIG_DFL)
+
         return subprocess.Popen(command, cwd=folder, env=environ, preexec_fn=heed, **pipes)
 
     return launch

@@ -73,7 +73,7 @@ def agent(S):
 @pytest.fixture
 def batch(S):
     """Return random transitions with every kind of ending."""
-    need(S, "Batch")
+    need(S, "Batch", "make_games")
     rng = np.random.default_rng(0)
     frames = torch.from_numpy(rng.integers(0, 256, (ROWS, 5, 36, 36), np.uint8))
     columns = [rng.integers(0, ACTIONS, ROWS), rng.integers(-1, 2, ROWS), np.arange(ROWS) % 3 == 0]
@@ -698,7 +698,7 @@ def test_evaluations_do_not_depend_on_those_before(S):
 def test_evaluations_end_with_an_episode_limit(S):
     """18,000 frames, 4,500 steps, where the game would go on: nobody serves in Breakout."""
     need(S, "make_games")
-    envs, *_ = environments(S, S.Args(env_id="BreakoutNoFrameskip-v4", seed=1), 1)
+    envs = S.make_eval_games(S.Args(env_id="BreakoutNoFrameskip-v4"), 1, film=False)
     envs.reset(options={"stream": (S.EVALUATE, 1)})
     steps, over = 0, False
     while not over:
