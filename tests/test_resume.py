@@ -1410,6 +1410,19 @@ def test_more_steps_would_change_what_is_annealed_over_them(S, interrupt, refuse
     assert summary("a")["status"] == "finished"
 
 
+def test_seconds_go_on(interrupt, resume, S):
+    """As if the run had lasted long before its checkpoint."""
+    interrupt(f"{SAME} --run-dir a", 130)
+    state = state_of("a")
+    state["seconds"] += 1000
+    S.write_tensors(Path("a/checkpoint/state.pt"), state)
+    before = len(read("a"))
+    resume("--resume a")
+    rows = read("a")[before:]
+    assert rows and all(row["seconds"] > 1000 for row in rows)
+    assert summary("a")["seconds"] > 1000
+
+
 def test_what_is_left_open_stays_as_it_was(interrupt, S):
     """What the run has settled at its start, though it would be settled in another way now."""
     interrupt(f"{SAME} --threads 3 --run-dir a", 130)

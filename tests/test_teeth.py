@@ -955,7 +955,7 @@ RESUME_BUGS = {
     "seconds begin at 0 again": (
         '        self.start -= saved["seconds"]\n',
         "",
-        f"{RESUME}killed_while_writing[a state]",
+        f"{RESUME}seconds_go_on",
     ),
     "an evaluation that is cut short counts": (
         "        if evaluation is None:\n",
