@@ -1871,7 +1871,7 @@ PPO = {
     ),
     "processes have all threads": (
         "        limit_threads(threads)\n",
-        "",
+        "        limit_threads(7)\n",
         f"{ASYNC}threads_are_limited_in_all_processes[1]",
     ),
     "states travel as tensors": (
