@@ -1126,7 +1126,7 @@ RESUME_BUGS = {
     "a model that cannot be saved is no failure": (
         '"failed"\n            reason = "model.pt',
         '"finished"\n            reason = "model.pt',
-        f"{RESUME}files_are_free_of_pickle",
+        f"{RESUME}end_cannot_be_saved[model]",
     ),
     "the agent is not that of the last checkpoint": (
         '        path = Path(folder, "checkpoint", "state.pt")\n    try',
