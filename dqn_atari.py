@@ -62,7 +62,7 @@ import tomllib
 import zipfile
 import zlib
 from collections import Counter, deque
-from contextlib import contextmanager, suppress
+from contextlib import chdir, contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from importlib.metadata import distributions
@@ -953,9 +953,12 @@ class GameEpisodes(Episodes):
 
 @contextmanager
 def refusing(env_id):
-    """Refuse an environment that cannot be built."""
+    """Refuse an environment that cannot be built; it may change the working directory."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # my_module is found from a run's copy of the script, too
     try:
-        yield
+        with chdir("."):
+            yield
     except Exception as error:  # environments raise all kinds
         refuse("env_id", f"{env_id} fails: {' '.join(str(error).split()) or repr(error)}")
 
@@ -968,8 +971,6 @@ def sticky_actions(env_id):
     """
     gym.logger.min_level = gym.logger.ERROR
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # my_module is found from a run's copy of the script, too
     with refusing(env_id):
         env = gym.make(env_id, disable_env_checker=True)
     emulator = getattr(env.unwrapped, "ale", None)

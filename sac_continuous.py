@@ -900,19 +900,26 @@ def make_filmed_env(env_id):
     return env
 
 
+@contextmanager
+def refusing(env_id):
+    """Refuse an environment that cannot be built; it may change the working directory."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # my_module is found from a run's copy of the script, too
+    try:
+        with chdir("."):
+            yield
+    except Exception as error:  # environments raise all kinds
+        refuse("env_id", f"{env_id} fails: {' '.join(str(error).split()) or repr(error)}")
+
+
 def make_envs(env_id, num_envs, film=False, max_steps=None, vector=gym.vector.SyncVectorEnv):
     """Build environments that are stepped together and reset by us; film: the first one renders."""
     if sys.platform == "linux" and not os.environ.get("DISPLAY") and find_library("EGL"):
         os.environ.setdefault("MUJOCO_GL", "egl")  # render without a screen
     gym.logger.min_level = gym.logger.ERROR  # no word on Hopper-v4 being out of date
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # my_module is found from a run's copy of the script, too
     makers = [partial(make_env, env_id, i, film and i == 0, max_steps) for i in range(num_envs)]
-    try:
-        with chdir("."):  # an environment may change the working directory
-            return vector(makers, autoreset_mode="Disabled")
-    except Exception as error:  # environments raise all kinds
-        refuse("env_id", f"{env_id} fails: {' '.join(str(error).split()) or repr(error)}")
+    with refusing(env_id):
+        return vector(makers, autoreset_mode="Disabled")
 
 
 def make_eval_envs(env_id, args):
