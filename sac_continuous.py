@@ -29,6 +29,7 @@ python sac_continuous.py --env-id InvertedPendulum-v4 --total-timesteps 5000 --l
 #     "torch==2.13.0",
 #     "gymnasium[mujoco]==1.4.0",
 #     "mujoco==3.17.0",
+#     "pygame==2.6.1",
 #     "numpy==2.4.6",
 #     "tyro==1.0.17",
 #     "wandb==0.31.0",
@@ -55,6 +56,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import tomllib
@@ -217,7 +219,8 @@ class ReplayBuffer:
 
     def __init__(self, capacity, obs_dim, action_dim, device):
         self.widths = [obs_dim, action_dim, 1, 1, obs_dim]
-        self.rows = torch.empty(capacity, sum(self.widths), device=device)
+        # all of it is filled, for memory that is only promised may be gone when it is needed
+        self.rows = torch.full((capacity, sum(self.widths)), 0.0, device=device)
         self.added = 0  # rows ever added; the next one goes to added % capacity
 
     def add(self, obs, action, reward, terminated, next_obs):
@@ -436,13 +439,22 @@ def main(args):
     """Train as args say and return the agent; with --evaluate score a trained one instead."""
     check(args)
     if args.evaluate:
-        return evaluate_run(Agent, args)
+        return evaluate_run(Agent, args, make_eval_envs, box_sizes)
     args = resolve(args, "cuda", least_steps_to_compile=10_000, least_eval_period=2_000)
     envs = make_envs(args.env_id, args.num_envs)
     eval_envs = None
     if args.eval_every:
-        eval_envs = make_eval_envs(args.env_id, args)
+        eval_envs = make_eval_envs(args)
+    try:
+        return train(args, envs, eval_envs)
+    finally:
+        close_envs(envs, eval_envs)
+
+
+def train(args, envs, eval_envs):
+    """Train in environments, as args say, and return the agent."""
     sizes = box_sizes(envs, args.env_id)
+    try_out(envs, eval_envs, args.env_id)
     action_dim = np.size(sizes["low"])
     row_bytes = 4 * (2 * sizes["obs_dim"] + action_dim + 2)
     check_memory(args.device, "buffer_size", args.buffer_size, row_bytes)
@@ -509,16 +521,18 @@ def check(args):
     require(ordered, "log_std_min", "must be finite and below --log-std-max")
     starts = args.learning_starts
     require(args.batch_size <= starts, "batch_size", f"must be at most --learning-starts, {starts}")
-    sentence = f"must be above --learning-starts, {starts}"
+    sentence = f"{args.total_timesteps} must be above --learning-starts, {starts}: for a short run"
+    sentence += f" add --learning-starts {max(args.batch_size, args.total_timesteps // 2)}"
     require(args.total_timesteps > starts, "total_timesteps", sentence)
 
 
 # ==================================================================================================
 # Plumbing: the same in every script; nothing below is about SAC.
 # ==================================================================================================
-SCRIPT = Path(__file__).resolve()
+SCRIPT = Path(globals().get("__file__", "pasted.py")).resolve()  # a notebook's cell has no file
 TRAIN, EVALUATE = 0, 1  # streams of seeds
 EVALUATION_STEPS = 30_000  # at most, in an episode of an evaluation
+FILM_STEPS = 500  # at most, in a video
 NO_FILM = "no videos (they need rgb_array frames; apt-get install libegl1 libgl1)"
 
 
@@ -535,10 +549,25 @@ def say(text, file=None):
         pass
 
 
+class Exit(SystemExit, RuntimeError):
+    """Ends the program with an exit code, unless one that called main() catches it as an error.
+
+    A search over settings, for example, goes on with `except Exception`; SystemExit would end it.
+    """
+
+    def __init__(self, code, sentence):
+        super().__init__(code)
+        self.sentence = sentence
+
+    def __str__(self):
+        return self.sentence
+
+
 def refuse(name, sentence):
     """Say what is wrong with the flag of that name and exit with 2."""
-    say(f"error: --{name.replace('_', '-')} {sentence}", sys.stderr)
-    raise SystemExit(2)
+    sentence = f"--{name.replace('_', '-')} {sentence}"
+    say(f"error: {sentence}", sys.stderr)
+    raise Exit(2, sentence)
 
 
 def require(condition, name, sentence):
@@ -721,8 +750,8 @@ def undisturbed_generators():
 
 
 def episode_seed(*key):
-    """Derive a seed from (stream, ..., environment, episode)."""
-    return int(np.random.SeedSequence(key).generate_state(1)[0])
+    """Derive a seed from (stream, ..., environment, episode), as a C int for old simulators."""
+    return int(np.random.SeedSequence(key).generate_state(1)[0]) % 2**31
 
 
 # --- optimizer and compilation --------------------------------------------------------------------
@@ -781,6 +810,20 @@ class Metrics(NamedTuple):
     values: torch.Tensor  # [M]
 
 
+def keep_compiled_code():
+    """Name a folder for it, so that the next run starts sooner: a new one without a home."""
+    if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
+        return
+    try:
+        folder = Path.home() / ".cache" / "deep-rl-baselines"
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except (OSError, RuntimeError) as error:
+        say(f"warning: compiled code is not kept for the next run: {error!r:.300}")
+        folder = tempfile.mkdtemp()
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+
+
 def compile_update(agent, method, example, compile):
     """Make a method of the agent fast; compile: "on" or "off".
 
@@ -795,7 +838,7 @@ def compile_update(agent, method, example, compile):
     compiled = False
     if compile == "on":
         say(f"compiling {method.__name__}: 20 to 60 s, less if cached; --compile off does without")
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{Path.home()}/.cache/deep-rl-baselines")
+        keep_compiled_code()
         # trace_autograd_ops: the backward pass is in the same graph; recompile_limit: a process
         # may compile many updates, as tests do; cpp_wrapper: the graph is called without Python
         torch._dynamo.config.load_config({"trace_autograd_ops": True, "recompile_limit": 200})
@@ -846,6 +889,8 @@ class Episodes(gym.Wrapper):
     def step(self, action):
         """Step and remember the action."""
         self.actions.append(np.copy(action))  # the environment may change what it is given
+        if action.dtype != self.action_space.dtype:
+            action = action.astype(self.action_space.dtype)
         self.obs, reward, terminated, truncated, _ = self.env.step(action)
         reward = np.asarray(reward).item()  # some give an array of one number
         self.total_reward += reward
@@ -853,6 +898,18 @@ class Episodes(gym.Wrapper):
         if terminated or truncated:
             info = {"episode_return": self.total_reward, "episode_length": len(self.actions)}
         return self.obs, reward, terminated, truncated, info
+
+    def try_out(self):
+        """Reset and step once; raise TypeError if the results are not those of Gymnasium."""
+        env = self.unwrapped  # wrappers would fail to unpack them, with a message of their own
+        result = env.reset(seed=0)
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise TypeError("its reset() must return obs, info")
+        result = env.step(env.action_space.sample())
+        if len(result) != 5:
+            raise TypeError("its step() must return obs, reward, terminated, truncated, info")
+        if np.size(result[1]) != 1:
+            raise TypeError(f"its reward must be one number, not {result[1]}")
 
     def state(self):
         """Return the actions that repeat the current episode, and what they must lead to."""
@@ -882,6 +939,7 @@ def make_env(env_id, index, film=False, max_steps=None):
     if film and "rgb_array" in env.metadata.get("render_modes", []):
         env.close()  # it had to be built to tell how it renders
         env = make_filmed_env(env_id)
+        render_cheaply(env.unwrapped)
     if gym.spaces.flatten_space(env.observation_space) != env.observation_space:
         env = gym.wrappers.FlattenObservation(env)
     if max_steps:
@@ -889,15 +947,14 @@ def make_env(env_id, index, film=False, max_steps=None):
     return Episodes(env, index)
 
 
-def make_filmed_env(env_id):
+def make_filmed_env(env_id, **options):
     """Build an environment that renders frames, or, with a warning, one that does not."""
+    options["disable_env_checker"] = True
     try:
-        env = gym.make(env_id, disable_env_checker=True, render_mode="rgb_array")
+        return gym.make(env_id, render_mode="rgb_array", **options)
     except Exception as error:  # environments raise all kinds
         say(f"warning: {NO_FILM}: {error!r:.300}")
-        return gym.make(env_id, disable_env_checker=True)
-    render_cheaply(env.unwrapped)
-    return env
+        return gym.make(env_id, **options)
 
 
 @contextmanager
@@ -908,8 +965,13 @@ def refusing(env_id):
     try:
         with chdir("."):
             yield
+    except Exit:
+        raise
     except Exception as error:  # environments raise all kinds
-        refuse("env_id", f"{env_id} fails: {' '.join(str(error).split()) or repr(error)}")
+        reason = " ".join(str(error).split()) or repr(error)
+        if ":" in env_id and isinstance(error, gym.error.UnregisteredEnv):
+            reason += f" Does {env_id.split(':')[0]} call gymnasium.register for it?"
+        refuse("env_id", f"{env_id} fails: {reason}")
 
 
 def make_envs(env_id, num_envs, film=False, max_steps=None, vector=gym.vector.SyncVectorEnv):
@@ -922,29 +984,81 @@ def make_envs(env_id, num_envs, film=False, max_steps=None, vector=gym.vector.Sy
         return vector(makers, autoreset_mode="Disabled")
 
 
-def make_eval_envs(env_id, args):
+def make_eval_envs(args):
     """Build an environment for each episode of an evaluation; one without end is cut."""
-    return make_envs(env_id, args.eval_episodes, args.capture_video, EVALUATION_STEPS)
+    return make_envs(args.env_id, args.eval_episodes, args.capture_video, EVALUATION_STEPS)
 
 
 def render_cheaply(env):
-    """Render MuJoCo small and plain, 16 times faster; its free camera would lose HalfCheetah."""
-    if renderer := getattr(env, "mujoco_renderer", None):
+    """Render Gymnasium's MuJoCo tasks small and plain, 16 times faster.
+
+    The free camera would lose HalfCheetah. Robots of others have views of their own.
+    """
+    if type(env).__module__.startswith("gymnasium.envs.mujoco"):
+        renderer = env.mujoco_renderer
         renderer.width = renderer.height = 256
         env.model.vis.quality.shadowsize = 0
         env.model.vis.quality.offsamples = 0
         renderer.camera_id = 0 if env.model.ncam else -1  # -1: the free one
 
 
+def try_out(envs, eval_envs, env_id):
+    """Reset and step all environments once, so that a run does not begin with one that fails."""
+    with refusing(env_id):
+        envs.call("try_out")
+        envs.reset(options={"stream": (TRAIN, 0)})
+        envs.step(envs.action_space.sample())
+        copies = [*getattr(envs, "envs", []), *getattr(eval_envs, "envs", [])]  # in this process
+        if len(copies) > 1 and not independent(copies[0], copies[1]):
+            say("warning: copies of this environment change each other, as those of a simulator")
+            say("that is global do: evaluation and --num-envs change what is trained")
+
+
+def independent(env, other):
+    """Tell whether an environment goes on alike while another one is stepped, as far as we see.
+
+    One that does not repeat itself, or is slow, counts as independent.
+    """
+    start = time.perf_counter()
+    alone = play(env)
+    if time.perf_counter() - start > 1:
+        return True
+    return play(env) != alone or play(env, other) == alone
+
+
+def play(env, other=None):
+    """Return what the first steps of an episode give; step another environment between them."""
+    for number, one in enumerate(filter(None, [env, other])):
+        one.reset(options={"stream": (number,)})
+        one.action_space.seed(number)
+    outcomes = []
+    for _ in range(5):
+        if other:
+            *_, terminated, truncated, _ = other.step(other.action_space.sample())
+            if terminated or truncated:
+                other.reset()
+        obs, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+        outcomes.append((np.array(obs).tobytes(), reward, terminated, truncated))
+        if terminated or truncated:
+            break
+    return outcomes
+
+
 def box_sizes(envs, env_id):
     """Return what an agent of continuous actions must know: obs_dim, low and high."""
     space = envs.single_action_space
-    bounded = isinstance(space, gym.spaces.Box) and space.is_bounded()
+    sentence = f"{env_id} has discrete actions: dqn_atari.py learns those of games, from frames"
+    require(not isinstance(space, gym.spaces.Discrete), "env_id", sentence)
+    bounded = isinstance(space, gym.spaces.Box) and space.is_bounded() and np.size(space.low)
     sentence = f"{env_id} needs a Box of actions, of floats with finite low and high"
     require(bounded and np.issubdtype(space.dtype, np.floating), "env_id", sentence)
-    flat = isinstance(envs.single_observation_space, gym.spaces.Box)
+    with np.errstate(over="ignore"):
+        spans = np.float32(space.high) - np.float32(space.low)
+    require(np.isfinite(spans).all(), "env_id", f"{env_id} has bounds of actions beyond float32")
+    obs_space = envs.single_observation_space
+    flat = isinstance(obs_space, gym.spaces.Box) and np.size(obs_space.low)
     require(flat, "env_id", f"{env_id} has observations that cannot be flattened into a Box")
-    return {"obs_dim": envs.single_observation_space.shape[0], "low": space.low, "high": space.high}
+    return {"obs_dim": obs_space.shape[0], "low": space.low, "high": space.high}
 
 
 def float32_within(low, high):
@@ -958,6 +1072,13 @@ def float32_within(low, high):
     return inner_low, inner_high
 
 
+def close_envs(*all_envs):
+    """Close environments, so that servers behind them end and files of theirs are written."""
+    for envs in all_envs:
+        if envs:
+            attempt("environments cannot be closed", envs.close)
+
+
 def reset_finished(envs, done, next_obs):
     """Begin new episodes where done [N]; return the observations [N, O] to act on."""
     if not done.any():
@@ -967,85 +1088,111 @@ def reset_finished(envs, done, next_obs):
 
 
 # --- evaluation and video -------------------------------------------------------------------------
-class Evaluation(NamedTuple):
-    """What an evaluation found: metrics, and the frames of the first episode."""
+def evaluate(agent, envs, stream, film, stopped=lambda: False):
+    """Play one deterministic episode in each environment; return metrics, or None if stopped.
 
-    metrics: dict
-    frames: list
-
-
-def evaluate(agent, envs, stream, film=False, stopped=lambda: False):
-    """Play one deterministic episode in each environment; None if it is stopped.
-
-    The stream names the seeds, see Episodes; no random number of training is used up. Frames are
-    taken of the first 500 steps.
+    The stream names the seeds, see Episodes; no random number of training is used up. The first
+    episode is filmed.
     """
-    returns, lengths, frames = {}, {}, []
+    returns, lengths = {}, {}
     with undisturbed_generators():
         obs, _ = envs.reset(options={"stream": stream})
         while len(returns) < envs.num_envs:
             if stopped():
                 return None
-            if film and 0 not in returns and len(frames) < 500:
-                # never tried again after it has failed: OpenGL would abort the process
-                film = attempt(NO_FILM, lambda: frames.append(envs.envs[0].render()))
+            if 0 not in returns:
+                film.shoot()
             obs, _, terminated, truncated, infos = envs.step(agent.act(obs))
             done = terminated | truncated
             for i in np.flatnonzero(done):  # an environment that ends early begins again, uncounted
                 returns.setdefault(i, infos["episode_return"][i])
                 lengths.setdefault(i, infos["episode_length"][i])
             obs = reset_finished(envs, done, obs)
-    metrics = {
+    if max(lengths.values()) >= EVALUATION_STEPS:
+        say(f"warning: an episode of this evaluation was cut after {EVALUATION_STEPS:,} steps")
+    return {
         **describe("eval/return", torch.tensor(list(returns.values()), dtype=torch.float64)),
         "eval/length_mean": np.mean(list(lengths.values())),
     }
-    return Evaluation(metrics, frames)
 
 
-def can_film(envs):
-    """Tell whether the first environment renders frames."""
-    return envs.envs[0].render_mode == "rgb_array"
+class Film:
+    """An MP4 of an episode, written frame by frame; if that fails, one warning and no video."""
 
+    def __init__(self, path, envs, wanted):
+        self.path = path
+        self.env = envs.envs[0]
+        self.fps = envs.metadata.get("render_fps", 30)
+        self.rolling = wanted and self.env.render_mode == "rgb_array"
+        self.frames = 0
+        self.shape = None  # of the first frame
+        self.writer = None
 
-def save_video(path, frames, fps):
-    """Encode frames [H, W, 3] as MP4; return the path, or None if there is no video."""
+    def shoot(self):
+        """Add what the environment shows; once that has failed, OpenGL would abort the process."""
+        if self.rolling and self.frames < FILM_STEPS:
+            shown = []
+            self.rolling = attempt(NO_FILM, lambda: shown.append(self.env.render()))
+            if self.rolling:
+                self.rolling = attempt("no video, since it cannot be encoded", self.add, shown[0])
 
-    def encode():
-        # its ImageSequenceClip would lose frames to rounding
+    def add(self, frame):
+        """Encode a frame [H, W, 3]; moviepy's ImageSequenceClip would lose some to rounding."""
         from moviepy.video.io.ffmpeg_writer import FFMPEG_VideoWriter
 
-        height, width, _ = frames[0].shape
-        path.parent.mkdir(exist_ok=True)
-        with FFMPEG_VideoWriter(str(path), (width, height), fps) as writer:
-            for frame in frames:
-                writer.write_frame(frame)
+        if self.shape is None:
+            self.shape = frame.shape
+            height, width, _ = frame.shape
+            self.path.parent.mkdir(exist_ok=True)
+            self.writer = FFMPEG_VideoWriter(str(self.path), (width, height), self.fps)
+        if frame.shape != self.shape:
+            raise ValueError(f"a frame has shape {frame.shape}, and the first had {self.shape}")
+        self.writer.write_frame(frame)
+        self.frames += 1
 
-    if not frames:
+    def close(self):
+        """Return the path of the video, or None if there is none."""
+        if self.writer:
+            complete = attempt("no video, since it cannot be encoded", self.writer.close)
+            self.rolling = self.rolling and complete
+        if self.rolling and self.frames:
+            return self.path
+        if self.shape:
+            attempt(f"{self.path} is no video", self.path.unlink, missing_ok=True)
         return None
-    if not attempt("no video, since it cannot be encoded", encode):
-        attempt(f"{path} is no video", path.unlink, missing_ok=True)
-        return None
-    return path
 
 
-def evaluate_run(cls, args):
-    """Score and film the agent of the run folder --evaluate; print what is found."""
+def evaluate_run(cls, args, make_envs, sizes_of):
+    """Score and film the agent of the run folder --evaluate; print what is found.
+
+    make_envs(args) builds environments, whose sizes_of(envs, env_id) an agent is built with.
+    """
     limit_threads(args.threads)
     agent = cls.load(args.evaluate, choose_device(args.device, "cpu"))
-    envs = make_eval_envs(agent.args.env_id, args)
+    asked = {"eval_episodes": args.eval_episodes, "capture_video": args.capture_video}
+    envs = make_envs(replace(agent.args, **asked))
+    env_id = agent.args.env_id
+    sentence = f"{args.evaluate} was trained on another {env_id}, of other observations or actions"
+    require(same_sizes(agent.sizes, sizes_of(envs, env_id)), "evaluate", sentence)
     seed_everything(args.seed)
     number = 10**6  # no evaluation of the training itself has it, and so its episodes
-    film = args.capture_video and can_film(envs)
+    path = Path(args.evaluate, "videos", f"evaluate-{args.seed}.mp4")
+    film = Film(path, envs, args.capture_video)
     try:
-        evaluation = evaluate(agent, envs, (EVALUATE, args.seed, number), film)
+        metrics = evaluate(agent, envs, (EVALUATE, args.seed, number), film)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    path = Path(args.evaluate, "videos", f"evaluate-{args.seed}.mp4")
-    video = save_video(path, evaluation.frames, envs.metadata.get("render_fps", 30))
-    scores = {name: round(float(value), 4) for name, value in evaluation.metrics.items()}
+    finally:
+        video = film.close()
+        envs.close()
+    scores = {name: round(float(value), 4) for name, value in metrics.items()}
     say(f"{scores} {video or ''}")
-    envs.close()
     return agent
+
+
+def same_sizes(one, other):
+    """Tell whether two environments have observations and actions of the same sizes and bounds."""
+    return all(np.array_equal(one[name], other[name]) for name in other)
 
 
 # --- logging --------------------------------------------------------------------------------------
@@ -1078,6 +1225,13 @@ class Board:
         """Call something of the writer, and do without it once that has failed."""
         if not attempt("no TensorBoard from here on", call):
             self.writer = None
+
+    def describe(self, settings):
+        """Write a table of settings."""
+        lines = [f"|{name}|{value}|" for name, value in settings.items()]
+        table = "\n".join(["|setting|value|", "|-|-|", *lines])
+        if self.writer:
+            self.attempt(lambda: self.writer.add_text("hyperparameters", table))
 
     def log(self, metrics, step):
         """Write scalars."""
@@ -1124,7 +1278,7 @@ class Tracker:
             id=run_id,
             resume="allow",
             notes=args.notes,
-            config=config_of(args),
+            config={"script": SCRIPT.stem, **config_of(args)},
             mode=mode,
             settings=wandb.Settings(init_timeout=20, finish_timeout=120),
         )
@@ -1334,11 +1488,16 @@ def refuse_changes(asked, saved, folder):
     require(grown >= 0, "total_timesteps", f"can only grow in {folder}")
     sentence = f"cannot grow: {folder} is finished, and its checkpoint is gone"
     require(not (grown and is_finished(folder)), "total_timesteps", sentence)
-    source = folder / "script.py"
-    same = source.exists() and source.read_bytes() == SCRIPT.read_bytes()
-    command = f"python {quote(str(source))} --resume {quote(str(folder))}"
+    script = folder / "script.py"
+    same = script.exists() and script.read_bytes() == source()
+    command = f"python {quote(str(script))} --resume {quote(str(folder))}"
     remedy = f"go on with {command}, or name another --run-dir"
     require(same, "resume", f"{SCRIPT.name} is not the source that began {folder}: {remedy}")
+
+
+def source():
+    """Return the bytes of this script: none where it was pasted or piped into Python."""
+    return SCRIPT.read_bytes() if SCRIPT.is_file() else b""
 
 
 class MetricsFile:
@@ -1381,7 +1540,10 @@ class RunFolder:
 
     def __init__(self, args):
         name = f"{args.env_id}__{SCRIPT.stem}__{args.seed}__{time.time_ns() // 10**6}"
-        self.shown = args.run_dir or f"runs/{re.sub('[/:]', '_', name)}"
+        name = re.sub("[/:]", "_", name)
+        while Path("runs", name).exists():  # of two runs that begin in the same millisecond
+            name += "b"
+        self.shown = args.run_dir or f"runs/{name}"
         self.path = Path(self.shown).absolute()  # an environment may change the working directory
         # adopt_settings has put the folder's name in the place of "auto" where there is a run
         self.resumed = args.resume not in (None, "auto")
@@ -1610,7 +1772,7 @@ class Run:
             if self.folder.resumed:
                 self.restore()
             else:
-                self.folder.write("script.py", SCRIPT.read_bytes())
+                self.folder.write("script.py", source())
                 if changes:
                     self.folder.write("changes.diff", changes)
             self.folder.write_config(self.args)
@@ -1667,6 +1829,10 @@ class Run:
         self.board = Board(self.path / "tb", self.global_step)
         self.tracker = Tracker(self.args, self.path, self.id)
         args, folder = self.args, self.folder.shown
+        if not saved:
+            self.board.describe(config_of(args))
+        if args.threads > 1 and os.getloadavg()[0] > os.cpu_count() / 2:
+            say("other programs use this machine: --threads 1 may be faster")
         say(f"device {args.device}, {args.threads} threads, compile {args.compile}")
         say(f"run folder {folder}; to watch it: tensorboard --logdir {quote(folder)}")
 
@@ -1677,7 +1843,7 @@ class Run:
         if saved:
             set_generators(saved["generators"])
             say(f"going on at step {self.global_step}")
-        self.lap("update")  # compilation, above all
+        self.last = time.perf_counter()  # no row counts the start, compilation above all
         gc.collect()
         gc.freeze()  # searching all that was imported for garbage stalls steps
         self.progress = Progress(self.global_step, self.args.total_timesteps)
@@ -1702,7 +1868,8 @@ class Run:
         elif not attempt("model.pt cannot be written", self.write_model):
             status = "failed"
             reason = "model.pt cannot be written"
-        self.close()
+        if self.board:
+            self.board.close()
         written = attempt("no summary.json", self.write_summary, status, reason)
         if status == "finished" and written:
             # last, since until the summary says so the run can go on from here
@@ -1711,9 +1878,10 @@ class Run:
             self.tracker.finish(int(status != "finished"))
         self.release()
         self.say_farewell(status, reason)
-        code = {"finished": 0 if written else 1, "interrupted": 130, "failed": 1}[status]
-        if code and kind in (None, KeyboardInterrupt, FloatingPointError):
-            raise SystemExit(code) from None
+        if status == "interrupted":
+            raise SystemExit(130) from None
+        if kind is FloatingPointError or (kind is None and not (status == "finished" and written)):
+            raise Exit(1, reason or "summary.json cannot be written") from None
 
     def say_farewell(self, status, reason):
         """Print how the run ended, and what to do next."""
@@ -1722,14 +1890,6 @@ class Run:
         report = SCRIPT.parent / "tools" / "report.py"
         command = "python tools/report.py " if report.exists() else ""
         say(f"{status} {reason}".strip() + f": {command}{quote(self.folder.shown)}")
-
-    def close(self):
-        """Close environments and logs."""
-        for envs in [self.envs, self.eval_envs]:
-            if envs:
-                attempt("environments cannot be closed", envs.close)
-        if self.board:
-            self.board.close()
 
     def release(self):
         """Let others take the folder and the signals."""
@@ -1850,6 +2010,8 @@ class Run:
             saved = read_checked(path)
             if size < saved["metrics_bytes"]:
                 raise ValueError("metrics.jsonl is too short")
+            if not same_sizes(saved["sizes"], self.agent.sizes):
+                raise ValueError("the environment has other observations or actions by now")
             for name in vars(self.args).keys() - FREE - {"resume", "device", "compile"}:
                 if saved["args"][name] != getattr(self.args, name):
                     raise ValueError(f"its checkpoint is of a run with another {name}")
@@ -1942,22 +2104,24 @@ class Run:
     def evaluate(self):
         """Score the agent; film every eighth evaluation and the last."""
         number = len(self.scores)
-        film = self.film and (number % 8 == 0 or self.ended()) and can_film(self.eval_envs)
+        path = self.path / "videos" / f"step-{self.global_step}.mp4"
+        film = Film(path, self.eval_envs, self.film and (number % 8 == 0 or self.ended()))
+        filming = film.rolling
         stream = (EVALUATE, self.args.seed, number)
-        stopped = lambda: bool(self.stopping)  # noqa: E731
-        evaluation = evaluate(self.agent, self.eval_envs, stream, film, stopped)
-        if evaluation is None:
+        try:
+            metrics = evaluate(
+                self.agent, self.eval_envs, stream, film, stopped=lambda: bool(self.stopping)
+            )
+        finally:
+            video = film.close()
+        if metrics is None:
+            path.unlink(missing_ok=True)
             self.checkpoint()  # which ends the run; --resume evaluates again
             return
-        video = None
-        if film:
-            path = self.path / "videos" / f"step-{self.global_step}.mp4"
-            video = save_video(
-                path, evaluation.frames, self.eval_envs.metadata.get("render_fps", 30)
-            )
-            self.film = video is not None  # trying again might abort the process
-        self.log(evaluation.metrics, video)
-        self.scores.append(float(evaluation.metrics["eval/return_mean"]))
+        if filming and not video:
+            self.film = False  # trying again might abort the process
+        self.log(metrics, video)
+        self.scores.append(float(metrics["eval/return_mean"]))
         self.evaluated = self.global_step
         self.progress.update(self.global_step, eval=self.scores[-1])
         shown = f"{self.folder.shown}/videos/{video.name}" if video else ""

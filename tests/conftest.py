@@ -85,11 +85,12 @@ def pytest_collection_modifyitems(config, items):
 
 
 def tests_plumbing_again(item):
-    """Tell whether a test of resuming tests code that is the same in all scripts of ours.
+    """Tell whether a test tests code that is the same in all scripts of ours.
 
     test_copies.py proves that it is. By default it is tested in the first script alone.
     """
-    if item.path.name != "test_resume.py" or item.get_closest_marker("every_script"):
+    shared = item.path.name in ("test_resume.py", "test_envs.py")
+    if not shared or item.get_closest_marker("every_script"):
         return False
     callspec = getattr(item, "callspec", None)
     return callspec and callspec.params.get("script") in SCRIPTS_BUT_SAC
@@ -235,6 +236,12 @@ def train(S, spaces, tmp_path, monkeypatch):
         wandb.teardown()  # it would keep to this folder
 
 
+@pytest.fixture
+def untried(S, monkeypatch):
+    """Begin without the steps that show whether an environment works: a toy counts them, too."""
+    monkeypatch.setattr(S, "try_out", lambda *inputs: None, raising=False)
+
+
 @pytest.fixture(scope="session")
 def launch(S, script, spaces):
     """Start the script as a user does: alone in a folder, in a process of its own."""
@@ -312,6 +319,11 @@ def alike(one, other):
     if isinstance(one, list | tuple):
         return len(one) == len(other) and all(map(alike, one, other))
     return one == other
+
+
+def no_film(S, envs):
+    """Return what an evaluation that is not filmed is given."""
+    return S.Film(Path("film.mp4"), envs, wanted=False)
 
 
 def warnings(out):

@@ -16,7 +16,7 @@ REFUSED = {  # the remedy: flags
     "v2 and v3 based environments have been moved": "--env-id Hopper-v2",
     "no_module": "--env-id no_module:Counter-v0",
     "Counter": "--env-id tests.toy_envs:Countre-v0",
-    "Box|continuous": "--env-id tests.toy_envs:Discrete-v0",
+    "discrete actions": "--env-id tests.toy_envs:Discrete-v0",
     "frames": "--env-id CartPole-v1; --env-id tests.probe_envs:Match-v0;"
     "--env-id tests.toy_envs:Coloured-shown-v0; --env-id tests.toy_envs:Multi-shown-v0;"
     "--env-id tests.toy_envs:FromOne-shown-v0; --env-id tests.toy_envs:Dictionary-shown-v0;"
@@ -40,7 +40,8 @@ REFUSED = {  # the remedy: flags
     "--hidden-size 0; --alpha 0; --critic-lr 0; --actor-lr inf; --alpha-lr -1;"
     "--eval-episodes 0; --policy-delay 0; --rollout-steps 0; --update-epochs 0;"
     "--learning-rate 0; --learning-rate inf; --clip-coef 0; --max-grad-norm 0;"
-    "--target-kl 0; --target-kl nan; --train-every 0; --target-every 0; --exploration-fraction 0",
+    "--target-kl 0; --target-kl nan; --target-kl inf;"
+    "--train-every 0; --target-every 0; --exploration-fraction 0",
     "--log-std-max": "--log-std-min 3; --log-std-min nan",
     "finite": "--log-std-min -inf; --target-entropy nan; --log-std-init nan",
     "new folder": "--run-dir used",
@@ -83,30 +84,13 @@ def refuse(train, tmp_path, capfd):
 def test_refused(S, spaces, refuse, flags, remedy):
     named = re.findall("--([a-z-]+)", f"{flags} {remedy}")
     need(S, *(f"Args.{name.replace('-', '_')}" for name in named))
-    if remedy in ("Box|continuous", "finite low", "frames"):
+    if remedy in ("discrete actions", "finite low", "frames"):
         apply(spaces, "pixels" if remedy == "frames" else "box")
     if "cuda" in flags and torch.cuda.is_available():
         pytest.skip("CUDA is present")
     said = refuse(flags)
     assert re.fullmatch(rf"error: {flags.split()[0]} .*({remedy}).*\n", said)
     assert said.lower().count("did you mean") < 2
-
-
-REFUSED_ENVIRONMENTS = {
-    "Whole": "needs a Box of actions, of floats",
-    "Sequential": "observations that cannot be flattened",
-    "Demanding": "fails: .*wanted",
-    "Broken": "fails: out of order",
-}
-
-
-@pytest.mark.quick
-@pytest.mark.parametrize("name, sentence", REFUSED_ENVIRONMENTS.items())
-def test_environments_that_cannot_be_used(S, spaces, refuse, name, sentence):
-    need(S, "compile_update")
-    apply(spaces, "box")
-    said = refuse(f"--env-id tests.toy_envs:{name}-v0")
-    assert re.fullmatch(f"error: --env-id tests.toy_envs:{name}-v0 .*{sentence}.*\n", said)
 
 
 @pytest.mark.quick
@@ -125,6 +109,75 @@ def test_text_that_no_file_can_hold_is_refused(S, capfd):
     with pytest.raises(SystemExit) as stop:
         S.parse_args(S.Args, ["--notes", "a\udcffb"])
     assert stop.value.code == 2 and "UTF-8" in capfd.readouterr().err
+
+
+TEXTS = [
+    "-foo",
+    "--track",
+    "--",
+    "-h",
+    "--seed=7",
+    "1e6",
+    "steps=1e6",
+    " ",
+    "a\tb\nc",
+    "'\"\\",
+    "é",
+]
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_comes_back(S, tmp_path, text):
+    """Through the flag, the file, --config and --resume; no number is rewritten inside of it."""
+    need(S, "RunFolder")
+    args = S.parse_args(S.Args, [f"--notes={text}", f"--run-dir={tmp_path / 'x=1e6'}"])
+    assert args.notes == text and args.run_dir.endswith("x=1e6")
+    folder = S.RunFolder(args)
+    folder.write_config(args)
+    folder.metrics.file.close()
+    for flags in [["--config", str(folder.path / "config.toml")], ["--resume", str(folder.path)]]:
+        assert S.parse_args(S.Args, flags).notes == text
+        assert S.parse_args(S.Args, [*flags, "--notes=other"]).notes == "other"
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("number", ["1e4", "10_000", "10000.0", "10000"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["", "byte order mark"])
+def test_numbers_in_a_file(S, tmp_path, mark, number):
+    (tmp_path / "config.toml").write_text(f"{mark}total_timesteps = {number}", "utf-8")
+    args = S.parse_args(S.Args, ["--config", str(tmp_path / "config.toml")])
+    assert args.total_timesteps == 10_000 and type(args.total_timesteps) is int
+
+
+PLACES = {"under a file": "used/config.toml/run", "a file": "type.toml", "proc": "/proc/run"}
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+def test_a_folder_that_cannot_be_made(refuse, place, tmp_path):
+    (tmp_path / "used" / "config.toml").touch()
+    said = refuse(f"--run-dir {place}")
+    assert re.fullmatch("error: --run-dir .*name .*\n", said)
+
+
+@pytest.mark.quick
+def test_two_runs_that_begin_in_the_same_millisecond(S, train, monkeypatch):
+    need(S, "RunFolder")
+    monkeypatch.setattr(S.time, "time_ns", lambda: 10**18)
+    for _ in range(3):
+        train("--eval-every 0")
+    assert len(os.listdir("runs")) == 3
+
+
+@pytest.mark.quick
+def test_the_remedy_for_a_short_run_works(S, train, refuse):
+    need(S, "Args.learning_starts")
+    said = refuse("--total-timesteps 90")
+    assert "90" in said and "100" in said
+    remedy = re.search(r"add (--learning-starts \d+)", said)[1]
+    train(f"--total-timesteps 90 {remedy} --eval-every 0 --run-dir run")
+    assert summary("run")["global_step"] == 90
 
 
 @pytest.mark.quick

@@ -15,7 +15,16 @@ import pytest
 import torch
 from torch import nn
 
-from tests.conftest import alike, apply, environments, inside, need, need_own_networks, warnings
+from tests.conftest import (
+    alike,
+    apply,
+    environments,
+    inside,
+    need,
+    need_own_networks,
+    no_film,
+    warnings,
+)
 from tests.probe_envs import FakeALE
 from tests.reference import arguments, assert_gradient, forward, moved, recorded, weights
 
@@ -689,7 +698,7 @@ def test_evaluations_do_not_depend_on_those_before(S):
     found = []
     for number in (0, 1, 0):
         S.seed_everything(1)
-        metrics = S.evaluate(agent, envs, (S.EVALUATE, 1, number)).metrics
+        metrics = S.evaluate(agent, envs, (S.EVALUATE, 1, number), no_film(S, envs))
         found.append([float(value) for value in metrics.values()])
     envs.close()
     assert found[0] == found[2] != found[1]
@@ -698,7 +707,9 @@ def test_evaluations_do_not_depend_on_those_before(S):
 def test_evaluations_end_with_an_episode_limit(S):
     """18,000 frames, 4,500 steps, where the game would go on: nobody serves in Breakout."""
     need(S, "make_games")
-    envs = S.make_eval_games(S.Args(env_id="BreakoutNoFrameskip-v4"), 1, film=False)
+    envs = S.make_eval_games(
+        S.Args(env_id="BreakoutNoFrameskip-v4", eval_episodes=1, capture_video=False)
+    )
     envs.reset(options={"stream": (S.EVALUATE, 1)})
     steps, over = 0, False
     while not over:

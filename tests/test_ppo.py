@@ -199,7 +199,7 @@ def test_t18_t23_loss_and_gradient(S, clip_vloss):
     recorded(agent.opt)
     leaves = [name for name, _ in agent.named_parameters()]
     metrics = agent.update_minibatch(batch, index)
-    assert 0 < metrics["ppo/clipfrac"].item() < 1
+    assert 0 < metrics["losses/clipfrac"].item() < 1
     assert agent.opt.loss == pytest.approx(loss(w), rel=1e-4, abs=1e-5)
     gradient = [agent.opt.seen_gradient[leaves.index(name)] for name in names]
     assert_gradient(loss, w, gradient)
@@ -518,7 +518,7 @@ def test_t23_target_kl_ends_after_a_pass_whose_mean_is_above(S, target, passes):
     def learn(batch, index):
         calls.append(index)
         kl = [0.1, 0.5, 0.0][len(calls) % 3]  # mean 0.2, last 0.1
-        names = ("other", "ppo/ratio_gap", "ppo/approx_kl")  # whatever their order
+        names = ("other", "ppo/ratio_gap", "losses/approx_kl")  # whatever their order
         return S.Metrics(names, torch.tensor([9.0, 0.7, kl]))
 
     rows, _ = agent.update(collect(S, agent), learn)
@@ -641,8 +641,8 @@ def test_t19_t30_steps_updates_and_ratios(run, S, monkeypatch, envs, epochs):
     for rows, row in zip(seen.rows, logged, strict=True):
         assert row["ppo/ratio_first_mb"] == pytest.approx(rows[0]["ppo/ratio_gap"])
         assert row["ppo/ratio_first_mb"] < 1e-5
-        assert abs(rows[0]["ppo/approx_kl"]) < 1e-6 < rows[-1]["ppo/ratio_gap"]
-        assert row["ppo/approx_kl"] == pytest.approx(mean_of(rows, "ppo/approx_kl"))
+        assert abs(rows[0]["losses/approx_kl"]) < 1e-6 < rows[-1]["ppo/ratio_gap"]
+        assert row["losses/approx_kl"] == pytest.approx(mean_of(rows, "losses/approx_kl"))
 
 
 def test_t23_the_learning_rate_falls_linearly(run):
@@ -669,7 +669,7 @@ def test_a_row_is_the_mean_over_the_rollouts_since_the_last(run):
     logs = [row for row in seen.logs if "losses/value_loss" in row]
     assert [row["global_step"] for row in logs] == [192, 300]
     for row, rows in zip(logs, (seen.rows[0] + seen.rows[1], seen.rows[2]), strict=True):
-        assert row["ppo/approx_kl"] == pytest.approx(mean_of(rows, "ppo/approx_kl"))
+        assert row["losses/approx_kl"] == pytest.approx(mean_of(rows, "losses/approx_kl"))
     parts = [joined([rollout], "reward").mean() for rollout in seen.rollouts]
     assert [row["env/reward_mean"] for row in logs] == pytest.approx([np.mean(parts[:2]), parts[2]])
 
@@ -705,14 +705,14 @@ def test_metrics_of_a_minibatch(S):
     advantage = (advantage - advantage.mean()) / advantage.std(ddof=1)
     found = agent.update_minibatch(batch, index)
     expected = {
-        "ppo/approx_kl": (ratio - 1 - np.log(ratio)).mean(),
+        "losses/approx_kl": (ratio - 1 - np.log(ratio)).mean(),
         "ppo/ratio_gap": abs(ratio - 1).max(),
-        "ppo/clipfrac": (abs(ratio - 1) > 0.2).mean(),
+        "losses/clipfrac": (abs(ratio - 1) > 0.2).mean(),
         "losses/policy_loss": -np.minimum(
             ratio * advantage, np.clip(ratio, 0.8, 1.2) * advantage
         ).mean(),
         "losses/value_loss": np.square(value - returns).mean() / 2,
-        "policy/entropy": normal.entropy().sum(1)[0].item(),
+        "losses/entropy": normal.entropy().sum(1)[0].item(),
         "policy/log_std": log_std.mean(),
     }
     assert found.keys() == expected.keys() | {"grad/norm"}

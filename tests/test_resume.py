@@ -1502,11 +1502,11 @@ def test_tensorboard_holds_every_point_once(interrupt, resume):
 
 
 STOP = """
-def stopped(*inputs, call=S.evaluate, calls=[]):
+def stopped(*inputs, call=S.evaluate, calls=[], **options):
     calls.append(1)
     if len(calls) == 2:
         os.kill(os.getpid(), signal.SIGTERM)
-    return call(*inputs)
+    return call(*inputs, **options)
 S.evaluate = stopped
 """
 DIE = """
@@ -1515,6 +1515,14 @@ def dying(run, *inputs):
     os.kill(os.getpid(), signal.SIGKILL)
 S.Run.log_episodes = dying
 """
+
+
+@pytest.mark.quick
+def test_goes_on_in_the_same_environment_only(interrupt, refuse, S, monkeypatch):
+    """Other bounds of actions, say, change what an action means; no tensor's shape tells."""
+    interrupt(f"{SAME} --run-dir a", 200)
+    monkeypatch.setattr(S, "same_sizes", lambda one, other: False)
+    assert "has other observations or actions by now" in refuse("--resume a")
 
 
 @slow

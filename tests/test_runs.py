@@ -1,5 +1,6 @@
 """The script as a user runs it: real environments, complete folders, bad luck of all kinds."""
 
+import ast
 import base64
 import errno
 import hashlib
@@ -32,7 +33,9 @@ from tests.conftest import (
     environments,
     finish,
     framed,
+    known,
     need,
+    no_film,
     on_policy,
     read,
     same,
@@ -61,8 +64,9 @@ CRITICS += " grad/norm_critic grad/norm_actor"
 ENTROPY = " policy/entropy policy/entropy_gap policy/log_std"
 ENTROPY += " charts/alpha_lr losses/alpha losses/alpha_loss"
 ROLLOUTS = " losses/policy_loss losses/value_loss charts/learning_rate grad/norm"
-ROLLOUTS += " policy/entropy policy/log_std ppo/approx_kl ppo/ratio_gap ppo/ratio_first_mb"
-ROLLOUTS += " ppo/clipfrac ppo/adv_mean ppo/adv_sd ppo/adv_min ppo/adv_max ppo/explained_var_mc"
+ROLLOUTS += " losses/entropy policy/log_std losses/approx_kl ppo/ratio_gap ppo/ratio_first_mb"
+ROLLOUTS += " losses/explained_variance losses/clipfrac"
+ROLLOUTS += " ppo/adv_mean ppo/adv_sd ppo/adv_min ppo/adv_max ppo/explained_var_mc"
 FILES = {"config.toml", "script.py", "metrics.jsonl", "summary.json", "model.pt", "tb", "videos"}
 
 
@@ -197,6 +201,9 @@ def test_tensorboard(real):
 
     events = EventAccumulator(str(real / "tb"), size_guidance={"scalars": 0}).Reload()
     rows = read(real)
+    assert events.Tags()["tensors"] == ["hyperparameters/text_summary"]
+    (settings,) = events.Tensors("hyperparameters/text_summary")
+    assert b"|seed|1|" in settings.tensor_proto.string_val[0]
     tags = {tag for row in rows for tag in row} - {"global_step", "seconds"}
     assert {*events.Tags()["scalars"]} == tags
     for tag in tags:
@@ -216,6 +223,7 @@ def test_tracking(real, script):
     assert [{k: row[k] for k in row if not own.fullmatch(k)} for row in history] == rows
     config = next(record["run"]["config"]["update"] for record in records if "run" in record)
     saved = tomllib.loads((real / "config.toml").read_text())
+    saved["script"] = script.stem
     assert {k: v for k, v in config.items() if k != "_wandb"} == saved
     code = next(record["artifact"] for record in records if "artifact" in record)
     digest = base64.b64encode(hashlib.md5(script.read_bytes()).digest()).decode()
@@ -250,7 +258,7 @@ def test_evaluate_as_a_user(real, S, task, launch, tmp_path):
     found = dict(re.findall(r"'(eval/\w+)': ([-\d.]+)", out))
     agent = S.Agent.load(real)  # another process, whose normalisers are those of the file
     envs, *_ = environments(S, replace(agent.args, seed=5), 3)
-    here = S.evaluate(agent, envs, (S.EVALUATE, 5, 10**6)).metrics
+    here = S.evaluate(agent, envs, (S.EVALUATE, 5, 10**6), no_film(S, envs))
     assert float(found["eval/return_mean"]) == pytest.approx(
         float(here["eval/return_mean"]), rel=1e-3
     )
@@ -357,7 +365,7 @@ def test_config_repeats_a_run(train, S, spaces):
 # --- counting -------------------------------------------------------------------------------------
 @pytest.mark.quick
 @pytest.mark.parametrize("n, utd", [(1, 1.0), (3, 1.0), (3, 0.5), (4, 0.5), (2, 2.0)])
-def test_counts(train, S, n, utd):
+def test_counts(untried, train, S, n, utd):
     from tests import toy_envs
 
     need(S, *["Args.utd"] * (utd != 1))
@@ -400,7 +408,7 @@ def test_evaluation_counts_first_episodes(S, spaces):
     lengths = []
     for number in (3, 3, 4):
         toy_envs.born.clear()
-        found = S.evaluate(agent, envs, (S.EVALUATE, 1, number)).metrics
+        found = S.evaluate(agent, envs, (S.EVALUATE, 1, number), no_film(S, envs))
         lengths.append(toy_envs.born[:5])
         assert found["eval/length_mean"] == np.mean(lengths[-1]) and len(toy_envs.born) > 5
     assert lengths[0] == lengths[1] != lengths[2] and len({*lengths[0]}) > 1
@@ -409,7 +417,7 @@ def test_evaluation_counts_first_episodes(S, spaces):
 @pytest.mark.quick
 def test_sps_excludes_evaluation(train, S, monkeypatch):
     evaluate = S.evaluate
-    monkeypatch.setattr(S, "evaluate", lambda *inputs: (time.sleep(1), evaluate(*inputs))[1])
+    monkeypatch.setattr(S, "evaluate", lambda *a, **b: (time.sleep(1), evaluate(*a, **b))[1])
     train("--eval-every 100 --run-dir run")
     logs = [row for row in read("run") if "charts/SPS" in row]
     for old, last in itertools.pairwise(logs):
@@ -419,12 +427,41 @@ def test_sps_excludes_evaluation(train, S, monkeypatch):
 
 
 @pytest.mark.quick
+def test_sps_excludes_the_start(train, S, monkeypatch):
+    """Compilation above all: it would make the first estimates of the time left absurd."""
+    need(S, "compile_update")
+    compile_update = S.compile_update
+    slow = lambda *a, **b: (time.sleep(3), compile_update(*a, **b))[1]  # noqa: E731
+    monkeypatch.setattr(S, "compile_update", slow)
+    train("--eval-every 0 --run-dir run")
+    row = next(row for row in read("run") if "charts/SPS" in row)
+    assert row["global_step"] / row["charts/SPS"] < row["seconds"] - 2.9
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("load, threads, advised", [(9e9, 2, 1), (9e9, 1, 0), (0, 2, 0)])
+def test_a_busy_machine(train, S, monkeypatch, capfd, load, threads, advised):
+    need(S, "limit_threads")
+    monkeypatch.setattr(S.os, "getloadavg", lambda: (load, load, load))
+    train(f"--eval-every 0 --threads {threads} --run-dir run")
+    assert capfd.readouterr().out.count("--threads 1 may be faster") == advised
+
+
+@pytest.mark.quick
 def test_defaults_of_a_run(train, S, monkeypatch):
     """Compilation if it pays; an evaluation in eight is filmed, and the last; 100 episodes."""
     need(S, "compile_update")
     tried, filmed, told = [], [], []
     monkeypatch.setattr(S.torch, "compile", lambda update, **_: (tried.append(1), update)[1])
-    monkeypatch.setattr(S, "save_video", lambda path, *rest: (filmed.append(path.name), path)[1])
+    monkeypatch.setattr(S.Film, "add", lambda film, frame: film.rolling)
+
+    def close(film):
+        if film.rolling:
+            filmed.append(film.path.name)
+            return film.path
+        return None
+
+    monkeypatch.setattr(S.Film, "close", close)
     resolve = S.resolve
     spy = lambda args, *rest, **names: (told.append(names), resolve(args, *rest, **names))[1]  # noqa: E731
     monkeypatch.setattr(S, "resolve", spy)
@@ -536,7 +573,7 @@ def test_interrupt(launch, S, tmp_path, number, more):
         ("Huge", "losses", range(101, 150)),
     ],
 )
-def test_not_finite(train, S, env, name, steps, capfd):
+def test_not_finite(untried, train, S, env, name, steps, capfd):
     if framed(S) and name in ("obs", "next_obs"):
         pytest.skip("frames are whole numbers")
     flags = f"--env-id tests.toy_envs:{env}-v0 --log-every 1 --no-norm-reward --run-dir run"
@@ -550,6 +587,67 @@ def test_not_finite(train, S, env, name, steps, capfd):
     assert out.count("failed") == out.count(found["reason"]) == 1
     assert all(math.isfinite(value) for row in read("run") for value in row.values())
     assert re.search(rf"\b{found['global_step']}\b", found["reason"])  # says when
+
+
+SEARCH = """
+import threading
+import SCRIPT
+
+def attempt(**changes):
+    try:
+        SCRIPT.main(SCRIPT.Args(**(FLAGS | changes)))
+        outcomes.append("trained")
+    except Exception as error:
+        outcomes.append(str(error))
+
+outcomes = []
+attempt(run_dir="a")
+attempt(gamma=2)
+attempt(env_id=FLAGS["env_id"].replace("Counter", "NanReward"))
+thread = threading.Thread(target=attempt, kwargs={"run_dir": "b"})
+thread.start()
+thread.join()
+print(outcomes)
+"""
+
+
+def test_called_by_a_program(S, script, spaces, tmp_path):
+    """As by a search over settings: it goes on after a failure, and trains in a thread, too."""
+    need(S, "Exit")
+    shutil.copy(script, tmp_path)
+    flags = {"total_timesteps": 300, "learning_starts": 100, "batch_size": 32, "threads": 1}
+    flags |= {"eval_every": 0, "rollout_steps": 96, "num_envs": 1, "buffer_size": 1000}
+    flags = known(S, flags)
+    (flags["env_id"],) = shown(spaces, ["tests.toy_envs:Counter-v0"])
+    text = SEARCH.replace("SCRIPT", script.stem).replace("FLAGS", repr(flags))
+    (tmp_path / "search.py").write_text(text)
+    out = run_in(tmp_path, "search.py")
+    first, refused, failed, last = ast.literal_eval(out.splitlines()[-1])
+    assert first == last == "trained" and summary(tmp_path / "b")["status"] == "finished"
+    assert "--gamma must be between 0 and 1" in refused and "is not finite" in failed
+
+
+@pytest.mark.parametrize("how", ["stdin", "cell"])
+def test_a_script_without_a_file(S, script, spaces, tmp_path, how):
+    """Piped into Python, or pasted into a notebook's cell, it trains and goes on."""
+    need(S, "source")
+    words = ["-", *shown(spaces, tiny(S)), "--run-dir", "run"]
+    if how == "cell":
+        words[0] = "cell.py"
+        text = f"exec(open({str(script)!r}).read(), {{'__name__': '__main__'}})"
+        (tmp_path / "cell.py").write_text(text)
+    assert "finished" in run_in(tmp_path, *words, text=script.read_text("utf-8"))
+    assert summary(tmp_path / "run")["global_step"] == 300
+    again = run_in(tmp_path, *words, "--resume", "auto", text=script.read_text("utf-8"))
+    assert "is finished" in again
+
+
+def run_in(folder, *words, text=""):
+    """Run Python in a folder, without an error, and return what it prints."""
+    options = {"cwd": folder, "env": ENVIRON | {"PYTHONPATH": str(ROOT)}, "input": text}
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 @pytest.mark.parametrize("redirection", ["| head -n 1", ">&- 2>&-"])
@@ -684,17 +782,6 @@ def test_tracking_in_trouble(launch, tmp_path, env, warned, environ):
 
 # --- unfamiliar environments ----------------------------------------------------------------------
 @pytest.mark.quick
-@pytest.mark.parametrize("name", ["Listed", "Wanderer", "Blind", "Strict"])
-def test_unfamiliar_environments(S, spaces, train, tmp_path, capfd, name):
-    """Rewards in arrays, another working directory, no frames, bounds that no float32 meets."""
-    need(S, "compile_update")
-    apply(spaces, "box")
-    train(f"--env-id tests.toy_envs:{name}-v0 --capture-video --run-dir run")
-    assert summary(tmp_path / "run")["status"] == "finished"
-    assert len(warnings(capfd.readouterr().out)) == (name == "Blind")
-
-
-@pytest.mark.quick
 def test_a_module_in_the_working_directory(S, spaces, train, tmp_path):
     """A run's own copy of the script, in another folder, finds it as the script beside it did."""
     need(S, "compile_update")
@@ -704,15 +791,6 @@ def test_a_module_in_the_working_directory(S, spaces, train, tmp_path):
     assert str(tmp_path) not in sys.path
     train("--env-id module_beside:Beside-v0 --run-dir run")
     assert summary("run")["status"] == "finished"
-
-
-@pytest.mark.quick
-def test_an_evaluation_of_an_episode_without_end(S, spaces, train, monkeypatch):
-    monkeypatch.setattr(S, "EVALUATION_STEPS", 40)
-    train("--env-id tests.toy_envs:Endless-v0 --run-dir run")
-    lengths = {row["eval/length_mean"] for row in read("run") if "eval/length_mean" in row}
-    assert lengths == {40} and S.Args.eval_episodes
-    assert not [row for row in read("run") if "charts/episodic_return" in row]
 
 
 @pytest.mark.quick

@@ -19,6 +19,7 @@ WARM.set_forkserver_preload(LONG.split())
 MATH, PROBES, RUNS = "test_math.py::test_", "test_probes.py::test_", "test_runs.py::test_"
 RESUME = "test_resume.py::test_"
 ASYNC = "test_async.py::test_"
+ENVS = "test_envs.py::test_"
 ADD = "buffer.add("
 NEXT = "obs = reset(envs, done, TRAIN, args.seed) if done.any() else next_obs"
 MOVE = "        self.to(device)  # not later, since the optimizer keeps what it is given\n"
@@ -552,19 +553,19 @@ SAC = {
         f"{RUNS}full_disk_for_the_video",
     ),
     "an evaluation without frames deletes a video": (
-        "    if not frames:\n        return None\n",
-        "    if not frames:\n        return path.unlink(missing_ok=True)\n",
+        "        if self.shape:\n",
+        "        if self.path:\n",
         f"{RUNS}a_video_stays_when_another_evaluation_makes_none",
     ),
     "an evaluation without end goes on for ever": (
         "EVALUATION_STEPS)",
         "EVALUATION_STEPS + 1)",
-        f"{RUNS}an_evaluation_of_an_episode_without_end",
+        f"{ENVS}an_evaluation_without_end_says_so",
     ),
     "rewards in arrays are not taken": (
         "reward = np.asarray(reward).item()",
         "reward = float(reward)",
-        f"{RUNS}unfamiliar_environments[Listed]",
+        f"{ENVS}trains[Listed-0]",
     ),
     "actions exceed bounds that no float32 meets": (
         "inner_high > high",
@@ -574,12 +575,174 @@ SAC = {
     "an environment moves the run's folder": (
         'with chdir("."):',
         "if True:",
-        f"{RUNS}unfamiliar_environments[Wanderer]",
+        f"{ENVS}trains[Wanderer-0]",
     ),
     "an environment that cannot be filmed ends the run": (
         "except Exception as error:  # environments raise all kinds\n        say",
         "except KeyError as error:\n        say",
-        f"{RUNS}unfamiliar_environments[Blind]",
+        f"{ENVS}trains[Blind-1]",
+    ),
+    # environments that ordinary people have
+    "seeds are beyond a C int": (
+        "generate_state(1)[0]) % 2**31",
+        "generate_state(1)[0])",
+        f"{ENVS}seeds_of_episodes_are_c_ints",
+    ),
+    "actions are of another type than the environment's": (
+        "action = action.astype(self.action_space.dtype)",
+        "pass",
+        f"{ENVS}trains[Half-0]",
+    ),
+    "infos are passed on": (
+        "info = {}\n        if terminated",
+        "info = dict(_)\n        if terminated",
+        f"{ENVS}trains[Talkative-0]",
+    ),
+    "an environment of the old interface is begun with": (
+        "if not isinstance(result, tuple) or len(result) != 2:",
+        "if False:",
+        f"{ENVS}refused[Wrong_reset]",
+    ),
+    "steps of four values are taken": (
+        "if len(result) != 5:",
+        "if False:",
+        f"{ENVS}refused[Wrong_step]",
+    ),
+    "rewards that are vectors end a run": (
+        "np.size(result[1]) != 1",
+        "np.size(result[1]) > 9",
+        f"{ENVS}refused[Wrong_vector]",
+    ),
+    "only the first reset is tried": (
+        "        envs.step(envs.action_space.sample())\n",
+        "",
+        f"{ENVS}refused[Wrong_shape]",
+    ),
+    "a module that registers nothing is not named": (
+        "gym.error.UnregisteredEnv",
+        "KeyError",
+        f"{ENVS}a_module_that_registers_nothing",
+    ),
+    "a renderer of the environment's own is changed": (
+        'if type(env).__module__.startswith("gymnasium.envs.mujoco"):',
+        'if hasattr(env, "mujoco_renderer"):',
+        f"{ENVS}trains[Artist_renderer-0]",
+    ),
+    "bounds beyond float32 are taken": (
+        "np.isfinite(spans).all()",
+        "True",
+        f"{ENVS}refused[Acts_endless]",
+    ),
+    "empty observations are taken": (
+        " and np.size(obs_space.low)",
+        "",
+        f"{ENVS}refused[Observes_empty]",
+    ),
+    "empty actions are taken": (
+        " and np.size(space.low)",
+        "",
+        f"{ENVS}refused[Acts_none]",
+    ),
+    "a simulator that is global is not noticed": (
+        "play(env, other) == alone",
+        "True",
+        f"{ENVS}trains[Global-2]",
+    ),
+    "chance is taken for a global simulator": (
+        "play(env) != alone or ",
+        "",
+        f"{ENVS}copies_that_are_independent_are_not_warned_of",
+    ),
+    "environments of evaluations are built for nothing": (
+        "    eval_envs = None\n    if args.eval_every:\n",
+        "    if True:\n",
+        f"{ENVS}an_environment_that_is_there_once",
+    ),
+    "environments stay open when a folder is refused": (
+        "    finally:\n        close_envs(envs, eval_envs)\n",
+        "    finally:\n        pass\n",
+        f"{ENVS}environments_are_closed[in use]",
+    ),
+    "environments stay open": (
+        'attempt("environments cannot be closed", envs.close)',
+        "envs.closed = True",
+        f"{ENVS}environments_are_closed[finished]",
+    ),
+    "an evaluation that was cut does not say so": (
+        ">= EVALUATION_STEPS:",
+        "> EVALUATION_STEPS:",
+        f"{ENVS}an_evaluation_without_end_says_so",
+    ),
+    "films have no end": (
+        "self.frames < FILM_STEPS",
+        "self.frames < 10**6",
+        f"{ENVS}films_are_written_as_they_come",
+    ),
+    "an agent is scored where its environment has changed": (
+        "require(same_sizes(agent.sizes, sizes_of(envs, env_id)),",
+        "require(True,",
+        f"{ENVS}an_environment_that_has_changed[bounds]",
+    ),
+    "bounds that have changed are not noticed": (
+        "for name in other)",
+        'for name in ["obs_dim"])',
+        f"{ENVS}an_environment_that_has_changed_is_not_gone_on_with",
+    ),
+    "a run goes on where its environment has changed": (
+        'if not same_sizes(saved["sizes"], self.agent.sizes):',
+        "if False:",
+        f"{RESUME}goes_on_in_the_same_environment_only",
+    ),
+    "a home that cannot be written ends compilation": (
+        "except (OSError, RuntimeError) as error:\n        say",
+        "except KeyError as error:\n        say",
+        f"{ENVS}a_home_that_cannot_be_written[missing]",
+    ),
+    # a script that others call
+    "a failure ends the program that called": (
+        "class Exit(SystemExit, RuntimeError):",
+        "class Exit(SystemExit):",
+        f"{RUNS}called_by_a_program",
+    ),
+    "a script needs a file": (
+        'globals().get("__file__", "pasted.py")',
+        "__file__",
+        f"{RUNS}a_script_without_a_file[stdin]",
+    ),
+    "a run of a pasted script does not begin": (
+        ' if SCRIPT.is_file() else b""',
+        "",
+        f"{RUNS}a_script_without_a_file[cell]",
+    ),
+    "runs of one millisecond share a folder": (
+        'while Path("runs", name).exists():',
+        "while False:",
+        "test_bad_input.py::test_two_runs_that_begin_in_the_same_millisecond",
+    ),
+    "the remedy for a short run is none": (
+        "max(args.batch_size, args.total_timesteps // 2)",
+        "args.total_timesteps",
+        "test_bad_input.py::test_the_remedy_for_a_short_run_works",
+    ),
+    "the first rates count the start": (
+        "self.last = time.perf_counter()  # no row",
+        "# no row",
+        f"{RUNS}sps_excludes_the_start",
+    ),
+    "a busy machine goes unnoticed": (
+        "os.getloadavg()[0] > os.cpu_count() / 2",
+        "False",
+        f"{RUNS}a_busy_machine",
+    ),
+    "W&B is not told the script": (
+        '{"script": SCRIPT.stem, **config_of(args)}',
+        "config_of(args)",
+        f"{RUNS}tracking",
+    ),
+    "TensorBoard is not told the settings": (
+        'self.writer.add_text("hyperparameters", table)',
+        "table",
+        f"{RUNS}tensorboard",
     ),
     "notes spoil config.toml": (
         '.replace("\\x7f", "\\\\u007f")',
@@ -958,7 +1121,7 @@ RESUME_BUGS = {
         f"{RESUME}seconds_go_on",
     ),
     "an evaluation that is cut short counts": (
-        "        if evaluation is None:\n",
+        "        if metrics is None:\n",
         "        if evaluation is None:\n            self.evaluated = self.global_step\n",
         f"{RESUME}signal_in_an_evaluation[middle]",
     ),
@@ -1034,7 +1197,7 @@ RESUME_BUGS = {
         f"{RESUME}more_steps",
     ),
     "another source is taken": (
-        "source.exists() and source.read_bytes() == SCRIPT.read_bytes()",
+        "script.exists() and script.read_bytes() == source()",
         "source.exists()",
         f"{RESUME}damaged_folder[another source]",
     ),
@@ -1174,8 +1337,8 @@ RESUME_BUGS = {
         f"{RESUME}damaged_folder[no metrics]",
     ),
     "a summary that cannot be written is no failure": (
-        "0 if written else 1",
-        "0",
+        'not (status == "finished" and written)',
+        'status != "finished"',
         f"{RESUME}end_cannot_be_saved[summary]",
     ),
     "the model of an earlier end stays": (

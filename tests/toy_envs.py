@@ -11,7 +11,17 @@ import numpy as np
 import psutil
 import threadpoolctl
 import torch
-from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete, Sequence
+from gymnasium.spaces import (
+    Box,
+    Dict,
+    Discrete,
+    Graph,
+    MultiBinary,
+    MultiDiscrete,
+    Sequence,
+    Text,
+    Tuple,
+)
 
 ended = []  # (return, length) of every episode that ended, in any Toy of this process
 born = []  # length of every Ragged episode that began
@@ -216,6 +226,192 @@ class Sequential(Toy):
         self.observation_space = Sequence(Box(-1, 1, (2,)))
 
 
+# --- environments that ordinary people have ------------------------------------------------------
+class Half(Strict):
+    """Actions and bounds of 16 bits."""
+
+    def __init__(self, **kwargs):
+        Toy.__init__(self, action_space=Box(-0.1, 0.1, (2,), np.float16), **kwargs)
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        return Toy.step(self, action)
+
+
+class Talkative(Toy):
+    """Infos of every kind and varying shape, with names that vector environments use."""
+
+    def info(self):
+        return {
+            "finished": self.t > 2,
+            "_finished": "no",
+            "episode": {"r": [self.t] * self.t},
+            "final_obs": None,
+            "episode_return": "mine",
+            "step": np.zeros((self.t, 2)),
+            str(self.t): self,
+        }
+
+    def reset(self, seed=None, options=None):
+        obs, _ = super().reset(seed=seed)
+        return obs, self.info()
+
+    def step(self, action):
+        *result, _ = super().step(action)
+        return *result, self.info()
+
+
+class SmallSeeds(Toy):
+    """Takes a C int as a seed, and expects no options."""
+
+    def reset(self, seed=None, options=None):
+        assert options is None
+        assert seed is None or 0 <= seed < 2**31
+        return super().reset(seed=seed)
+
+
+class Lonely(Toy):
+    """There can be one at a time, as with simulators that listen at a port."""
+
+    alive = 0
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        assert Lonely.alive == 0, "the port is taken"
+        Lonely.alive += 1
+
+    def close(self):
+        Lonely.alive -= 1
+
+
+class Served(Toy):
+    """Counts those that were opened and closed in the file served."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.opened = True
+        self.write("opened")
+
+    def write(self, word):
+        with open(os.environ["SERVED"], "a") as file:
+            file.write(f"{word}\n")
+
+    def close(self):
+        if self.opened:
+            self.write("closed")
+        self.opened = False
+
+
+class ServedFailing(Served):
+    """One of them whose reward is no number after a while."""
+
+    def step(self, action):
+        obs, reward, *rest = super().step(action)
+        return obs, np.nan if self.born > 120 else reward, *rest
+
+
+class Global(Toy):
+    """A simulator whose state all its copies share."""
+
+    shared = 0.0
+
+    def obs(self):
+        return np.array([Global.shared])
+
+    def reset(self, seed=None, options=None):
+        Global.shared = 0.0
+        return super().reset(seed=seed)
+
+    def step(self, action):
+        Global.shared += 1 + float(np.sum(action))
+        return super().step(action)
+
+
+class Plain(Toy):
+    """Results in the plainest types of Python."""
+
+    def obs(self):
+        return [float(self.t)]
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = super().step(action)
+        return obs, int(reward), int(terminated), np.bool_(truncated), info
+
+
+class Thrifty(Toy):
+    """Writes every observation into the same array."""
+
+    memory = np.zeros(1)
+
+    def obs(self):
+        self.memory[:] = self.t
+        return self.memory
+
+
+class Spaced(Toy):
+    """Spaces of any kind, with observations drawn from them."""
+
+    def __init__(self, observation=None, action=None, **kwargs):
+        super().__init__(action_space=action, **kwargs)
+        if observation is not None:
+            self.observation_space = observation
+
+    def reset(self, seed=None, options=None):
+        self.observation_space.seed(seed)
+        return super().reset(seed=seed)
+
+    def obs(self):
+        return self.observation_space.sample()
+
+
+class Wrong(Toy):
+    """Breaks Gymnasium's rules in the way that is asked for."""
+
+    def __init__(self, way, **kwargs):
+        super().__init__(**kwargs)
+        self.way = way
+
+    def obs(self):
+        return np.zeros(2 if self.way == "shape" else 1)
+
+    def reset(self, seed=None, options=None):
+        obs, info = super().reset(seed=seed)
+        if self.way == "crash":
+            raise ValueError("no connection")
+        return obs if self.way == "reset" else (obs, info)
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = super().step(action)
+        if self.way == "step":
+            return obs, reward, terminated, info
+        if self.way == "vector":
+            reward = np.array([reward, reward])
+        if self.way == "crash_later":
+            raise ValueError("no connection")
+        return obs, reward, terminated, truncated, info
+
+
+class Artist(Toy):
+    """Renders in the way that is asked for."""
+
+    def __init__(self, way="", **kwargs):
+        super().__init__(**kwargs)
+        self.way = way
+        if way == "renderer":
+            self.mujoco_renderer = "mine"
+
+    def render(self):
+        if self.way == "fails" or (self.way == "fails_later" and self.t == 3):
+            raise RuntimeError("no screen")
+        if self.way == "nothing":
+            return None
+        if self.way == "list":
+            return [super().render()]
+        if self.way == "grows":
+            return np.zeros((64 + 2 * self.t, 64, 3), np.uint8)
+        return super().render()
+
+
 class DictToy(Toy):
     """obs = a dict of the step and its square."""
 
@@ -290,6 +486,45 @@ register("Killer", Killer)
 for cls in (Endless, Listed, Strict, Wanderer, Blind, Demanding, Broken, Sequential):
     register(cls.__name__, cls)
 register("Whole", Toy, kwargs={"action_space": Box(-2, 2, (2,), np.int64)})
+for cls in (Half, Talkative, SmallSeeds, Lonely, Served, ServedFailing, Global, Plain, Thrifty):
+    register(cls.__name__, cls)
+for way in ("shape", "crash", "reset", "step", "vector", "crash_later"):
+    register(f"Wrong_{way}", Wrong, kwargs={"way": way})
+for way in ("renderer", "fails", "fails_later", "nothing", "list", "grows"):
+    register(f"Artist_{way}", Artist, kwargs={"way": way})
+OBSERVATIONS = {
+    "discrete": Discrete(5),
+    "binary": MultiBinary(3),
+    "multi": MultiDiscrete([3, 4]),
+    "matrix": Box(-1, 1, (2, 3), np.float32),
+    "bytes": Box(0, 255, (4,), np.uint8),
+    "scalar": Box(-1, 1, (), np.float32),
+    "tuple": Tuple([Discrete(2), Box(-1, 1, (2,))]),
+    "nested": Dict({"a": Dict({"b": Discrete(2)}), "c": Box(-1, 1, (1, 2))}),
+    "text": Text(5),
+    "graph": Graph(Box(-1, 1, (2,)), None),
+    "empty": Box(-1, 1, (0,)),
+    "nothing": Dict({}),
+}
+ACTIONS = {
+    "scalar": Box(-1, 1, (), np.float32),
+    "matrix": Box(-1, 1, (2, 3), np.float32),
+    "uneven": Box(np.float32([-1, 0]), np.float32([0.5, 1000])),
+    "still": Box(1, 1, (2,), np.float32),
+    "double": Box(-0.3, 0.1, (2,), np.float64),
+    "none": Box(-1, 1, (0,)),
+    "endless": Box(-np.float32(3e38), np.float32(3e38), (2,)),
+    "wide": Box(-1e300, 1e300, (2,), np.float64),
+    "one_sided": Box(0, np.inf, (2,)),
+    "whole": Box(0, 5, (2,), np.int32),
+    "binary": MultiBinary(2),
+    "dict": Dict({"a": Box(-1, 1, (1,))}),
+    "tuple": Tuple([Box(-1, 1, (1,)), Discrete(2)]),
+}
+for name, space in OBSERVATIONS.items():
+    gym.register(f"Observes_{name}-v0", Spaced, kwargs={"observation": space})
+for name, space in ACTIONS.items():
+    gym.register(f"Acts_{name}-v0", Spaced, kwargs={"action": space})
 for fault in ("reward", "observation", "reset"):
     register(f"Nan{fault.title()}", Faulty, kwargs={"fault": fault})
 register("NanEarly", Faulty, kwargs={"fault": "reward", "at": 3})
