@@ -510,6 +510,7 @@ class Exit(SystemExit, RuntimeError):
         self.sentence = sentence
 
     def __str__(self):
+        """Return the reason."""
         return self.sentence
 
 

@@ -407,7 +407,7 @@ def grey(n):
 )
 @pytest.mark.parametrize("envs", [1, 2])
 def test_t25_t26_a_scripted_game_through_the_whole_pipeline(
-    run, name, life_loss, size, envs, capfd
+    untried, run, name, life_loss, size, envs, capfd
 ):
     """X7. Frames, rewards, lives and returns, known from the raw actions that the game was given.
 
@@ -457,7 +457,7 @@ def grey_step(n, size):
     return cv2.resize(np.maximum(grey(n - 1), grey(n)), (size, size), interpolation=cv2.INTER_AREA)
 
 
-def test_t26_nobody_presses_fire_where_there_is_none(run):
+def test_t26_nobody_presses_fire_where_there_is_none(untried, run):
     """A game is no-ops, then every action for four frames, until it is over."""
     Cartridge.games_of.clear()
     seen = run(env_id="Unarmed-v0", total_timesteps=240, buffer_size=960)

@@ -629,7 +629,7 @@ def test_metrics_of_an_interval(S, spied, batch, monkeypatch):
 
 
 # --- seeds, counts, logs --------------------------------------------------------------------------
-def test_t28_every_environment_and_episode_has_its_own_seed(S, spied, monkeypatch):
+def test_t28_every_environment_and_episode_has_its_own_seed(untried, S, spied, monkeypatch):
     resets = []
     reset = Target.reset
 

@@ -606,7 +606,7 @@ def run(S, spaces, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("envs", [1, 3, 32])
-def test_t01_t02_t03_t08_t18_rollouts_are_true(run, envs):
+def test_t01_t02_t03_t08_t18_rollouts_are_true(untried, run, envs):
     """Every row is a real step of t to t + 1, none is missing, and logp is that of acting."""
     seen = run(num_envs=envs)
     assert [rollout.length for rollout in seen.rollouts] == [96 // envs] * 3
@@ -627,7 +627,7 @@ def test_t01_t02_t03_t08_t18_rollouts_are_true(run, envs):
 
 
 @pytest.mark.parametrize("envs, epochs", [(1, 10), (3, 2)])
-def test_t19_t30_steps_updates_and_ratios(run, S, monkeypatch, envs, epochs):
+def test_t19_t30_steps_updates_and_ratios(untried, run, S, monkeypatch, envs, epochs):
     """Nothing has changed in a rollout's first minibatch; the last, partial rollout is left out."""
     in_numpy = S.in_numpy  # arrays of a GPU's tensors are copies
     monkeypatch.setattr(S, "in_numpy", lambda net: in_numpy(copy.deepcopy(net)))
@@ -655,7 +655,7 @@ def test_t23_the_learning_rate_falls_linearly(run):
     assert run(learning_rate=1e-3, anneal=False, run_dir="b").rates == pytest.approx([1e-3] * 3)
 
 
-def test_t20_observations_are_counted_once_in_a_run(run):
+def test_t20_observations_are_counted_once_in_a_run(untried, run):
     seen = run(num_envs=3)
     every = joined(seen.rollouts, "obs").reshape(-1, 2)
     assert len(every) == 288
@@ -725,7 +725,7 @@ def test_metrics_of_a_rollout(agent, rollout):
     """Explained variance is that of what an episode that ended still gave, discounted."""
     obs, reward, next_obs = rollout.obs, rollout.reward, rollout.next_obs
     terminated, done = rollout.terminated, ends_of(rollout)
-    _, found = agent.compute_advantages(rollout)
+    batch, found = agent.compute_advantages(rollout)
     advantage, value = reference(agent, rollout)
     scaled_reward = np.clip(reward / SEEN_RETURNS.std(), -10, 10)
     seen, errors = [], []
@@ -740,6 +740,9 @@ def test_metrics_of_a_rollout(agent, rollout):
                     seen[-1] += 0.9 ** (end + 1 - t) * rest
                 errors.append(seen[-1] - value[t, i])
     expected = {"ppo/explained_var_mc": 1 - np.var(errors) / np.var(seen)}
+    returns = batch.returns.double().numpy(force=True)
+    error = returns - batch.value.double().numpy(force=True)
+    expected["losses/explained_variance"] = 1 - np.var(error) / np.var(returns)
     for name, x in {"env/obs": obs, "env/reward": reward, "ppo/adv": advantage}.items():
         expected |= {f"{name}_mean": x.mean(), f"{name}_sd": x.std()}
         expected |= {f"{name}_min": x.min(), f"{name}_max": x.max()}

@@ -1045,7 +1045,7 @@ def test_inherited_lock(whole, interrupt, refuse, resume):
 
 # --- signals --------------------------------------------------------------------------------------
 @pytest.fixture
-def signalled(begin, S, monkeypatch):
+def signalled(untried, begin, S, monkeypatch):
     """Train until a signal comes in the count-th call of something."""
 
     def signalled(flags, holder, name, count, number=signal.SIGTERM):
@@ -1215,13 +1215,13 @@ def test_signal_while_the_end_is_written(whole, begin, S, monkeypatch, name):
 
 
 def test_signal_while_an_interrupted_run_ends(interrupt, S, monkeypatch):
-    close = S.Run.close
+    write_summary = S.Run.write_summary
 
-    def disturbed(run):
+    def disturbed(run, *inputs):
         os.kill(os.getpid(), signal.SIGTERM)
-        close(run)
+        write_summary(run, *inputs)
 
-    monkeypatch.setattr(S.Run, "close", disturbed)
+    monkeypatch.setattr(S.Run, "write_summary", disturbed)
     interrupt(f"{SAME} --notes again --run-dir a", 130)
     assert summary("a")["status"] == "interrupted"
 
@@ -1649,7 +1649,7 @@ def test_checkpoints_are_on_the_disk(begin, S, monkeypatch):
 def test_environment_that_does_not_repeat_itself(begin, interrupt, resume, capfd, name):
     """Each is named in one warning and begins a new episode."""
     flags = f"--env-id tests.toy_envs:{name}-v0 --num-envs 2 --checkpoint-every 40 --compile off"
-    interrupt(f"{flags} --run-dir a", 130)
+    interrupt(f"{flags} --run-dir a", 136)
     assert not warnings(capfd.readouterr().out)
     episodes = [env["episode"] for env in state_of("a")["envs"]]
     playing = [len(env["actions"]) > 0 for env in state_of("a")["envs"]]

@@ -462,6 +462,10 @@ class Strange(Shown):
         self.observation_space = space or self.observation_space
         self.action_space = actions or self.action_space
 
+    def frame(self):
+        frame = super().frame()
+        return frame[:, :35] if self.observation_space.shape == (36, 35) else frame
+
 
 STRANGE = {
     "Coloured": {"space": Box(0, 255, (36, 36, 3), np.uint8)},
