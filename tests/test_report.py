@@ -628,7 +628,7 @@ def shell(command, **environ):
 
 def test_a_reader_may_stop(tmp_path):
     """Figures are drawn all the same."""
-    for seed in range(300):  # more than a pipe holds
+    for seed in range(150):  # more than a pipe holds
         make_run(tmp_path / "runs" / str(seed), seed, [0], f"Own{seed}-v0")
     command = f"set -o pipefail; $report {tmp_path}/runs | head -1"
     assert shell(command) == (
@@ -851,6 +851,45 @@ def test_a_variant_and_its_baseline_share_a_picture(tmp_path, run_report, figure
     assert len(pong.axes) == 1
     short, long = hopper.axes  # a run of six times the steps would squeeze the others
     assert (short.get_xlim(), long.get_xlim()) == ((0, 1e6), (0, 6e6))
+
+
+@pytest.mark.parametrize("counts", [(3, 1), (2, 2, 1), (5, 1), (1, 1, 1, 1, 1), (4, 1, 1, 1, 2)])
+def test_seeds_that_ran_twice_are_drawn_once(tmp_path, run_report, figures, counts):
+    """The thick line is that of the table, and an interval needs five seeds."""
+    for seed, count in enumerate(counts):
+        for again in range(count):
+            scores = [0, 100 * seed + 7 * again, 1000 * seed + 10 * again]
+            make_run(tmp_path / f"{seed}-{again}", seed, scores)
+    out = run_report(tmp_path, "--plots", tmp_path / "plots")
+    (axes,) = figures[0].axes
+    (thick,) = [line for line in axes.lines if line.get_linewidth() == 2.2]
+    centre = cells(out)[0]["mean" if len(counts) < 4 else "IQM"]
+    assert f"{thick.get_ydata()[-1]:.0f}" == centre.split()[0]
+    words = [*legend(figures[0])][0]
+    ends = {2: "", 3: ", range", 5: ", 95 % interval"}[len(counts)]
+    assert words.endswith(f" of {len(counts)} seeds{ends}")
+    assert len(axes.collections) == (len(counts) > 2)
+
+
+@quick
+@pytest.mark.parametrize("name", ["a$b$", "$x", "$x_{$", "_a", "100 %"])
+def test_names_are_no_formulas(tmp_path, run_report, figures, name):
+    make_run(tmp_path / "1", env_id=name, config='kind = "b"\n')
+    make_run(tmp_path / "2", env_id=name, config=f"kind = '{name}'\n")
+    run_report(tmp_path, "--plots", tmp_path / "plots")
+    (axes,) = figures[0].axes
+    assert axes.get_title().replace("\\$", "$") == name
+    assert len(legend(figures[0])) == 2
+
+
+@quick
+def test_a_folder_of_figures_that_cannot_be_written_is_refused(tmp_path, run_report, capsys):
+    make_run(tmp_path / "1")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match="2"):
+        run_report(tmp_path / "1", "--plots", tmp_path / "file")
+    out, err = capsys.readouterr()
+    assert "sac_continuous" in out and err.startswith("error: --plots") and err.count("\n") == 1
 
 
 @quick

@@ -80,12 +80,12 @@ VERSIONS = ("script.py", "gymnasium", "mujoco", "ale-py")
 
 NOTES = """
 Scores are mean returns over the last tenth of a run's evaluations; of a run that ended early, of
-what it had reached. In parentheses their range, in brackets, from 5 seeds on, 95 % bootstrap
-intervals, which are too narrow below 10; the IQM is the mean below 4. One seed is an anecdote, 2 to
-4 are a smoke test, 5 to 9 exploratory, 10 allow a claim. A run has failed if it ended early or is
-below random + 10 % of (published - random). Short runs, of less than half of the published steps,
-are not judged by their score. Of several published results for about as many steps the first is
-shown by version of the environment, then number of seeds, then height.
+what it had reached. In parentheses their range, in brackets, from 5 seeds of each task on, 95 %
+bootstrap intervals, which are too narrow below 10; the IQM is the mean below 4. One seed is an
+anecdote, 2 to 4 are a smoke test, 5 to 9 exploratory, 10 allow a claim. A run has failed if it
+ended early or is below random + 10 % of (published - random). Short runs, of less than half of the
+published steps, are not judged by their score. Of several published results for about as many steps
+the first is shown by version of the environment, then number of seeds, then height.
 """
 
 
@@ -976,7 +976,7 @@ def list_of_sources(rows):
 
 
 # --- learning curves ------------------------------------------------------------------------------
-# Okabe and Ito's colours, which most people can tell apart, and four more
+# Okabe and Ito's colours, which most people can tell apart, and three more
 COLOURS = (
     "#0072B2",
     "#D55E00",
@@ -984,7 +984,6 @@ COLOURS = (
     "#CC79A7",
     "#E69F00",
     "#56B4E9",
-    "#000000",
     "#882255",
     "#999933",
     "#332288",
@@ -1043,7 +1042,7 @@ def draw_figure(rows, colours, path):
     for one in axes[len(panels) :]:
         one.remove()
     lines = legend_of(axes[: len(panels)])
-    names = [textwrap.fill(name, 60) for name in lines]
+    names = ["\n".join(wrap(plain(name), 60)) for name in lines]
     height = sum(1 + name.count("\n") for name in names) / 2
     figure.set_size_inches(8, 2.7 * down + 0.2 * math.ceil(height))
     figure.legend(
@@ -1055,6 +1054,11 @@ def draw_figure(rows, colours, path):
         ncols=2,
     )
     figure.savefig(path, dpi=150, metadata={"Software": None})  # no version: the same bytes again
+
+
+def plain(text):
+    """Return a text that Matplotlib takes for no formula."""
+    return text.replace("$", r"\$")
 
 
 def panels_of(rows):
@@ -1086,7 +1090,7 @@ def draw_panel(axes, rows, colours):
         colour = colours.setdefault(key, COLOURS[len(colours) % len(COLOURS)])
         known.setdefault(algorithm(row.script), colour)
         draw_row(axes, row, label_of_curve(row, len(same_name) > 1), colour)
-    axes.set_title(rows[0].environment, fontsize=9)
+    axes.set_title(plain(rows[0].environment), fontsize=9)
     axes.set_xlabel("environment steps", fontsize=8)
     axes.set_ylabel("return of evaluations", fontsize=8)
     axes.tick_params(labelsize=8)
@@ -1098,55 +1102,67 @@ def draw_panel(axes, rows, colours):
     return known
 
 
-def finished_runs(row):
-    """Return the runs that a row's thick line stands for."""
-    return [run for run in row.runs if run.state == "finished" and run.evaluations]
+def finished_seeds(row):
+    """Return the runs that a row's thick line stands for, by seed."""
+    seeds = defaultdict(list)
+    for run in row.runs:
+        if run.state == "finished" and run.evaluations:
+            seeds[run.seed].append(dict(run.evaluations))  # {step: score}
+    return seeds
 
 
-def centre_of(runs):
-    """Return the name and the function of what stands for runs."""
-    return ("mean", mean) if len(runs) < 4 else ("IQM", iqm)
+def centre_of(seeds):
+    """Return the name and the function of what stands for seeds."""
+    return ("mean", mean) if len(seeds) < 4 else ("IQM", iqm)
 
 
 def label_of_curve(row, with_steps):
     """Return what the legend says of a row."""
-    count = len(finished_runs(row))
+    seeds = finished_seeds(row)
     words = [row.name]
     if with_steps:
         words.append(f"{steps_word(row.steps)} steps")
-    if count == 1:
+    if len(seeds) == 1:
         words.append("1 seed")
     else:
-        name, _ = centre_of(finished_runs(row))
-        words.append(f"{name} of {count} seeds")
-    if count >= 5:
+        name, _ = centre_of(seeds)
+        words.append(f"{name} of {len(seeds)} seeds")
+    if enough_for_interval(seeds):
         words.append("95 % interval")
-    elif count > 2:
+    elif len(seeds) > 2:
         words.append("range")
     return ", ".join(words)
 
 
 def draw_row(axes, row, label, colour):
-    """Draw seeds thin, with a cross where one ended early, and their mean or IQM thick."""
+    """Draw runs thin, with a cross where one ended early, and the mean or IQM of seeds thick."""
     for run in row.runs:
         if run.evaluations:
             axes.plot(*zip(*run.evaluations, strict=True), lw=0.7, alpha=0.5, color=colour)
             if run.ended_early:
                 axes.plot(*run.evaluations[-1], "x", zorder=4, color=colour)
-    runs = finished_runs(row)
-    if not runs:
+    seeds = finished_seeds(row)
+    if not seeds:
         return
-    returns = [dict(run.evaluations) for run in runs]  # by step
-    steps = sorted(set.intersection(*(set(by_step) for by_step in returns)))
-    values = np.array([[by_step[step] for by_step in returns] for step in steps])  # [steps, runs]
-    _, centre = centre_of(runs)
-    axes.plot(steps, centre(values), lw=2.2, label=label, zorder=3, color=colour)
-    if len(runs) > 2:
-        low, high = values.min(1), values.max(1)
-        if enough_for_interval(runs):
-            ends = [interval(centre, scores, draws=2000) for scores in values]
+    steps, scores = scores_at_steps(seeds)
+    _, centre = centre_of(seeds)
+    axes.plot(steps, centre(scores), lw=2.2, label=label, zorder=3, color=colour)
+    if len(seeds) > 2:
+        low, high = scores.min(1), scores.max(1)
+        if enough_for_interval(seeds):
+            ends = [interval(centre, line, draws=2000) for line in scores]
             low, high = np.transpose(ends)
         axes.fill_between(steps, low, high, alpha=0.15, lw=0, color=colour)
+
+
+def scores_at_steps(seeds):
+    """Return the steps at which all runs were evaluated, and scores there, [steps, seeds]."""
+    runs = [run for same in seeds.values() for run in same]
+    steps = sorted(set.intersection(*(set(run) for run in runs)))
+    scores = [
+        [mean_or_nan([run[step] for run in same]) for same in seeds.values()] for step in steps
+    ]
+    return steps, np.array(scores)
 
 
 def draw_published(axes, name, env_id, end, colour):
@@ -1270,7 +1286,12 @@ def main():
         text = scores(rows, table) + remarks(rows, apart) + details(rows, table)
         say(text.strip())
     if args.plots:
-        for path in plot(rows, args.plots):
+        try:
+            paths = plot(rows, args.plots)
+        except OSError as error:
+            print(f"error: --plots cannot write ({error}): name another folder", file=sys.stderr)
+            raise SystemExit(2) from None
+        for path in paths:
             say(f"\n{path}")
 
 

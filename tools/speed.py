@@ -95,7 +95,7 @@ class Strides:
     """Tells whether all environments that step take part in training.
 
     Those that train step in turns. While an evaluation lasts they stand still; afterwards its own
-    environments do.
+    environments do. To see this it takes some looks from one evaluation to the next.
     """
 
     def __init__(self, counts):
