@@ -303,6 +303,7 @@ class Args:
     anneal: bool = True
     target_kl: float | None = None
     norm: str = "layer norm"
+    sizes: tuple[int, ...] = (64, 64)
     width: int = 2 * 128  # computed, so that it has no known default
     threads: int | None = None
     notes: str = ""
@@ -317,6 +318,7 @@ lr = 0.0003
 double = false
 anneal = true
 norm = "layer norm"
+sizes = [64, 64]
 width = 256
 threads = 2
 """
@@ -342,6 +344,8 @@ def changed(name, value):
         ("norm", '"none"', " --norm none"),
         ("norm", '"two words"', " --norm 'two words'"),
         ("norm", "", " --norm None"),
+        ("norm", '"a|b"', " --norm 'a\\|b'"),
+        ("sizes", "[32, 16]", " --sizes 32 16"),
         ("width", "64", ""),
         ("threads", "1", ""),
         ("seed_offset", "3", ""),
@@ -527,6 +531,8 @@ def test_a_seed_that_ran_twice_counts_once(tmp_path, run_report):
 
 
 DAMAGED = {
+    "word": '{"global_step": "one", "seconds": 1}',
+    "no time": '{"global_step": 1, "seconds": null}',
     "number": "7",
     "list": "[1]",
     "no step": '{"seconds": 1}',
@@ -552,6 +558,7 @@ def test_what_is_no_run_is_not_counted(tmp_path, run_report, capsys, monkeypatch
         config["seed"] = 'env_id = "a"\nseed = "1"\ntotal_timesteps = 7\n'
         config["steps"] = 'env_id = "a"\nseed = 1\ntotal_timesteps = 0\n'
         name = "config.toml" if what in config else "metrics.jsonl"
+        (bad / "summary.json").unlink()  # so that the last row counts
         (bad / name).write_text(config.get(what, DAMAGED.get(what, "{") + "\n"))
         if what == "gzip":
             (bad / name).rename(bad / f"{name}.gz")

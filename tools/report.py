@@ -48,6 +48,9 @@ SILENT = 1800  # seconds without a metric after which a run without a summary is
 LONGEST = 100  # characters of a cell in Markdown; a note holds what is longer
 MARKS = ("<!-- made by tools/report.py -->\n", "<!-- end -->\n")  # in README, around the results
 
+# What reading raises where a file is missing, damaged, or not that of a run
+NO_RUN = (OSError, EOFError, zlib.error, LookupError, AttributeError, TypeError, ValueError)
+
 # Settings on which no weight depends: runs that differ in them share a row
 ASIDE = {
     "seed",
@@ -87,10 +90,6 @@ ended early or is below random + 10 % of (published - random). Short runs, of le
 published steps, are not judged by their score. Of several published results for about as many steps
 the first is shown by version of the environment, then number of seeds, then height.
 """
-
-
-# What reading raises where a file is missing, damaged, or not that of a run
-NO_RUN = (OSError, EOFError, zlib.error, LookupError, AttributeError, TypeError, ValueError)
 
 
 # --- runs -----------------------------------------------------------------------------------------
@@ -174,8 +173,8 @@ def read(folder):
         source=hashlib.sha256(source).hexdigest()[:7] if source else None,
         state=summary.get("status") or state_without_summary(metrics),
         tries=count_tries(folder),
-        step=logged["global_step"],
-        seconds=summary.get("seconds", logged["seconds"]),
+        step=int(logged["global_step"]),
+        seconds=float(summary.get("seconds", logged["seconds"])),
         evaluations=read_evaluations(rows),
         training=mean_or_nan(column(rows, "charts/episodic_return")[-100:]),
         shares=shares_of_time(rows),
@@ -334,12 +333,18 @@ def name_in_default_folder(folder, config):
     return match[1] if match else ""
 
 
+@cache
+def syntax_tree(source):
+    """Return the syntax tree of a source; an empty one if it cannot be parsed."""
+    try:
+        return ast.parse(source)
+    except (SyntaxError, ValueError):
+        return ast.parse("")
+
+
 def name_in_docstring(source):
     """Return the script that the docstring of a source tells you to run."""
-    try:
-        text = ast.get_docstring(ast.parse(source)) or ""
-    except (SyntaxError, ValueError):
-        return ""
+    text = ast.get_docstring(syntax_tree(source)) or ""
     found = re.search(r"\bpython ([\w./-]+)\.py\b", text)
     return Path(found[1]).name if found else ""
 
@@ -372,19 +377,17 @@ def defaults_of(script, config, source):
 def read_defaults(source):
     """Return the defaults in the class Args of a source, as far as they are plain values."""
     defaults = {}
-    try:
-        body = ast.parse(source).body
-    except (SyntaxError, ValueError):
-        return {}
-    for node in body:
+    for node in syntax_tree(source).body:
         if not (isinstance(node, ast.ClassDef) and node.name == "Args"):
             continue
         for field in node.body:
             if isinstance(field, ast.AnnAssign) and field.value:
                 try:
-                    defaults[field.target.id] = ast.literal_eval(field.value)
+                    value = ast.literal_eval(field.value)
                 except ValueError:
-                    pass  # it is computed
+                    continue  # it is computed
+                # as config.toml has it
+                defaults[field.target.id] = list(value) if isinstance(value, tuple) else value
     return defaults
 
 
@@ -395,7 +398,8 @@ def flag(name, value):
         return f"--{name}"
     if value is False:
         return f"--no-{name}"
-    return f"--{name} {shlex.quote(str(value))}"
+    values = value if isinstance(value, list) else [value]
+    return f"--{name} {shlex.join(str(one) for one in values)}"
 
 
 def changed_settings(run, varied):
@@ -675,7 +679,7 @@ def markdown(lines):
     titles = list(lines[0])
     rows = [titles, ["---"] * len(titles)]
     for line in lines:
-        rows.append([shorten(str(cell), notes) for cell in line.values()])
+        rows.append([shorten(str(cell), notes).replace("|", "\\|") for cell in line.values()])
     text = "\n"
     for row in rows:
         text += f"| {' | '.join(row)} |\n"
