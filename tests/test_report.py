@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import re
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -28,7 +29,8 @@ quick = pytest.mark.quick
 def make_run(folder, seed=1, scores=(0, 3000), env_id="Hopper-v4", steps=1_000_000, **more):
     """Write what the report reads of a run; without a status it has no summary."""
     options = {"status": "finished", "script": "sac_continuous", "config": "", "source": ""}
-    options |= {"versions": VERSIONS, "returns": (), "step": steps, "flags": []} | more
+    options |= {"versions": VERSIONS, "returns": (), "step": steps, "flags": [], "command": None}
+    options |= more
     folder.mkdir(parents=True)
     config = f'env_id = "{env_id}"\nseed = {seed}\ntotal_timesteps = {steps}\n'
     (folder / "config.toml").write_text(config + options["config"])
@@ -49,7 +51,7 @@ def make_run(folder, seed=1, scores=(0, 3000), env_id="Hopper-v4", steps=1_000_0
     if options["status"]:
         summary = {
             "status": options["status"],
-            "command": [f"here/{options['script']}.py", *options["flags"]],
+            "command": options["command"] or [f"here/{options['script']}.py", *options["flags"]],
         }
         summary |= {"seconds": 600, "versions": options["versions"], "hardware": "a machine"}
         (folder / "summary.json").write_text(json.dumps(summary))
@@ -143,12 +145,13 @@ def test_failures_are_counted(tmp_path, run_report):
     ]
     killed = make_run(tmp_path / "Hopper-v4__sac_continuous__7__1", 7, status="", step=700)
     os.utime(killed / "metrics.jsonl", (time.time() - 2000,) * 2)
-    (line,) = cells(run_report(*runs, killed))
+    out = run_report(*runs, killed)
+    (line,) = cells(out)
     assert line["failures"] == "5 of 7" and line["seeds"] == "7, exploratory"
-    assert "4: 3000 (failed, 500 of 1,000,000 steps)" in line["score by seed"]
-    assert "5: 3000 (interrupted, 500 of 1,000,000 steps)" in line["score by seed"]
-    assert "6: none (failed, 1,000,000 of 1,000,000 steps)" in line["score by seed"]
-    assert "7: 3000 (killed, 700 of 1,000,000 steps)" in line["score by seed"]
+    assert "4: 3000 (failed, 500 of 1,000,000 steps)" in out
+    assert "5: 3000 (interrupted, 500 of 1,000,000 steps)" in out
+    assert "6: none (failed, 1,000,000 of 1,000,000 steps)" in out
+    assert "7: 3000 (killed, 700 of 1,000,000 steps)" in out
     (tmp_path / ".low-unfinished-1").mkdir()
     (again,) = cells(run_report(*runs, killed))
     assert again["failures"] == "5 of 7, 1 more begun and not finished"
@@ -231,6 +234,7 @@ def test_versions_of_a_script_and_settings_are_kept_apart(tmp_path, run_report):
     out = run_report(*runs)
     assert len(cells(out)) == 3 and "Kept apart, as they differ: script.py." in out
     aside = 'notes = "a"\ntrack = true\ncapture_video = false\nlog_every = 7\nconfig = "c.toml"\n'
+    aside += 'checkpoint_every = 7\nwandb_project_name = "a"\nwandb_entity = "b"\n'
     runs = [make_run(tmp_path / "1.2", 2, config=f"lr = 1\n{aside}")]
     runs += [make_run(tmp_path / "1.1", 1, config="lr = 1\n")]
     runs += [make_run(tmp_path / f"2.{s}", s, config="lr = 2\n") for s in (1, 2)]
@@ -241,14 +245,15 @@ def test_versions_of_a_script_and_settings_are_kept_apart(tmp_path, run_report):
     names = {*names}
     assert names == {
         (f"sac_continuous{a}", n)
-        for a, n in ((" lr=1", "2"), (" lr=2", "2"), (" lr=None", "1"), ("", "1"))
+        for a, n in ((" --lr 1", "2"), (" --lr 2", "2"), (" --lr None", "1"), ("", "1"))
     }
     assert "Kept apart, as they differ: lr." in out
 
 
 @quick
 def test_a_living_run_has_the_versions_of_the_others_if_they_agree(tmp_path, run_report):
-    runs = [make_run(tmp_path / "1", 1), make_run(tmp_path / "x__sac_continuous__2", 2, status="")]
+    runs = [make_run(tmp_path / "1", 1)]
+    runs += [make_run(tmp_path / "Hopper-v4__sac_continuous__2__9", 2, status="")]
     assert len(cells(run_report(*runs))) == 1
     runs += [make_run(tmp_path / "3", 3, versions=VERSIONS | {"mujoco": "9.9"})]
     assert len(cells(run_report(*runs))) == 3
@@ -278,17 +283,192 @@ def test_atari_has_its_protocol_in_its_name(tmp_path, run_report):
     assert not report.rules({"env_id": "my_module:Game-v0", "life_loss": "on"})
 
 
+SOURCE = '''"""A script.
+
+python sac_continuous.py --env-id Hopper-v4
+"""
+
+BASE = 7
+
+@dataclass
+class Args:
+    """Settings."""
+
+    env_id: str = "Hopper-v4"
+    total_timesteps: int = 1_000_000
+    seed: int = 1
+    gamma: float = 0.99
+    lr: float = 3e-4  # step size
+    double: bool = False
+    anneal: bool = True
+    target_kl: float | None = None
+    norm: str = "layer norm"
+    sizes: tuple[int, ...] = (64, 64)
+    width: int = 2 * 128  # computed, so that it has no known default
+    threads: int | None = None
+    notes: str = ""
+    run_dir: str | None = None
+
+
+class Other:
+    gamma: float = 0.5
+'''
+DEFAULTS = """gamma = 0.99
+lr = 0.0003
+double = false
+anneal = true
+norm = "layer norm"
+sizes = [64, 64]
+width = 256
+threads = 2
+"""
+
+
+def changed(name, value):
+    """Return DEFAULTS with another value of a setting; without it for nothing."""
+    lines = [line for line in DEFAULTS.splitlines() if not line.startswith(f"{name} =")]
+    return "\n".join([*lines, f"{name} = {value}" if value else ""]) + "\n"
+
+
 @quick
-def test_settings_that_are_not_defaults_are_shown(tmp_path, run_report):
-    """As flags, if all runs of a row have them; others are labels."""
-    flags = ["--env-id", "Hopper-v4", "--learning-starts", "7", "--double", "--threads=1"]
-    flags += ["--no-capture-video", "--seed", "1", "--lr=3", "--run-dir", "a"]
-    runs = [make_run(tmp_path / str(s), s, flags=flags, config=f"lr = {s}\n") for s in (1, 2)]
-    names = [line["script"] for line in cells(run_report(*runs))]
-    assert names == [f"sac_continuous lr={s} --learning-starts 7 --double" for s in (1, 2)]
-    runs += [make_run(tmp_path / "3", 2, config="lr = 2\n")]
-    names = [line["script"] for line in cells(run_report(*runs))]
-    assert names == ["sac_continuous lr=1 --learning-starts 7 --double", "sac_continuous lr=2"]
+@pytest.mark.parametrize(
+    "name, value, shown",
+    [
+        ("gamma", "0.5", " --gamma 0.5"),
+        ("gamma", "0.990", ""),
+        ("lr", "3e-4", ""),
+        ("lr", "1", " --lr 1"),
+        ("double", "true", " --double"),
+        ("anneal", "false", " --no-anneal"),
+        ("target_kl", "0.02", " --target-kl 0.02"),
+        ("norm", '"none"', " --norm none"),
+        ("norm", '"two words"', " --norm 'two words'"),
+        ("norm", "", " --norm None"),
+        ("norm", '"a|b"', " --norm 'a\\|b'"),
+        ("sizes", "[32, 16]", " --sizes 32 16"),
+        ("width", "64", ""),
+        ("threads", "1", ""),
+        ("seed_offset", "3", ""),
+        ("notes", '"see --gamma 0.5 --double"', ""),
+        ("config", '"other.toml"', ""),
+        ("checkpoint_every", "77", ""),
+    ],
+)
+def test_settings_are_those_of_config_against_the_defaults_of_the_script(
+    tmp_path, run_report, name, value, shown
+):
+    """The command says nothing of them, or something else."""
+    config = changed(name, value)
+    commands = [["sac_continuous.py"], ["sac_continuous.py", "--config", "a.toml"]]
+    commands += [["sac_continuous.py", "--notes", "see --gamma 0.5", "--lr=9", "--double"]]
+    for number, command in enumerate(commands):
+        folder = tmp_path / str(number)
+        make_run(folder, config=config, source=SOURCE, command=command)
+        (line,) = cells(run_report(folder))
+        assert line["script"] == f"sac_continuous{shown}"
+
+
+@quick
+def test_a_variant_and_its_baseline_are_rows(tmp_path, run_report):
+    """What is a default is not named; a setting without a known default is, where it differs."""
+    kinds = [DEFAULTS, changed("gamma", "0.5"), changed("threads", "1"), changed("width", "64")]
+    for number, config in enumerate(kinds):
+        for seed in (1, 2):
+            make_run(tmp_path / f"{number}-{seed}", seed, config=config, source=SOURCE)
+    out = run_report(tmp_path)
+    assert [line["script"].removeprefix("sac_continuous") for line in cells(out)] == [
+        " --gamma 0.5 --threads 2 --width 256",
+        " --threads 1 --width 256",
+        " --threads 2 --width 256",
+        " --threads 2 --width 64",
+    ]
+    assert {line["seeds"] for line in cells(out)} == {"2, smoke"}
+    assert "Kept apart, as they differ: gamma, threads, width." in out
+
+
+@quick
+def test_without_a_source_defaults_are_those_of_the_script_here(tmp_path, run_report):
+    config = "learning_starts = 10000\ngamma = 0.99\nlost_setting = 3\n"
+    make_run(tmp_path / "1", script="td3_continuous", config=config)
+    (line,) = cells(run_report(tmp_path / "1"))
+    assert line["script"] == "td3_continuous --learning-starts 10000"
+
+
+@pytest.mark.parametrize("name", report.SCRIPTS)
+def test_settings_on_which_no_weight_depends_do_not_keep_runs_apart(name):
+    """The scripts themselves say which these are."""
+    source = (ROOT / f"{name}.py").read_text("utf-8")
+    (names,) = re.findall(r"(?ms)^FREE = {\n(.+?)^}", source)
+    free = set(re.findall(r'"(\w+)"', names)) - {"total_timesteps"}
+    assert free <= report.ASIDE
+    defaults = report.read_defaults(source.encode())
+    assert {*defaults} >= report.ASIDE and report.ASIDE - free == {"seed", "log_every", "resume"}
+    assert defaults["seed"] == 1 and defaults["gamma"] == 0.99 and defaults["notes"] == ""
+
+
+# --- whose runs they are --------------------------------------------------------------------------
+CALLERS = (
+    ["tune.py"],
+    ["-c"],
+    ["/usr/lib/python3/ipykernel_launcher.py", "-f", "kernel-7.json"],
+    ["/usr/bin/pytest", "tests"],
+    ["sweep.py", "--seed", "1", "--env-id", "Hopper-v4"],
+    ["sweep.py", "--run-dir", "runs"],
+    ["my_sac.py", "--notes", "--run-dir"],
+    [""],
+    [],
+)
+
+
+@quick
+@pytest.mark.parametrize("command", CALLERS, ids=" ".join)
+def test_a_program_that_calls_a_script_is_not_the_script(tmp_path, run_report, command):
+    """Whatever the folder is called, and whether the run lives."""
+    named = "Hopper-v4__my_sac__1__1790000000000"
+    status = {"status": "finished", "command": command or ["x.py"], "source": SOURCE}
+    for folder, script in ((tmp_path / "mine", "sac_continuous"), (tmp_path / named, "my_sac")):
+        make_run(folder, config=DEFAULTS, **status)
+        summary = json.loads((folder / "summary.json").read_text())
+        (folder / "summary.json").write_text(json.dumps(summary | {"command": command}))
+        (line,) = cells(run_report(folder))
+        assert line["script"] == script
+
+
+@quick
+@pytest.mark.parametrize(
+    "flags",
+    ["--run-dir {}", "--run-dir={}", "--run_dir {}/", "--seed 3 --resume {}", "--resume={}"],
+)
+def test_a_copy_of_a_script_goes_by_its_own_name(tmp_path, run_report, flags):
+    """Its docstring still names the one that it was copied from."""
+    command = ["mine/my_sac.py", *flags.format("elsewhere/one").split()]
+    make_run(tmp_path / "one", config=DEFAULTS, source=SOURCE, command=command)
+    (line,) = cells(run_report(tmp_path / "one"))
+    assert line["script"] == "my_sac"
+
+
+@quick
+def test_a_living_run_of_a_sweep_goes_by_the_name_of_its_folder(tmp_path, run_report):
+    folder = tmp_path / "my_sac" / "ALE_Pong-v5" / "101"
+    make_run(folder, env_id="ALE/Pong-v5", config=DEFAULTS, source=SOURCE, status="")
+    (line,) = cells(run_report(folder))
+    assert line["script"].split()[0] == "my_sac"
+
+
+@quick
+@pytest.mark.parametrize("source", ["", "def (:", "x = 1", '"""No command."""'])
+def test_a_source_may_say_nothing(tmp_path, run_report, source):
+    make_run(tmp_path / "1", source=source, command=["my_sac.py"])
+    make_run(tmp_path / "2", source=source, status="")
+    assert cells(run_report(tmp_path / "1"))[0]["script"] == "my_sac"
+    assert cells(run_report(tmp_path / "2"))[0]["script"] == "unknown"
+
+
+@quick
+def test_a_folder_may_be_named_by_a_dot(tmp_path, run_report, monkeypatch):
+    folder = make_run(tmp_path / "Hopper-v4__my_sac__1__1790000000000", status="")
+    monkeypatch.chdir(folder)
+    assert cells(run_report("."))[0]["script"] == "my_sac"
 
 
 @quick
@@ -350,9 +530,22 @@ def test_a_seed_that_ran_twice_counts_once(tmp_path, run_report):
     assert "counts once" not in run_report(runs[0], runs[0])
 
 
+DAMAGED = {
+    "word": '{"global_step": "one", "seconds": 1}',
+    "no time": '{"global_step": 1, "seconds": null}',
+    "number": "7",
+    "list": "[1]",
+    "no step": '{"seconds": 1}',
+    "null": '{"global_step": 1, "seconds": 1, "eval/return_mean": null}',
+    "text": '{"global_step": 1, "seconds": 1, "charts/episodic_return": "much"}',
+}  # rows of metrics
+
+
 # --- bad input ------------------------------------------------------------------------------------
 @quick
-@pytest.mark.parametrize("what", ["missing", "empty", "file", "toml", "json", "key", "gzip"])
+@pytest.mark.parametrize(
+    "what", ["missing", "empty", "file", "toml", "json", "key", "gzip", "seed", "steps", *DAMAGED]
+)
 def test_what_is_no_run_is_not_counted(tmp_path, run_report, capsys, monkeypatch, what):
     good, bad = make_run(tmp_path / "good"), tmp_path / "bad"
     if what == "file":
@@ -361,8 +554,12 @@ def test_what_is_no_run_is_not_counted(tmp_path, run_report, capsys, monkeypatch
         bad.mkdir()
     elif what != "missing":
         make_run(bad)
-        name = {"toml": "config.toml", "key": "config.toml"}.get(what, "metrics.jsonl")
-        (bad / name).write_text("x = 1\n" if what == "key" else "{\n")
+        config = {"toml": "{\n", "key": "x = 1\n"}
+        config["seed"] = 'env_id = "a"\nseed = "1"\ntotal_timesteps = 7\n'
+        config["steps"] = 'env_id = "a"\nseed = 1\ntotal_timesteps = 0\n'
+        name = "config.toml" if what in config else "metrics.jsonl"
+        (bad / "summary.json").unlink()  # so that the last row counts
+        (bad / name).write_text(config.get(what, DAMAGED.get(what, "{") + "\n"))
         if what == "gzip":
             (bad / name).rename(bad / f"{name}.gz")
     monkeypatch.setattr(sys, "argv", ["report.py", str(good), str(bad)])
@@ -384,9 +581,134 @@ def test_what_is_no_run_is_not_counted(tmp_path, run_report, capsys, monkeypatch
 def test_patterns_and_nothing(tmp_path, run_report):
     for seed in (1, 2):
         make_run(tmp_path / "runs" / str(seed), seed)
+    make_run(tmp_path / "runs[x]" / "3", 3)
     assert cells(run_report(tmp_path / "runs" / "*"))[0]["seeds"] == "2, smoke"
+    assert cells(run_report(tmp_path / "**"))[0]["seeds"] == "3, smoke"
+    assert cells(run_report(tmp_path / "runs[x]"))[0]["seeds"] == "1, anecdote"
     with pytest.raises(SystemExit, match="2"):
         run_report()
+
+
+@quick
+def test_folders_of_sweeps_are_searched(tmp_path, run_report, capsys):
+    """At any depth, but neither in runs nor in what benchmark.sh has put aside; each once."""
+    one = make_run(tmp_path / "sweep" / "sac_continuous" / "Hopper-v4" / "101", 101)
+    make_run(one / "videos" / "old", 5)
+    make_run(one.parent / ".101-unfinished-1", 101)
+    make_run(tmp_path / "sweep" / "102", 102)
+    (tmp_path / "sweep" / "jobs.tsv").write_text("")
+    (tmp_path / "sweep" / "latest").symlink_to(one)
+    for names in (["sweep"], ["sweep", "sweep"], ["sweep", "sweep/102"], ["sweep/latest", "sweep"]):
+        (line,) = cells(run_report(*(tmp_path / name for name in names)))
+        assert line["score by seed"] == "101: 3000, 102: 3000"
+        assert line["failures"] == "0 of 2, 1 more begun and not finished"
+        assert capsys.readouterr().err == ""
+
+
+@quick
+@pytest.mark.parametrize("text", ["", "{", '{"status": "fin', "[]", "null", "{}", "\x00" * 40, "7"])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("age, state", [(0, "living"), (2000, "killed")])
+def test_a_summary_that_was_cut_is_that_of_an_unfinished_run(
+    tmp_path, run_report, text, packed, age, state
+):
+    run = make_run(tmp_path / "1", 1, step=700, source=SOURCE)
+    (run / "summary.json").write_text(text)
+    metrics = run / "metrics.jsonl"
+    if packed:
+        metrics = run / "metrics.jsonl.gz"
+        metrics.write_bytes(gzip.compress((run / "metrics.jsonl").read_bytes()))
+        (run / "metrics.jsonl").unlink()
+    os.utime(metrics, (time.time() - age,) * 2)
+    (line,) = cells(run_report(run))
+    assert line["score by seed"] == f"1: 3000 ({state}, 700 of 1,000,000 steps)"
+    assert line["failures"] == f"{int(state == 'killed')} of 1"
+
+
+# --- who reads it ---------------------------------------------------------------------------------
+def shell(command, **environ):
+    """Run a shell command line in which $report is the tool; return exit code, stdout, stderr."""
+    environ = os.environ | {"report": f"{sys.executable} {ROOT / 'tools' / 'report.py'}"} | environ
+    done = subprocess.run(["bash", "-c", command], env=environ, capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_reader_may_stop(tmp_path):
+    """Figures are drawn all the same."""
+    for seed in range(150):  # more than a pipe holds
+        make_run(tmp_path / "runs" / str(seed), seed, [0], f"Own{seed}-v0")
+    command = f"set -o pipefail; $report {tmp_path}/runs | head -1"
+    assert shell(command) == (
+        0,
+        "| script | environment | steps | seeds | score by seed | mean | "
+        "IQM | minimum | failures | published evaluations |\n",
+        "",
+    )
+    command = f"set -o pipefail; $report {tmp_path}/runs/7 --plots {tmp_path}/plots | true"
+    assert shell(command) == (0, "", "") and (tmp_path / "plots" / "Own7-v0.png").exists()
+
+
+def test_a_terminal_may_lack_letters(tmp_path):
+    make_run(tmp_path / "1", 1, [0], "Déjà-v0")
+    code, out, err = shell(
+        f"$report {tmp_path}", LC_ALL="C", PYTHONUTF8="0", PYTHONIOENCODING="ascii"
+    )
+    assert (code, err) == (0, "") and "D\\xe9j\\xe0-v0" in out
+
+
+@quick
+@pytest.mark.parametrize("width", [30, 80, 120, 200, 400])
+def test_tables_fit_a_terminal(tmp_path, run_report, monkeypatch, width):
+    """All words are there, in lines that fit unless a word does not."""
+    runs = [make_run(tmp_path / str(seed), seed) for seed in range(12)]
+    runs += [make_run(tmp_path / "x", 1, script="td3_continuous", config="learning_starts = 7\n")]
+    monkeypatch.setenv("COLUMNS", str(width))
+    piped = run_report(*runs)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    assert run_report(*runs, "--markdown") == piped
+    out = run_report(*runs)
+    tables = out.split("\nScores are")[0].split("\nAll tasks")[0]
+    longest = max(map(len, tables.split()))
+    assert max(map(len, tables.splitlines())) <= max(width, 43, longest + 23)
+    assert "|" not in out
+    for line in cells(piped):
+        if "note" not in "".join(line.values()):
+            assert {*" ".join(line.values()).split()} <= {*tables.split()}
+    lines = tables.strip().splitlines()
+    assert lines[0].startswith("script ") and (width < 100 or "environment" in lines[0])
+
+
+@quick
+def test_long_cells_are_notes(tmp_path, run_report):
+    """Nothing is lost, and a cell that is there twice has one note."""
+    config = "".join(f"setting_number_{i} = {i}\n" for i in range(9))
+    source = SOURCE.replace(
+        "    gamma", "".join(f"    setting_number_{i}: int = 99\n" for i in range(9)) + "    gamma"
+    )
+    for env_id in ("Hopper-v4", "Walker2d-v4"):
+        for seed in range(30):
+            folder = tmp_path / env_id / str(seed)
+            make_run(
+                folder, seed, [0, 1000 + seed], env_id, config=config + DEFAULTS, source=source
+            )
+    out = run_report(tmp_path)
+    name = "sac_continuous " + " ".join(f"--setting-number-{i} {i}" for i in range(9))
+    seeds = ", ".join(f"{seed}: {1000 + seed}" for seed in range(30))
+    lines = cells(out)
+    assert (
+        max(
+            len(cell)
+            for number in range(3)
+            for line in cells(out, number)
+            for cell in line.values()
+        )
+        <= report.LONGEST
+    )
+    assert [line["script"] for line in lines] == [lines[0]["script"]] * 2
+    assert lines[0]["script"].endswith("... (note 1)") and name.startswith(lines[0]["script"][:60])
+    assert lines[0]["score by seed"].endswith("... (note 2)")
+    table = out.split("\nAll tasks")[0]
+    assert table.count(f"\nNote 1: {name}\n") == 1 and table.count(f"\nNote 2: {seeds}\n") == 1
 
 
 # --- statistics -----------------------------------------------------------------------------------
@@ -435,46 +757,146 @@ def test_statistics_are_those_of_rliable():
     assert report.interval(report.iqm, *scores.T) == pytest.approx(ends["a"][:, 0], abs=0.05)
 
 
+PUBLISHED = {"HalfCheetah-v4": (-274.86, 11113), "Hopper-v4": (17.67, 2730)}  # random, others'
+
+
 @quick
-def test_tasks_are_normalised_and_pooled(tmp_path, run_report):
-    """Published are 2730 and 11113, random are 17.7 and -275; a short task is left out."""
-    runs = []
-    for env_id, random, one in (("Hopper-v4", 17.67, 2730), ("HalfCheetah-v4", -274.9, 11113)):
-        for seed, part in ((1, 0.5), (2, 1.0), (3, 0.9)):
+@pytest.mark.parametrize("counts", [(2, 2), (3, 3), (4, 9), (9, 4), (5, 5), (6, 5)])
+def test_tasks_are_normalised_and_pooled(tmp_path, run_report, counts):
+    """A short task is left out; an interval needs five runs of every task."""
+    parts = [0.5, 1.0, 0.9, 0.8, 0.7, 0.6, 0.75, 0.85, 0.95]
+    pooled = [parts[:count] for count in counts]
+    for (env_id, (random, one)), some in zip(PUBLISHED.items(), pooled, strict=True):
+        for seed, part in enumerate(some):
             score = random + part * (one - random)
-            runs.append(make_run(tmp_path / env_id / str(seed), seed, [0, score], env_id))
-    runs += [make_run(tmp_path / "short", 1, [0, 0], "Walker2d-v4", 1000)]
-    (line,) = cells(run_report(*runs), 1)
-    assert (line["script"], line["tasks"], line["runs"]) == ("sac_continuous", "2", "6")
-    assert line["IQM"].startswith("0.825 [")
-    assert "0 is random, 1 is published" not in run_report(*runs[:3], runs[-1])
+            make_run(tmp_path / env_id / str(seed), seed, [0, score], env_id)
+    make_run(tmp_path / "short", 1, [0, 0], "Walker2d-v4", 1000)
+    (line,) = cells(run_report(tmp_path), 1)
+    assert line["script"] == "sac_continuous"
+    assert (line["tasks"], line["runs"]) == ("2", str(sum(counts)))
+    values = sum(pooled, [])
+    point, _, ends = line["IQM"].partition(" ")
+    assert float(point) == pytest.approx(stats.trim_mean(values, 0.25), abs=0.006)
+    if min(counts) < 5:
+        assert ends == f"({min(values):.3g} to {max(values):.3g})"
+    else:
+        low, high = report.interval(report.iqm, *map(np.array, pooled))
+        assert ends == f"[{low:.3g}, {high:.3g}]"
+
+
+@quick
+def test_one_task_is_not_pooled(tmp_path, run_report):
+    make_run(tmp_path / "1")
+    make_run(tmp_path / "short", 1, [0, 0], "Walker2d-v4", 1000)
+    assert "0 is random, 1 is published" not in run_report(tmp_path)
 
 
 # --- figures --------------------------------------------------------------------------------------
-def test_figures_repeat_and_show_what_they_should(tmp_path, run_report, monkeypatch):
+@pytest.fixture
+def figures(monkeypatch):
+    """Return the list of all figures that are saved from now on."""
     from matplotlib.figure import Figure
 
-    figures, save = [], Figure.savefig
-    monkeypatch.setattr(
-        Figure, "savefig", lambda self, *a, **k: figures.append(self) or save(self, *a, **k)
-    )
+    saved, save = [], Figure.savefig
+
+    def keep(self, *arguments, **options):
+        saved.append(self)
+        save(self, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return saved
+
+
+def legend(figure):
+    """Return the words of a figure's legend and the colour of each."""
+    (found,) = figure.legends
+    pairs = zip(found.get_texts(), found.get_lines(), strict=True)
+    return {text.get_text(): line.get_color() for text, line in pairs}
+
+
+def test_figures_repeat_and_show_what_they_should(tmp_path, run_report, figures):
     runs = [make_run(tmp_path / str(s), s, [0, 500 * s, 900 * s]) for s in (1, 2, 3)]
     runs += [make_run(tmp_path / "pole", 1, [5, 1000], "InvertedPendulum-v4")]
     runs += [make_run(tmp_path / "fail", 4, [0, 7, 9], status="failed", step=500_000)]
     for name in ("a", "b"):
         out = run_report(*runs, "--plots", tmp_path / name)
-        assert out.endswith(f"{tmp_path / name / 'sac_continuous.png'}\n")
-    a, b = (tmp_path / name / "sac_continuous.png" for name in "ab")
+        assert out.endswith(f"\n{tmp_path / name / 'InvertedPendulum-v4.png'}\n")
+    a, b = (tmp_path / name / "Hopper-v4.png" for name in "ab")
     assert a.read_bytes() == b.read_bytes() and b"matplotlib" not in a.read_bytes()
-    hopper, pole = figures[0].axes
+    (hopper,), (pole,) = figures[0].axes, figures[1].axes
     assert hopper.get_title() == "Hopper-v4" and hopper.get_xlabel() == "environment steps"
     assert [t.get_text() for t in hopper.get_xticklabels()][:2] == ["0", "200k"]
-    (words,) = ([t.get_text() for t in legend.get_texts()] for legend in figures[0].legends)
-    assert words[0] == "sac_continuous, mean of 3 seeds, range" and "tianshou 0.4 (v2, v3)" in words
+    words = [*legend(figures[0])]
+    assert words[0] == "sac_continuous, mean of 3 seeds, range" and "SAC, LWDRL (v2)" in words
     thick = [line for line in hopper.lines if line.get_linewidth() == 2.2]
     assert [[*line.get_ydata()] for line in thick] == [[0, 1000, 1800]]
     assert len(hopper.collections) == 1 and len(pole.collections) == 0
     assert [line.get_marker() for line in hopper.lines].count("x") == 1
+
+
+def test_a_variant_and_its_baseline_share_a_picture(tmp_path, run_report, figures):
+    """By settings, by a copy of the script, and beside another algorithm; colours are kept."""
+    make = {"config": DEFAULTS, "source": SOURCE}
+    variant = {"config": changed("gamma", "0.5"), "source": SOURCE}
+    copy = make | {"command": ["my_sac.py", "--run-dir", "copy"]}
+    for env_id in ("Hopper-v4", "ALE/Pong-v5"):
+        folder = tmp_path / report.safe(env_id)
+        make_run(folder / "old", 1, [0, 3], env_id, **make)
+        make_run(folder / "new", 1, [0, 4], env_id, **variant)
+        make_run(folder / "copy", 1, [0, 5], env_id, **copy)
+        make_run(folder / "other", 1, [0, 6], env_id, script="td3_continuous")
+    make_run(tmp_path / "long", 1, [0, 7], steps=6_000_000, **make)
+    run_report(tmp_path, "--plots", tmp_path / "plots")
+    names = sorted(path.name for path in (tmp_path / "plots").iterdir())
+    assert names == ["ALE_Pong-v5.png", "Hopper-v4.png"] and len(figures) == 2
+    ours = ["my_sac", "sac_continuous", "sac_continuous --gamma 0.5", "td3_continuous"]
+    for figure in figures:
+        by_name = {words.removesuffix(", 1 seed"): c for words, c in legend(figure).items()}
+        assert len({by_name[name] for name in ours}) == 4
+        assert [by_name[name] for name in ours] == [*report.COLOURS[:4]]
+    pong, hopper = figures
+    assert len(pong.axes) == 1
+    short, long = hopper.axes  # a run of six times the steps would squeeze the others
+    assert (short.get_xlim(), long.get_xlim()) == ((0, 1e6), (0, 6e6))
+
+
+@pytest.mark.parametrize("counts", [(3, 1), (2, 2, 1), (5, 1), (1, 1, 1, 1, 1), (4, 1, 1, 1, 2)])
+def test_seeds_that_ran_twice_are_drawn_once(tmp_path, run_report, figures, counts):
+    """The thick line is that of the table, and an interval needs five seeds."""
+    for seed, count in enumerate(counts):
+        for again in range(count):
+            scores = [0, 100 * seed + 7 * again, 1000 * seed + 10 * again]
+            make_run(tmp_path / f"{seed}-{again}", seed, scores)
+    out = run_report(tmp_path, "--plots", tmp_path / "plots")
+    (axes,) = figures[0].axes
+    (thick,) = [line for line in axes.lines if line.get_linewidth() == 2.2]
+    centre = cells(out)[0]["mean" if len(counts) < 4 else "IQM"]
+    assert f"{thick.get_ydata()[-1]:.0f}" == centre.split()[0]
+    words = [*legend(figures[0])][0]
+    ends = {2: "", 3: ", range", 5: ", 95 % interval"}[len(counts)]
+    assert words.endswith(f" of {len(counts)} seeds{ends}")
+    assert len(axes.collections) == (len(counts) > 2)
+
+
+@quick
+@pytest.mark.parametrize("name", ["a$b$", "$x", "$x_{$", "_a", "100 %"])
+def test_names_are_no_formulas(tmp_path, run_report, figures, name):
+    make_run(tmp_path / "1", env_id=name, config='kind = "b"\n')
+    make_run(tmp_path / "2", env_id=name, config=f"kind = '{name}'\n")
+    run_report(tmp_path, "--plots", tmp_path / "plots")
+    (axes,) = figures[0].axes
+    assert axes.get_title().replace("\\$", "$") == name
+    assert len(legend(figures[0])) == 2
+
+
+@quick
+def test_a_folder_of_figures_that_cannot_be_written_is_refused(tmp_path, run_report, capsys):
+    make_run(tmp_path / "1")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match="2"):
+        run_report(tmp_path / "1", "--plots", tmp_path / "file")
+    out, err = capsys.readouterr()
+    assert "sac_continuous" in out and err.startswith("error: --plots") and err.count("\n") == 1
 
 
 @quick
@@ -538,15 +960,16 @@ def test_committed_tables_are_those_of_the_committed_runs(pattern, run_report):
 def test_readme_is_that_of_the_committed_runs():
     text, rows = report.readme(ROOT)
     assert text == (ROOT / "README.md").read_text("utf-8")
-    for script in {row.key[0] for row in rows}:
-        assert (ROOT / "results" / "plots" / f"{script}.png").is_file()
+    figures = {path.stem for path in (ROOT / "results" / "plots").iterdir()}
+    assert figures == {row.env_id for row in rows}
 
 
 def test_readme_is_written_with_and_without_a_script(tmp_path, run_report, monkeypatch):
     (tmp_path / "README.md").write_text(
         "before\n" + "to be replaced\n".join(report.MARKS) + "after\n"
     )
-    report.table_of("targets.csv"), report.table_of("reference_curves.csv")  # are kept
+    report.published_results()  # are kept
+    report.table_of("reference_curves.csv")
     monkeypatch.setattr(report, "HERE", tmp_path / "tools")
     for script, env_id in (("sac_continuous", "Hopper-v4"), ("dqn_atari", "PongNoFrameskip-v4")):
         make_run(
@@ -559,6 +982,6 @@ def test_readme_is_written_with_and_without_a_script(tmp_path, run_report, monke
             and text.endswith("after\n")
             and "to be replaced" not in text
         )
-        assert f"| {script} | {env_id}" in text and f"(results/plots/{script}.png)" in text
-        assert (tmp_path / "results" / "plots" / f"{script}.png").is_file()
+        assert f"| {script} | {env_id}" in text and f"(results/plots/{env_id}.png)" in text
+        assert (tmp_path / "results" / "plots" / f"{env_id}.png").is_file()
         assert "score by seed" not in text

@@ -1,6 +1,7 @@
 """The tools that measure speed and list bugs; report.py has a file of its own."""
 
 import gzip
+import importlib.util
 import json
 import os
 import subprocess
@@ -10,8 +11,13 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, WALL_CLOCK
+from tests.test_copies import density
 
 ENVIRON = os.environ | {"PYTHONPATH": str(ROOT)}
+
+spec = importlib.util.spec_from_file_location("speed_tool", ROOT / "tools" / "speed.py")
+speed = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(speed)
 
 
 def tool(name, *arguments, cwd=ROOT):
@@ -100,3 +106,191 @@ def test_speed_says_which_program_has_ended(tmp_path):
     options = ["--first", 20, "--file", "found.json", f"a={sys.executable} -c 'raise OSError(7)'"]
     code, _, err = tool("speed.py", *options, cwd=tmp_path)
     assert code == 1 and err == "error: a has ended: OSError: 7\n"
+
+
+COPIES = """import multiprocessing, pickle, gymnasium
+
+STEPS = 20_000
+
+
+def step(env):
+    env.reset(seed=1)
+    for _ in range(STEPS):
+        env.step([0])
+
+
+def made_there():
+    step(gymnasium.make("speed:Counted-v0"))
+
+
+if __name__ == "__main__":
+    env = gymnasium.make("speed:Counted-v0")
+    step(env)
+    context = multiprocessing.get_context({method!r})
+    workers = [context.Process(target=step, args=(env,)) for _ in range(3)]
+    workers += [context.Process(target=made_there) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    step(env)  # at the same time
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == 0
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_speed_counts_all_steps_of_all_processes(tmp_path, method):
+    """Of environments that are made there, and of copies of one that has stepped."""
+    counters = tmp_path / "counters"
+    counters.mkdir()
+    (tmp_path / "copies.py").write_text(COPIES.format(method=method))
+    environ = ENVIRON | {"PYTHONPATH": str(ROOT / "tools"), "SPEED_ENV": "Pendulum-v1"}
+    environ |= {"SPEED_COUNTERS": str(counters)}
+    subprocess.run([sys.executable, tmp_path / "copies.py"], env=environ, check=True)
+    assert speed.Counters(counters).total() == 8 * 20_000
+
+
+def looks(phases, rounds, per_look):
+    """Yield the counts that are seen while phases, {environment: steps}, take turns."""
+    counts = {}
+    for _ in range(rounds):
+        for phase in phases:
+            left = dict(phase)
+            while any(left.values()):
+                for name, steps in left.items():
+                    made = min(steps, per_look)
+                    counts[name] = counts.get(name, 0) + made
+                    left[name] -= made
+                yield dict(counts)
+
+
+def share(phases, rounds=3, per_look=7):
+    """Return the share of steps aside in what is seen while phases take turns."""
+    strides = speed.Strides({})
+    for counts in looks(phases, rounds, per_look):
+        strides.add(counts)
+    return strides.share_aside()
+
+
+@pytest.mark.parametrize("per_look", [1, 7, 99, 100, 101, 500])
+@pytest.mark.parametrize("envs", [1, 2, 64])
+def test_speed_sees_evaluations(envs, per_look):
+    """Of any length, whether they make most of the steps or few, if training takes two looks."""
+    train = {f"train {i}": 1000 for i in range(envs)}
+    assert share([train], per_look=per_look) == 0
+    for evaluators in (1, 10):
+        for steps in (30, 200, 1000, 5000):
+            evaluation = {f"evaluate {i}": steps for i in range(evaluators)}
+            expected = evaluators * steps / (evaluators * steps + envs * 1000)
+            if expected > 2 * speed.NEGLIGIBLE:
+                for phases in ([train, evaluation], [evaluation, train]):
+                    found = share(phases, per_look=per_look)
+                    assert found > speed.NEGLIGIBLE, (evaluators, steps)
+
+
+@pytest.mark.parametrize("per_look", [1, 40, 500])
+def test_speed_takes_no_harmless_steps_for_evaluations(per_look):
+    """A trial, environments that do not step at all, and those that step in turns, some more."""
+    train = {"a": 400, "b": 396, "c": 430}
+    assert share([train], per_look=per_look) == 0
+    trial, idle = speed.Strides({}), speed.Strides({"idle": 10**6})
+    for counts in looks([train], 10, per_look):
+        trial.add({"trial": 2, **counts})
+        idle.add({"idle": 10**6, **counts})
+    assert trial.share_aside() < speed.NEGLIGIBLE and idle.share_aside() == 0
+    in_turns = [{"a": 4}, {"b": 4}, {"c": 4}]  # frames that are skipped
+    assert share(in_turns, rounds=500, per_look=per_look) == 0
+    assert speed.Strides({}).share_aside() == 0
+
+
+def test_speed_refuses_evaluations(tmp_path):
+    """Those of our own scripts, which are on by default."""
+    command = f"ours={sys.executable} {ROOT / 'sac_continuous.py'} --env-id speed:Counted-v0"
+    command += " --no-capture-video --compile off --threads 1"
+    options = ["--env-id", "Pendulum-v1", "--first", 3000, "--file", "found.json"]
+    code, _, err = tool("speed.py", *options, command, cwd=tmp_path)
+    assert code == 2 and err.startswith("error: ours has environments that stand still while")
+    options += ["--windows", 1, "--seconds", 1]
+    code, out, err = tool("speed.py", *options, f"{command} --eval-every 0", cwd=tmp_path)
+    assert code == 0, err
+    assert "ours | " in out
+
+
+@pytest.mark.parametrize(
+    "word, is_path",
+    [
+        ("1", False),
+        ("0.9", False),
+        ("1.e6", False),
+        ("1e-3", False),
+        ("python", False),
+        ("runs", False),
+        ("--seed=1", False),
+        ("--seed", False),
+        ("Hopper-v4", False),
+        ("missing.py", False),
+        ("x=y", False),
+        ("train.py", True),
+        ("--config=a.toml", True),
+        ("configs/a.toml", True),
+        ("--config=configs/a.toml", True),
+        ("./1", True),
+        ("bin/python", True),
+    ],
+)
+def test_speed_makes_paths_of_files_only(tmp_path, monkeypatch, word, is_path):
+    """Beside each of these words there is a file, or a folder, of that name."""
+    for folder in ("configs", "bin", "runs"):
+        (tmp_path / folder).mkdir()
+    names = "1 0.9 1.e6 1e-3 python --seed Hopper-v4 train.py a.toml y configs/a.toml bin/python"
+    for name in names.split():
+        (tmp_path / name).write_text("")
+    monkeypatch.chdir(tmp_path)
+    flag, equals, value = word.rpartition("=")
+    path = f"{flag}{equals}{os.path.normpath(tmp_path / value)}"
+    assert speed.located(word) == (path if is_path else word)
+
+
+def test_speed_hands_values_over_as_they_are(tmp_path):
+    (tmp_path / "1").mkdir()
+    (tmp_path / "a.toml").write_text("")
+    (tmp_path / "say.py").write_text("import sys; sys.exit(' '.join(sys.argv[1:]))")
+    command = f"a={sys.executable} say.py --seed 1 --config a.toml"
+    code, _, err = tool("speed.py", "--file", "found.json", command, cwd=tmp_path)
+    assert code == 1 and err == f"error: a has ended: --seed 1 --config {tmp_path / 'a.toml'}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["python train.py"], "write name=command"),
+        (["a="], "write name=command"),
+        (["=python train.py"], "write name=command"),
+        (["../a=python train.py"], "write name=command"),
+        (["a=python 'train.py"], "close what is quoted"),
+        (["a=python x.py", "a=python y.py"], "a name of its own"),
+        (["a=no-such-program x.py"], "name an installed program"),
+        (["--first", "0", "a=python x.py"], "--first must be positive"),
+        (["--windows", "-1", "a=python x.py"], "--windows must be positive"),
+        (["--seconds", "0", "a=python x.py"], "--seconds must be positive"),
+        (["--file", "no/such/file.json", "a=python x.py"], "a folder that exists"),
+        (["--file", ".", "a=python x.py"], "a folder that exists"),
+        ([], "name what this tool wrote"),
+        (["--file", "empty.json"], "name what this tool wrote"),
+        (["--file", "other.json"], "name what this tool wrote"),
+        (["--file", "none.json"], "name what this tool wrote"),
+    ],
+)
+def test_speed_refuses_bad_input(tmp_path, arguments, words):
+    (tmp_path / "empty.json").write_text("")
+    (tmp_path / "other.json").write_text("[1]")
+    (tmp_path / "none.json").write_text('{"programs": {}}')
+    code, out, err = tool("speed.py", "--file", "found.json", *arguments, cwd=tmp_path)
+    assert code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1
+    assert words in err
+
+
+@pytest.mark.parametrize("name", ["report.py", "speed.py", "copies.py"])
+def test_tools_have_one_statement_a_line(name):
+    found, tuples = density(ROOT / "tools" / name)
+    assert found <= 11 and not tuples

@@ -1,171 +1,505 @@
-"""Describe runs in Markdown: scores beside published ones, failures, and where the time went.
+"""Describe runs: scores beside published ones, failures, and where the time went.
 
-The score of a run is the mean return over the last tenth of its evaluations. A row holds all seeds
-of a script, with the settings and versions in which runs differ, on an environment for a number of
-steps. Finished, living and failed runs count; metrics.jsonl may be compressed with gzip. Published
-results come from targets.csv and reference_curves.csv.
+The score of a run is the mean return over the last tenth of its evaluations. A row of a table holds
+all seeds of a script, with the settings and versions in which runs differ, on an environment for a
+number of steps. Finished, living and failed runs count; metrics.jsonl may be compressed with gzip.
+Published results come from targets.csv and reference_curves.csv.
 
-python tools/report.py runs/*                     tables
-python tools/report.py runs/* --plots FOLDER      and a figure of learning curves per script
+python tools/report.py runs                       tables of all runs in a folder
+python tools/report.py runs/old-* runs/new-*      of some
+python tools/report.py runs --plots FOLDER        and a figure of learning curves per environment
 python tools/report.py --readme                   write README's results from those in results/
+
+A terminal gets tables that fit its width; files and other programs get Markdown, and so do you with
+--markdown.
 """
 
 import argparse
+import ast
 import csv
 import glob
 import gzip
 import hashlib
 import json
 import math
+import os
 import re
+import shlex
+import shutil
 import sys
+import textwrap
 import time
 import tomllib
+import zlib
 from collections import defaultdict
-from functools import cache
-from itertools import pairwise
+from dataclasses import dataclass
+from functools import cache, cached_property
+from itertools import pairwise, zip_longest
 from pathlib import Path
-from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
-ALGORITHMS = "sac", "td3", "ppo", "dqn"
-SCRIPTS = "sac_continuous", "td3_continuous", "ppo_continuous", "dqn_atari"
-TIMES = "update", "env", "act", "eval", "log"
-ASIDE = {*"seed notes track capture_video log_every config".split()}  # a row may mix these
-PLAIN = {*"env-id total-timesteps run-dir threads device compile eval-every".split()}  # not shown
-PLAIN |= {prefix + name.replace("_", "-") for name in ASIDE for prefix in ("", "no-")}
+ALGORITHMS = ("sac", "td3", "ppo", "dqn")
+SCRIPTS = ("sac_continuous", "td3_continuous", "ppo_continuous", "dqn_atari")  # README's order
+TIMES = ("update", "env", "act", "eval", "log")  # what time/* of the metrics measures
 SILENT = 1800  # seconds without a metric after which a run without a summary is taken for killed
-MARKS = "<!-- made by tools/report.py -->\n", "<!-- end -->\n"
-COLOURS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"  # Okabe and Ito's
-HEAD = ["script", "environment", "steps"]
+LONGEST = 100  # characters of a cell in Markdown; a note holds what is longer
+MARKS = ("<!-- made by tools/report.py -->\n", "<!-- end -->\n")  # in README, around the results
+
+# What reading raises where a file is missing, damaged, or not that of a run
+NO_RUN = (OSError, EOFError, zlib.error, LookupError, AttributeError, TypeError, ValueError)
+
+# Settings on which no weight depends: runs that differ in them share a row
+ASIDE = {
+    "seed",
+    "log_every",
+    "checkpoint_every",
+    "capture_video",
+    "track",
+    "wandb_project_name",
+    "wandb_entity",
+    "notes",
+    "run_dir",
+    "resume",
+    "config",
+    "evaluate",
+}
+# Settings that are columns, or that scripts settle by themselves: a name has them only where runs
+# of one task differ in them
+UNNAMED = {
+    "env_id",
+    "total_timesteps",
+    "device",
+    "threads",
+    "compile",
+    "eval_every",
+    "life_loss",
+}
+
+# What a row is named by besides settings, where runs of one task differ in it
+VERSIONS = ("script.py", "gymnasium", "mujoco", "ale-py")
+
 NOTES = """
 Scores are mean returns over the last tenth of a run's evaluations; of a run that ended early, of
-what it had reached. In parentheses their range, in brackets, from 5 seeds on, 95 % bootstrap
-intervals, which are too narrow below 10; the IQM is the mean below 4. One seed is an anecdote, 2 to
-4 are a smoke test, 5 to 9 exploratory, 10 allow a claim. A run has failed if it ended early or is
-below random + 10 % of (published - random). Short runs, of less than half of the published steps,
-are not judged by their score. Of several published results for about as many steps the first is
-shown by version of the environment, then number of seeds, then height.
+what it had reached. In parentheses their range, in brackets, from 5 seeds of each task on, 95 %
+bootstrap intervals, which are too narrow below 10; the IQM is the mean below 4. One seed is an
+anecdote, 2 to 4 are a smoke test, 5 to 9 exploratory, 10 allow a claim. A run has failed if it
+ended early or is below random + 10 % of (published - random). Short runs, of less than half of the
+published steps, are not judged by their score. Of several published results for about as many steps
+the first is shown by version of the environment, then number of seeds, then height.
 """
 
 
 # --- runs -----------------------------------------------------------------------------------------
+class Evaluation(NamedTuple):
+    """The mean return of the episodes that were played at a step."""
+
+    step: int
+    score: float
+
+
+@dataclass(eq=False)
+class Run:
+    """What the tables need of a run folder, whether the run has ended or not."""
+
+    script: str
+    config: dict  # config.toml
+    defaults: dict  # of the script's settings, as far as they are known
+    source: str | None  # the beginning of a hash of script.py
+    state: str  # finished, interrupted, failed, killed or living
+    tries: int  # begun before by benchmark.sh, and not finished
+    step: int  # the last one
+    seconds: float
+    evaluations: list[Evaluation]
+    training: float  # mean of the last 100 episodes of training
+    shares: np.ndarray  # of the time, [TIMES]
+    versions: dict  # of what the task depends on; empty while a run lives
+    machine: str
+
+    @property
+    def seed(self):
+        return self.config["seed"]
+
+    @property
+    def env_id(self):
+        return self.config["env_id"]
+
+    @property
+    def steps(self):
+        """The number of steps that was asked for."""
+        return self.config["total_timesteps"]
+
+    @property
+    def sps(self):
+        return self.step / max(self.seconds, 1e-9)
+
+    @property
+    def ended_early(self):
+        return self.state not in ("finished", "living")
+
+    @property
+    def score(self):
+        """The mean over the last tenth of the evaluations; NaN if there are none."""
+        tenth = math.ceil(len(self.evaluations) / 10)
+        return mean_or_nan([evaluation.score for evaluation in self.evaluations[-tenth:]])
+
+
+def mean_or_nan(values):
+    """Return the mean of a list, NaN if it is empty."""
+    if not values:
+        return math.nan
+    return sum(values) / len(values)
+
+
 def read(folder):
-    """Return what the tables need of a run folder, whether the run has ended or not."""
+    """Return the run of a folder; raise OSError, ValueError or the like if it holds none."""
+    folder = folder.resolve()  # its name counts, also if it is given as "."
+    config = read_config(folder)
+    metrics = metrics_file(folder)
+    rows = read_metrics(metrics)
+    summary = read_summary(folder)
+    source = b""
+    if (folder / "script.py").exists():
+        source = (folder / "script.py").read_bytes()
+    script = script_name(folder, config, summary, source)
+    logged = rows[-1] if rows else {"global_step": 0, "seconds": 0}
+    versions = summary.get("versions", {})
+    return Run(
+        script=script,
+        config=config,
+        defaults=defaults_of(script, config, source),
+        source=hashlib.sha256(source).hexdigest()[:7] if source else None,
+        state=summary.get("status") or state_without_summary(metrics),
+        tries=count_tries(folder),
+        step=int(logged["global_step"]),
+        seconds=float(summary.get("seconds", logged["seconds"])),
+        evaluations=read_evaluations(rows),
+        training=mean_or_nan(column(rows, "charts/episodic_return")[-100:]),
+        shares=shares_of_time(rows),
+        versions=versions_of_task(config, versions),
+        machine=describe_machine(config, summary.get("hardware", "unknown"), versions),
+    )
+
+
+def read_config(folder):
+    """Return the settings of a run."""
     config = tomllib.loads((folder / "config.toml").read_text("utf-8"))
-    path, packed = folder / "metrics.jsonl", folder / "metrics.jsonl.gz"
-    data = path.read_bytes() if path.exists() else gzip.decompress(packed.read_bytes())
-    rows = [json.loads(line) for line in data.splitlines(True) if line.endswith(b"\n")]
-    files = folder / "script.py", folder / "summary.json"
-    source, summary = (file.read_text("utf-8") if file.exists() else "" for file in files)
-    run = SimpleNamespace(config=config, seed=config["seed"], env_id=config["env_id"])
-    run.steps, run.step = config["total_timesteps"], rows[-1]["global_step"] if rows else 0
-    run.source = hashlib.sha256(source.encode()).hexdigest()[:7] if source else None
-    found = {"seconds": rows[-1]["seconds"] if rows else 0, "versions": {}}
-    if summary:
-        found = json.loads(summary)
-        run.state, run.script = found["status"], Path(found["command"][0]).stem
-    else:
-        run.state = "killed" if time.time() - path.stat().st_mtime > SILENT else "living"
-        said = folder.name.split("__")[1:2] or re.findall(r"python (\w+)\.py", source)
-        run.script = [*said, "unknown"][0]
-    tries = folder.parent.glob(f".{glob.escape(folder.name)}-unfinished-*")  # by benchmark.sh
-    run.tries = len([*tries])
-    flags = re.split(r"(?:^| )--", " ".join(found.get("command", [])[1:]))[1:]
-    flags = {re.split("[ =]", flag)[0]: f"--{flag}" for flag in flags}
-    run.flags = {name: flag for name, flag in flags.items() if name not in PLAIN}
-    run.seconds, run.sps = found["seconds"], run.step / max(found["seconds"], 1e-9)
-    run.evals = [(r["global_step"], r["eval/return_mean"]) for r in rows if "eval/return_mean" in r]
-    tail = [score for _, score in run.evals[-math.ceil(len(run.evals) / 10) :]]
-    run.score = sum(tail) / len(tail) if tail else math.nan
-    returns = [r["charts/episodic_return"] for r in rows if "charts/episodic_return" in r][-100:]
-    run.training = sum(returns) / len(returns) if returns else math.nan
-    timed = [r for r in rows if "charts/SPS" in r]
-    lengths = [b - a for a, b in pairwise([0.0, *(r["seconds"] for r in timed)])]
-    shares = [[r.get(f"time/{name}", 0) for name in TIMES] for r in timed]
-    run.shares = np.average(shares, 0, lengths) if timed else np.zeros(len(TIMES))
-    versions = found["versions"]
-    simulator = "ale-py" if rules(config) else "mujoco"
-    run.versions = {name: versions.get(name) for name in ("gymnasium", simulator) if versions}
-    python = versions.get("python", "unknown").split()[0]
-    words = [found.get("hardware", "unknown"), config.get("device", ""), f"Python {python}"]
-    words += [f"{k} {versions.get(k, 'unknown')}" for k in ("torch", "gymnasium", simulator)]
-    run.machine = ", ".join(filter(None, words))
-    return run
+    if not isinstance(config["env_id"], str):
+        raise ValueError("env_id is no text")
+    if not isinstance(config["seed"], int):
+        raise ValueError("seed is no integer")
+    if not isinstance(config["total_timesteps"], int) or config["total_timesteps"] < 1:
+        raise ValueError("total_timesteps is no positive integer")
+    return config
 
 
-def split(runs):
-    """Return runs by (script, label, environment, steps), and the names that kept some apart.
+def metrics_file(folder):
+    """Return the path of a run's metrics, compressed or not."""
+    plain = folder / "metrics.jsonl"
+    packed = folder / "metrics.jsonl.gz"
+    if packed.exists() and not plain.exists():
+        return packed
+    return plain
 
-    The label says in which settings and versions the runs of one task differ. One without a
-    summary, which has no versions, has those of the others if these agree.
-    """
-    tasks, rows, apart = defaultdict(list), defaultdict(list), set()
-    for run in sorted(runs, key=lambda run: run.seed):
-        tasks[run.script, run.env_id, run.steps].append(run)
-    for (script, env_id, steps), group in tasks.items():
-        known = [run.versions for run in group if run.versions]
-        shared = known[0] if known and all(one == known[0] for one in known) else {}
-        every = [r.config | {"script.py": r.source} | (r.versions or shared) for r in group]
-        names = sorted({name for one in every for name in one} - ASIDE)
-        varied = [n for n in names if len({str(one.get(n)) for one in every}) > 1]
-        apart |= {*varied}
-        for run, one in zip(group, every, strict=True):
-            label = ", ".join(f"{name}={one.get(name)}" for name in varied)
-            rows[script, label, env_id, steps].append(run)
-    return dict(sorted(rows.items())), sorted(apart)
+
+def read_metrics(path):
+    """Return the rows of a run's metrics; a line that is half written does not count."""
+    data = path.read_bytes()
+    if path.suffix == ".gz":
+        data = gzip.decompress(data)
+    whole_lines = data[: data.rfind(b"\n") + 1].splitlines()
+    return [json.loads(line) for line in whole_lines]
+
+
+def read_summary(folder):
+    """Return the summary of a run that has ended; one that a crash cut short does not count."""
+    try:
+        summary = json.loads((folder / "summary.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(summary, dict) or "status" not in summary:
+        return {}
+    return summary
+
+
+def state_without_summary(metrics):
+    """Return whether a run without a summary lives."""
+    silence = time.time() - metrics.stat().st_mtime
+    return "killed" if silence > SILENT else "living"
+
+
+def count_tries(folder):
+    """Return how many unfinished runs benchmark.sh has put aside for a run."""
+    pattern = f".{glob.escape(folder.name)}-unfinished-*"
+    return len(list(folder.parent.glob(pattern)))
+
+
+def column(rows, name):
+    """Return the values of a metric."""
+    return [row[name] for row in rows if name in row]
+
+
+def read_evaluations(rows):
+    """Return all evaluations of a run."""
+    name = "eval/return_mean"
+    return [Evaluation(row["global_step"], float(row[name])) for row in rows if name in row]
+
+
+def shares_of_time(rows):
+    """Return the shares of the time that went into TIMES, over the whole run."""
+    timed = [row for row in rows if "charts/SPS" in row]
+    if not timed:
+        return np.zeros(len(TIMES))
+    ends = [row["seconds"] for row in timed]
+    lengths = [end - start for start, end in pairwise([0.0, *ends])]
+    shares = [[row.get(f"time/{name}", 0) for name in TIMES] for row in timed]
+    return np.average(shares, 0, lengths)
+
+
+def simulator_of(config):
+    """Return the package that steps the environment."""
+    return "ale-py" if rules(config) else "mujoco"
+
+
+def versions_of_task(config, versions):
+    """Return the versions on which the task depends; none if a run says nothing of them."""
+    if not versions:
+        return {}
+    return {name: versions.get(name) for name in ("gymnasium", simulator_of(config))}
+
+
+def describe_machine(config, hardware, versions):
+    """Return on what a run ran."""
+    words = [hardware]
+    if config.get("device"):
+        words.append(config["device"])
+    words.append("Python " + versions.get("python", "unknown").split()[0])
+    for name in ("torch", "gymnasium", simulator_of(config)):
+        words.append(f"{name} {versions.get(name, 'unknown')}")
+    return ", ".join(words)
 
 
 def rules(config):
     """Return the protocol of an Atari game, which is part of what is solved; else nothing."""
-    name, size = config["env_id"], config.get("frame_size", 84)
+    name = config["env_id"]
+    size = config.get("frame_size", 84)
     old = "life_loss" in config and not re.search("[:/]", name)  # Breakout-v4; not a module's own
     if not (name.startswith("ALE/") or "NoFrameskip" in name or old):
         return ""
     sticky = name.startswith("ALE/") or name.endswith("-v0")
     lives = {"on": True, "off": False}.get(config.get("life_loss"), not sticky)
-    usual = lives != sticky and size == 84
-    whose = ("Machado's: " if sticky else "Nature's: ") * usual
-    ends = "lost lives end" if lives else "lost lives do not end"
-    pixels = f", {size} x {size} pixels" * (size != 84)
-    return f" ({whose}{'sticky' if sticky else 'no sticky'} actions, {ends}{pixels})"
+    words = ["sticky actions" if sticky else "no sticky actions"]
+    words.append("lost lives end" if lives else "lost lives do not end")
+    if size != 84:
+        words.append(f"{size} x {size} pixels")
+    whose = ""
+    if lives != sticky and size == 84:
+        whose = "Machado's: " if sticky else "Nature's: "
+    return f" ({whose}{', '.join(words)})"
+
+
+# --- the script of a run, and its settings --------------------------------------------------------
+def script_name(folder, config, summary, source):
+    """Return the name of the script that trained.
+
+    The command of the summary is that of the program, which may be one that calls the script's
+    main. It counts if it is the script that the docstring names, or if it was given this folder;
+    what is left is a copy of a script, or a program that calls it, and the docstring counts.
+    """
+    by_default = name_in_default_folder(folder, config)
+    documented = name_in_docstring(source)
+    command = [str(word) for word in summary.get("command", [])]
+    program = Path(command[0]).stem if command else ""
+    if by_default:
+        return by_default
+    if program and (not documented or names_folder(command, folder)):
+        return program
+    if not program and folder.parent.name == safe(config["env_id"]):
+        return folder.parent.parent.name  # benchmark.sh's OUT/<script>/<env>/<seed>
+    return documented or "unknown"
+
+
+def safe(env_id):
+    """Return the name of an environment as it is written in names of folders."""
+    return re.sub("[/:]", "_", env_id)
+
+
+def name_in_default_folder(folder, config):
+    """Return the script in <env>__<script>__<seed>__<time>, which scripts name by themselves."""
+    before = re.escape(safe(config["env_id"])) + "__"
+    match = re.fullmatch(rf"{before}(.+)__{config['seed']}__\d+", folder.name)
+    return match[1] if match else ""
+
+
+@cache
+def syntax_tree(source):
+    """Return the syntax tree of a source; an empty one if it cannot be parsed."""
+    try:
+        return ast.parse(source)
+    except (SyntaxError, ValueError):
+        return ast.parse("")
+
+
+def name_in_docstring(source):
+    """Return the script that the docstring of a source tells you to run."""
+    text = ast.get_docstring(syntax_tree(source)) or ""
+    found = re.search(r"\bpython ([\w./-]+)\.py\b", text)
+    return Path(found[1]).name if found else ""
+
+
+def names_folder(command, folder):
+    """Tell whether a command says that the run is to be in this folder."""
+    for word, following in pairwise([*command, ""]):
+        flag, equals, value = word.partition("=")
+        if flag in ("--run-dir", "--run_dir", "--resume"):
+            named = value if equals else following
+            if Path(named).name == folder.name:
+                return True
+    return False
+
+
+def defaults_of(script, config, source):
+    """Return the defaults of all settings that a run has, or could have had.
+
+    Without its source they are those of the script in this checkout, for what the run has.
+    """
+    if source:
+        return read_defaults(source)
+    here = HERE.parent / f"{script}.py"
+    if not here.exists():
+        return {}
+    defaults = read_defaults(here.read_bytes())
+    return {name: value for name, value in defaults.items() if name in config}
+
+
+def read_defaults(source):
+    """Return the defaults in the class Args of a source, as far as they are plain values."""
+    defaults = {}
+    for node in syntax_tree(source).body:
+        if not (isinstance(node, ast.ClassDef) and node.name == "Args"):
+            continue
+        for field in node.body:
+            if isinstance(field, ast.AnnAssign) and field.value:
+                try:
+                    value = ast.literal_eval(field.value)
+                except ValueError:
+                    continue  # it is computed
+                # as config.toml has it
+                defaults[field.target.id] = list(value) if isinstance(value, tuple) else value
+    return defaults
+
+
+def flag(name, value):
+    """Write a setting as on the command line."""
+    name = name.replace("_", "-")
+    if value is True:
+        return f"--{name}"
+    if value is False:
+        return f"--no-{name}"
+    values = value if isinstance(value, list) else [value]
+    return f"--{name} {shlex.join(str(one) for one in values)}"
+
+
+def changed_settings(run, varied):
+    """Return as flags the settings that a name has to tell; varied are those of the task's runs."""
+    names = dict.fromkeys([*run.defaults, *run.config, *varied])
+    return [flag(name, run.config.get(name)) for name in names if is_named(run, name, varied)]
+
+
+def is_named(run, name, varied):
+    """Tell whether a setting differs from its default, or where none is known, among runs."""
+    if name in ASIDE:
+        return False
+    if name in UNNAMED and name not in varied:
+        return False
+    if name in run.defaults:
+        return run.config.get(name) != run.defaults[name]
+    return name in varied
 
 
 # --- published results ----------------------------------------------------------------------------
+class Published(NamedTuple):
+    """A result that others have published: a line of targets.csv."""
+
+    algorithm: str
+    env_id: str
+    steps: int
+    mean: float
+    spread: str
+    spread_kind: str
+    seeds: str
+    protocol: str
+    implementation: str
+    source: str
+
+
+class Comparison(NamedTuple):
+    """The published result that a row is compared with, and all means of about as many steps."""
+
+    best: Published | None
+    means: list[float]
+
+
 def algorithm(script):
     """Return which of the known algorithms the name of a script holds."""
-    return next((word for word in re.split("[_-]", script) if word in ALGORITHMS), "")
+    for word in re.split("[_-]", script):
+        if word in ALGORITHMS:
+            return word
+    return ""
 
 
 @cache
 def table_of(name):
     """Return the rows of a CSV file beside this one."""
     with open(HERE / name, newline="", encoding="utf-8") as file:
-        return [*csv.DictReader(file)]
+        return list(csv.DictReader(file))
+
+
+@cache
+def published_results():
+    """Return all lines of targets.csv."""
+    results = []
+    for row in table_of("targets.csv"):
+        numbers = {"steps": int(row["steps"]), "mean": float(row["mean"])}
+        results.append(Published(**(row | numbers)))
+    return results
 
 
 def comparable(one, other):
     """Tell whether returns on two environments may be compared: Gymnasium's pages on MuJoCo."""
-    alike = ["v2", "v3", "v4"] + ["v5"] * one.startswith("HalfCheetah-")
-    name, version = re.fullmatch(r"(.*?)-?(v\d+)?", one).groups()
-    base, number = re.fullmatch(r"(.*?)-?(v\d+)?", other).groups()
-    alike = name == base and version in alike and number in alike
-    return one == other or (alike and name not in ("Ant", "Humanoid"))
+    if one == other:
+        return True
+    pattern = r"(.*?)-?(v\d+)?"
+    name, version = re.fullmatch(pattern, one).groups()
+    other_name, other_version = re.fullmatch(pattern, other).groups()
+    alike = ["v2", "v3", "v4"]
+    if name == "HalfCheetah":
+        alike.append("v5")
+    if name != other_name or name in ("Ant", "Humanoid"):
+        return False
+    return version in alike and other_version in alike
 
 
-def target(script, env_id, steps, protocol):
-    """Return a published result of the nearest number of steps, and all means of that number."""
-    rows = [r for r in table_of("targets.csv") if r["algorithm"] == algorithm(script)]
-    rows = [r for r in rows if comparable(env_id, r["env_id"])]
-    rows = [r for r in rows if r["protocol"].startswith(protocol)]
-    if not rows:
-        return None, []
-    at = min((int(r["steps"]) for r in rows), key=lambda s: abs(math.log(s / steps)))
-    rows = [r for r in rows if int(r["steps"]) == at]
-    ranks = [(r["env_id"] == env_id, int(r["seeds"] or 0), float(r["mean"])) for r in rows]
-    return rows[ranks.index(max(ranks))], [float(r["mean"]) for r in rows]
+def compare(script, env_id, steps, protocol):
+    """Find the published results of a protocol whose number of steps is the nearest."""
+    fitting = [
+        result
+        for result in published_results()
+        if result.algorithm == algorithm(script)
+        and comparable(env_id, result.env_id)
+        and result.protocol.startswith(protocol)
+    ]
+    if not fitting:
+        return Comparison(None, [])
+    nearest = min(fitting, key=lambda result: abs(math.log(result.steps / steps))).steps
+    nearby = [result for result in fitting if result.steps == nearest]
+
+    def rank(result):
+        return result.env_id == env_id, int(result.seeds or 0), result.mean
+
+    return Comparison(max(nearby, key=rank), [result.mean for result in nearby])
 
 
 # --- statistics -----------------------------------------------------------------------------------
@@ -187,301 +521,782 @@ def interval(statistic, *tasks, draws=20_000):
     return np.percentile(statistic(np.concatenate(drawn, -1)), [2.5, 97.5])
 
 
-def judge(key, runs):
-    """Return what the tables say of a row's runs."""
-    script, label, env_id, steps = key
-    shared = set.intersection(*({*run.flags.items()} for run in runs))
-    words = [script, *[label] * bool(label)]
-    for name, flag in runs[0].flags.items():
-        words += [flag] * ((name, flag) in shared and f"{name.replace('-', '_')}=" not in label)
-    row = SimpleNamespace(key=key, runs=runs, name=" ".join(words))
-    row.env, row.steps = env_id + rules(runs[0].config), steps
-    row.pool = [run for run in runs if run.state != "living"] or runs
-    row.repeats = defaultdict(list)  # of each seed
-    for run in row.pool:
-        row.repeats[run.seed] += [run.score] * bool(run.evals)
-    row.scores = np.array([sum(same) / len(same) for same in row.repeats.values() if same])
-    row.published = {p: target(script, env_id, steps, p) for p in ("evaluation", "training")}
-    one = row.published["evaluation"][0] or row.published["training"][0]
-    row.short = bool(one) and steps < int(one["steps"]) / 2
-    known = [r for r in table_of("targets.csv") if r["algorithm"] == "random"]
-    untrained = [float(r["mean"]) for r in known if r["env_id"] == env_id]
-    row.measured = not untrained
-    untrained = untrained or [y for run in runs for x, y in run.evals if x == 0]
-    row.judged = bool(one and untrained and not row.short)
-    bad = [run for run in row.pool if run.state not in ("finished", "living")]
-    if row.judged:
-        row.random = sum(untrained) / len(untrained)
-        bar = row.random + 0.1 * (float(one["mean"]) - row.random)
-        bad += [run for run in row.pool if run.state == "finished" and run.score < bar]
-    row.failures = f"{len(bad)} of {len(row.pool)}" + ", early ends only" * (not row.judged)
-    tries = sum(run.tries for run in runs)
-    row.failures += f", {tries} more begun and not finished" * (tries > 0)
-    row.failures += ", by training" * bool(row.judged and not row.published["evaluation"][0])
-    return row
+def enough_for_interval(*tasks):
+    """Tell whether there are runs enough, of every task, for an interval to mean something."""
+    return all(len(task) >= 5 for task in tasks)
+
+
+# --- rows -----------------------------------------------------------------------------------------
+@dataclass(eq=False)
+class Row:
+    """The runs of a script, with some settings and versions, on a task."""
+
+    script: str
+    label: str  # settings that are not the defaults, versions in which runs differ
+    env_id: str
+    steps: int
+    runs: list[Run]
+
+    @property
+    def name(self):
+        return f"{self.script} {self.label}".strip()
+
+    @property
+    def environment(self):
+        return self.env_id + rules(self.runs[0].config)
+
+    @property
+    def task(self):
+        """Where the row belongs, in words."""
+        return f"{self.name}, {self.env_id}, {self.steps:,} steps"
+
+    @cached_property
+    def pool(self):
+        """The runs that count: those that have ended, or all if none has."""
+        return [run for run in self.runs if run.state != "living"] or self.runs
+
+    @cached_property
+    def scores_by_seed(self):
+        """The scores of all runs of each seed."""
+        found = defaultdict(list)
+        for run in self.pool:
+            found[run.seed] += [run.score] if run.evaluations else []
+        return found
+
+    @cached_property
+    def scores(self):
+        """One score per seed, as an array."""
+        found = self.scores_by_seed.values()
+        return np.array([mean_or_nan(scores) for scores in found if scores])
+
+    @cached_property
+    def evaluations(self):
+        """What is published of evaluations."""
+        return compare(self.script, self.env_id, self.steps, "evaluation")
+
+    @cached_property
+    def training(self):
+        """What is published of returns of training."""
+        return compare(self.script, self.env_id, self.steps, "training")
+
+    @property
+    def target(self):
+        """The published result that decides what is a failure, or None."""
+        return self.evaluations.best or self.training.best
+
+    @property
+    def is_short(self):
+        return self.target is not None and self.steps < self.target.steps / 2
+
+    @cached_property
+    def known_random(self):
+        """Returns of random actions, as published here."""
+        known = [result for result in published_results() if result.algorithm == "random"]
+        return [result.mean for result in known if result.env_id == self.env_id]
+
+    @cached_property
+    def random(self):
+        """The return of random actions, or of untrained agents; NaN if neither is known."""
+        untrained = []
+        for run in self.runs:
+            untrained += [score for step, score in run.evaluations if step == 0]
+        return mean_or_nan(self.known_random or untrained)
+
+    @property
+    def is_judged(self):
+        """Whether scores decide what is a failure."""
+        return self.target is not None and not math.isnan(self.random) and not self.is_short
+
+    def normalised(self, score):
+        """Return a score where 0 is random and 1 is published."""
+        return (score - self.random) / (self.target.mean - self.random)
+
+    def has_failed(self, run):
+        """Tell whether a run ended early, or learned next to nothing."""
+        if run.ended_early:
+            return True
+        if run.state == "living" or not self.is_judged:
+            return False
+        return run.score < self.random + 0.1 * (self.target.mean - self.random)
+
+
+def rows_of(runs):
+    """Sort runs into rows; return these and the names of what keeps runs of a task apart.
+
+    A run without a summary, which has no versions, has those of the others if these agree.
+    """
+    tasks = defaultdict(list)
+    for run in sorted(runs, key=lambda run: run.seed):
+        tasks[run.script, run.env_id, run.steps].append(run)
+    rows = []
+    apart = set()
+    for (script, env_id, steps), group in sorted(tasks.items()):
+        traits = [traits_of(run, shared_versions(group)) for run in group]
+        varied = varied_names(traits)
+        apart |= varied
+        alike = defaultdict(list)
+        for run, trait in zip(group, traits, strict=True):
+            values = [str(trait.get(name)) for name in sorted(varied)]
+            alike[label_of(run, trait, varied), *values].append(run)
+        for (label, *_), same in sorted(alike.items()):
+            rows.append(Row(script, label, env_id, steps, same))
+    return rows, sorted(apart)
+
+
+def shared_versions(runs):
+    """Return the versions of all runs that have any, if these agree."""
+    known = [run.versions for run in runs if run.versions]
+    if known and all(versions == known[0] for versions in known):
+        return known[0]
+    return {}
+
+
+def traits_of(run, versions):
+    """Return all in which runs of a task may differ so that they are not of one row."""
+    traits = {name: value for name, value in run.config.items() if name not in ASIDE}
+    return traits | {"script.py": run.source} | (run.versions or versions)
+
+
+def varied_names(traits):
+    """Return the names whose value is not the same in all."""
+    names = {name for trait in traits for name in trait}
+    return {name for name in names if len({str(trait.get(name)) for trait in traits}) > 1}
+
+
+def label_of(run, traits, varied):
+    """Return what a row is named by besides its script: settings as flags, then versions."""
+    words = changed_settings(run, [name for name in sorted(varied) if name not in VERSIONS])
+    for name in VERSIONS:
+        if name in varied:
+            words.append(f"{name}={traits.get(name) or 'unknown'}")
+    return " ".join(words)
 
 
 # --- tables ---------------------------------------------------------------------------------------
+def markdown(lines):
+    """Return a table of lines, each a dict by title; notes below it hold what is too long."""
+    notes = []
+    titles = list(lines[0])
+    rows = [titles, ["---"] * len(titles)]
+    for line in lines:
+        rows.append([shorten(str(cell), notes).replace("|", "\\|") for cell in line.values()])
+    text = "\n"
+    for row in rows:
+        text += f"| {' | '.join(row)} |\n"
+    for number, note in enumerate(notes, 1):
+        text += f"\nNote {number}: {note}\n"
+    return text
+
+
+def shorten(cell, notes):
+    """Return a cell that is not too long, which may point to one of the notes."""
+    if len(cell) <= LONGEST:
+        return cell
+    if cell not in notes:
+        notes.append(cell)
+    return textwrap.shorten(cell, LONGEST, placeholder=f" ... (note {notes.index(cell) + 1})")
+
+
+def fitted(lines):
+    """Return a table that fits the terminal: in columns, or else a block for each line."""
+    width = shutil.get_terminal_size().columns
+    rows = [[str(cell) for cell in line.values()] for line in lines]
+    rows.insert(0, list(lines[0]))
+    widths = column_widths(rows, width)
+    if widths is None:
+        return blocks(rows, width)
+    return columns(rows, widths)
+
+
+def column_widths(rows, width):
+    """Return widths of columns that fit beside each other without broken words, or None."""
+    widths = []
+    least = []
+    for cells in zip(*rows, strict=True):
+        words = " ".join(cells).split()
+        widths.append(max(len(cell) for cell in cells))
+        least.append(max((len(word) for word in words), default=0))
+    gaps = 2 * (len(widths) - 1)
+    while sum(widths) + gaps > width:
+        wide = [place for place, size in enumerate(widths) if size > least[place]]
+        if not wide:
+            return None
+        widths[max(wide, key=lambda place: widths[place])] -= 1
+    return widths
+
+
+def columns(rows, widths):
+    """Return rows in columns of these widths, their cells wrapped."""
+    text = ""
+    for row in rows:
+        cells = [wrap(cell, width) for cell, width in zip(row, widths, strict=True)]
+        for parts in zip_longest(*cells, fillvalue=""):
+            padded = [part.ljust(width) for part, width in zip(parts, widths, strict=True)]
+            text += "  ".join(padded).rstrip() + "\n"
+    return f"\n{text}"
+
+
+def blocks(rows, width):
+    """Return a block for every row, a line "title  cell" for every cell."""
+    titles, *rows = rows
+    indent = max(len(title) for title in titles) + 2
+    text = ""
+    for row in rows:
+        text += "\n"
+        for title, cell in zip(titles, row, strict=True):
+            first, *more = wrap(cell, max(width - indent, 20))
+            text += f"{title.ljust(indent)}{first}\n"
+            for part in more:
+                text += " " * indent + part + "\n"
+    return text
+
+
+def wrap(cell, width):
+    """Return the lines of a cell, at least one."""
+    options = {"break_long_words": False, "break_on_hyphens": False}
+    return textwrap.wrap(cell, width, **options) or [""]
+
+
+# --- cells ----------------------------------------------------------------------------------------
 def number(x):
     """Write a return with three digits at least."""
     return f"{x:.0f}" if abs(x) >= 100 else f"{x:.3g}"
 
 
 def estimate(statistic, *tasks):
-    """Write a statistic with its interval, or with the range of less than five runs."""
+    """Write a statistic with its interval, or with the range of few runs."""
     runs = np.concatenate(tasks)
-    if not len(runs):
+    if len(runs) == 0:
         return "none"
-    if len(runs) > 4:
-        ends = f" [{', '.join(map(number, interval(statistic, *tasks)))}]"
-    else:
-        ends = f" ({number(runs.min())} to {number(runs.max())})" * (len(runs) > 1)
-    return number(statistic(runs)) + ends
+    text = number(statistic(runs))
+    if enough_for_interval(*tasks):
+        low, high = interval(statistic, *tasks)
+        text += f" [{number(low)}, {number(high)}]"
+    elif len(runs) > 1:
+        text += f" ({number(runs.min())} to {number(runs.max())})"
+    return text
 
 
-def by_seed(run):
+def score_of_seed(run):
     """Write a run's score, and how far it came unless it has finished."""
-    score = f"{run.seed}: {number(run.score) if run.evals else 'none'}"
-    reached = f" ({run.state}, {run.step:,} of {run.steps:,} steps)"
-    return score + reached * (run.state != "finished")
+    text = f"{run.seed}: {number(run.score) if run.evaluations else 'none'}"
+    if run.state != "finished":
+        text += f" ({run.state}, {run.step:,} of {run.steps:,} steps)"
+    return text
 
 
-def cite(row, protocol):
+def seeds_of(row):
+    """Write how many seeds a row has, and what they allow to say."""
+    count = len(row.scores_by_seed)
+    if count >= 10:
+        text = f"{count}, claim"
+    elif count >= 5:
+        text = f"{count}, exploratory"
+    elif count >= 2:
+        text = f"{count}, smoke"
+    else:
+        text = f"{count}, anecdote"
+    living = sum(run.state == "living" for run in row.runs)
+    if living:
+        text += f", {living} living"
+    return text
+
+
+def failures_of(row):
+    """Write how many runs failed, and by what they are judged."""
+    failed = sum(row.has_failed(run) for run in row.pool)
+    tries = sum(run.tries for run in row.runs)
+    text = f"{failed} of {len(row.pool)}"
+    if not row.is_judged:
+        text += ", early ends only"
+    if tries:
+        text += f", {tries} more begun and not finished"
+    if row.is_judged and not row.evaluations.best:
+        text += ", by training"
+    return text
+
+
+def cite(row, comparison):
     """Write a published result, its spread, and what differs."""
-    one, means = row.published[protocol]
-    if not one:
+    best = comparison.best
+    if not best:
         return "none known"
-    seeds = f"{one['seeds']} seeds" if one["seeds"] else ""
-    kind, _, over = one["spread_kind"].partition(" ")
-    spread = f"{kind} {one['spread']} {over}".replace("over seeds", f"over {seeds}")
-    words = [spread if over else seeds]
-    words += [f"on {one['env_id']}"] * (one["env_id"] != row.key[2])
-    words += [f"at {int(one['steps']):,} steps"] * (int(one["steps"]) != row.steps)
-    words += [one["implementation"]]
+    words = []
+    seeds = f"{best.seeds} seeds" if best.seeds else ""
+    kind, _, over = best.spread_kind.partition(" ")  # such as "sd over seeds", or nothing
+    if over:
+        words.append(f"{kind} {best.spread} {over.replace('over seeds', f'over {seeds}')}")
+    elif seeds:
+        words.append(seeds)
+    if best.env_id != row.env_id:
+        words.append(f"on {best.env_id}")
+    if best.steps != row.steps:
+        words.append(f"at {best.steps:,} steps")
+    words.append(best.implementation)
+    means = comparison.means
     if len(means) > 1:
-        words += [f"one of {len(means)}, {number(min(means))} to {number(max(means))}"]
-    return f"{number(float(one['mean']))} ({', '.join(filter(None, words))})"
+        words.append(f"one of {len(means)}, {number(min(means))} to {number(max(means))}")
+    return f"{number(best.mean)} ({', '.join(words)})"
 
 
-def markdown(titles, lines):
-    """Return a table."""
-    lines = [titles, ["---"] * len(titles), *lines]
-    return "\n" + "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
-
-
-def scores(rows, seeds=True):
+# --- what is printed ------------------------------------------------------------------------------
+def scores(rows, table, by_seed=True):
     """Return the table of scores, and one over tasks for scripts that have several."""
-    titles = [*HEAD, "seeds", *["score by seed"] * seeds, "mean", "IQM", "minimum", "failures"]
-    lines, tasks = [], defaultdict(dict)
+    lines = [score_line(row) for row in rows]
+    if not by_seed:
+        for line in lines:
+            del line["score by seed"]
+    return table(lines) + pooled_scores(rows, table)
+
+
+def score_line(row):
+    """Return the cells of a row of the table of scores."""
+    few = len(row.scores) < 4
+    return {
+        "script": row.name,
+        "environment": row.environment,
+        "steps": f"{row.steps:,}, short" if row.is_short else f"{row.steps:,}",
+        "seeds": seeds_of(row),
+        "score by seed": ", ".join(score_of_seed(run) for run in row.runs),
+        "mean": estimate(mean, row.scores),
+        "IQM": "the mean" if few else estimate(iqm, row.scores),
+        "minimum": number(row.scores.min()) if len(row.scores) else "none",
+        "failures": failures_of(row),
+        "published evaluations": cite(row, row.evaluations),
+    }
+
+
+def pooled_scores(rows, table):
+    """Return the table over all tasks of scripts that have several; of each the most seeds."""
+    tasks = defaultdict(dict)
     for row in rows:
-        n, living = len(row.repeats), sum(run.state == "living" for run in row.runs)
-        label = ["anecdote", "smoke", "exploratory", "claim"][(n > 1) + (n > 4) + (n > 9)]
-        line = [row.name, row.env, f"{row.steps:,}" + ", short" * row.short]
-        line += [f"{n}, {label}" + f", {living} living" * (living > 0)]
-        line += [", ".join(map(by_seed, row.runs))] * seeds
-        line += [
-            estimate(mean, row.scores),
-            estimate(iqm, row.scores) if len(row.scores) > 3 else "the mean",
-        ]
-        line += [number(row.scores.min()) if len(row.scores) else "none", row.failures]
-        lines.append([*line, cite(row, "evaluation")])
-        one, _ = row.published["evaluation"]
-        if one and row.judged and len(row.scores) > len(tasks[row.name].get(row.env, ())):
-            scale = float(one["mean"]) - row.random
-            tasks[row.name][row.env] = (row.scores - row.random) / scale
-    text = markdown([*titles, "published evaluations"], lines)
-    several = {name: [*of.values()] for name, of in tasks.items() if len(of) > 1}
-    lines = [[k, len(v), sum(map(len, v)), estimate(iqm, *v)] for k, v in several.items()]
-    heading = "\nAll tasks that are not short; 0 is random, 1 is published:\n"
-    return text + (heading + markdown(["script", "tasks", "runs", "IQM"], lines) if lines else "")
+        known = tasks[row.name].get(row.environment, ())
+        if row.evaluations.best and row.is_judged and len(row.scores) > len(known):
+            tasks[row.name][row.environment] = row.normalised(row.scores)
+    lines = []
+    for name, by_environment in tasks.items():
+        arrays = list(by_environment.values())
+        if len(arrays) > 1:
+            runs = sum(len(array) for array in arrays)
+            pooled = estimate(iqm, *arrays)
+            lines.append({"script": name, "tasks": len(arrays), "runs": runs, "IQM": pooled})
+    if not lines:
+        return ""
+    return "\nAll tasks that are not short; 0 is random, 1 is published:\n" + table(lines)
 
 
 def remarks(rows, apart):
     """Return what a reader could overlook, then what the words mean."""
-    lines = [f"Kept apart, as they differ: {', '.join(apart)}."] if apart else []
+    lines = []
+    if apart:
+        lines.append(f"Kept apart, as they differ: {', '.join(apart)}.")
     for row in rows:
-        seeds, where = (
-            [run.seed for run in row.runs],
-            f"{row.name}, {row.key[2]}, {row.steps:,} steps",
-        )
+        seeds = [run.seed for run in row.runs]
         if min(seeds) < 101 <= max(seeds):
-            lines += [f"Warning: {where}: seeds up to 100, for tuning, are mixed with later ones."]
-        for seed, same in row.repeats.items():
-            if len(same) > 1:
-                sds = [f"{number(np.std(x, ddof=1))}" for x in (same, row.scores) if len(x) > 1]
-                sds = f"sd {', of all seeds '.join(sds)}"
-                lines += [
-                    f"{where}: seed {seed} counts once, as the mean of {len(same)} runs: {sds}."
-                ]
-    names = sorted({row.key[2] for row in rows if row.judged and row.measured})
-    lines += [f"Random is the evaluation at step 0: {', '.join(names)}."] * bool(names)
+            what = "seeds up to 100, for tuning, are mixed with later ones."
+            lines.append(f"Warning: {row.task}: {what}")
+        lines += repeated_seeds(row)
+    measured = {row.env_id for row in rows if row.is_judged and not row.known_random}
+    if measured:
+        lines.append(f"Random is the evaluation at step 0: {', '.join(sorted(measured))}.")
     return "".join(f"\n{line}\n" for line in lines) + NOTES
 
 
-def details(rows):
+def repeated_seeds(row):
+    """Return a line for each seed that ran several times: what differs within it is chance."""
+    lines = []
+    for seed, same in row.scores_by_seed.items():
+        if len(same) < 2:
+            continue
+        deviations = number(np.std(same, ddof=1))
+        if len(row.scores) > 1:
+            deviations += f", of all seeds {number(np.std(row.scores, ddof=1))}"
+        counts = f"seed {seed} counts once, as the mean of {len(same)} runs"
+        lines.append(f"{row.task}: {counts}: sd {deviations}.")
+    return lines
+
+
+def details(rows, table):
     """Return returns of training, times, machines and the sources of published results."""
-    training, times, machines, sources = [], [], defaultdict(list), []
-    for row in rows:
-        head = [row.name, row.env, f"{row.steps:,}"]
-        found = np.array([run.training for run in row.pool if not math.isnan(run.training)])
-        training.append(
-            [*head, number(mean(found)) if len(found) else "none", cite(row, "training")]
-        )
-        minutes = sum(run.seconds for run in row.runs) / len(row.runs) / 60
-        speeds = ", ".join(f"{run.seed}: {run.sps:.0f}" for run in row.runs)
-        shares = [f"{100 * share:.1f} %" for share in np.mean([run.shares for run in row.runs], 0)]
-        times.append([*head, f"{minutes:.0f} min", speeds, *shares])
-        for machine in sorted({run.machine for run in row.runs}):
-            machines[machine].append(f"{row.name} on {row.key[2]}")
-        for one in (one for one, _ in row.published.values() if one):
-            name = f"{one['implementation']}, {one['env_id']}, {int(one['steps']):,} steps"
-            sources.append(f"- {name}: {one['protocol']} ({one['source']})\n")
     text = "\nReturns of training are means of the last 100 episodes.\n"
-    text += markdown([*HEAD, "training", "published returns of training"], training)
-    text += markdown([*HEAD, "wall-clock", "steps/s by seed", *TIMES], times) + "\n"
+    text += table([training_line(row) for row in rows])
+    text += table([time_line(row) for row in rows])
+    return text + list_of_machines(rows) + list_of_sources(rows)
+
+
+def training_line(row):
+    """Return the cells of a row of the table of training."""
+    found = [run.training for run in row.pool if not math.isnan(run.training)]
+    return {
+        "script": row.name,
+        "environment": row.environment,
+        "steps": f"{row.steps:,}",
+        "training": number(mean_or_nan(found)) if found else "none",
+        "published returns of training": cite(row, row.training),
+    }
+
+
+def time_line(row):
+    """Return the cells of a row of the table of times."""
+    minutes = mean_or_nan([run.seconds for run in row.runs]) / 60
+    shares = np.mean([run.shares for run in row.runs], 0)
+    cells = {
+        "script": row.name,
+        "environment": row.environment,
+        "steps": f"{row.steps:,}",
+        "wall-clock": f"{minutes:.0f} min",
+        "steps/s by seed": ", ".join(f"{run.seed}: {run.sps:.0f}" for run in row.runs),
+    }
+    for name, share in zip(TIMES, shares, strict=True):
+        cells[name] = f"{100 * share:.1f} %"
+    return cells
+
+
+def list_of_machines(rows):
+    """Return a line for each machine, with what ran there if there are several."""
+    machines = defaultdict(list)
+    for row in rows:
+        for machine in sorted({run.machine for run in row.runs}):
+            machines[machine].append(f"{row.name} on {row.env_id}")
+    text = "\n"
     for machine, names in machines.items():
-        text += f"- {machine}" + f": {', '.join(names)}" * (len(machines) > 1) + "\n"
+        where = f": {', '.join(names)}" if len(machines) > 1 else ""
+        text += f"- {machine}{where}\n"
+    return text
+
+
+def list_of_sources(rows):
+    """Return a line for each published result that a row is compared with."""
+    lines = {}  # each once, in order
+    for row in rows:
+        for best in (row.evaluations.best, row.training.best):
+            if best:
+                name = f"{best.implementation}, {best.env_id}, {best.steps:,} steps"
+                lines[f"- {name}: {best.protocol} ({best.source})\n"] = None
+    if not lines:
+        return ""
     heading = "\nWhere the published results come from, and how they were counted:\n\n"
-    return text + heading * bool(sources) + "".join(dict.fromkeys(sources))
+    return heading + "".join(lines)
 
 
 # --- learning curves ------------------------------------------------------------------------------
+# Okabe and Ito's colours, which most people can tell apart, and three more
+COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#882255",
+    "#999933",
+    "#332288",
+)
+GREY = "0.55"
+DASHES = ("--", ":", "-.", (0, (6, 2, 1, 2, 1, 2)))  # of published curves
+
+
+class Curve(NamedTuple):
+    """A published learning curve."""
+
+    name: str
+    steps: np.ndarray
+    returns: np.ndarray
+
+
 def steps_word(x, _=None):
     """Write a number of steps: 0, 200k, 1M."""
-    scale, unit = (1e6, "M") if abs(x) >= 1e6 else (1e3, "k") if abs(x) >= 1e3 else (1, "")
-    return f"{x / scale:g}{unit}"
+    if abs(x) >= 1e6:
+        return f"{x / 1e6:g}M"
+    if abs(x) >= 1e3:
+        return f"{x / 1e3:g}k"
+    return f"{x:g}"
 
 
-def draw(axes, rows, styles, versions):
-    """Draw the rows of an environment: seeds thin, mean or IQM thick, published curves grey.
-
-    styles and versions are those of the whole figure, by name, and get what is new.
-    """
-    script, _, env_id, _ = rows[0].key
-    end, curves = max(row.steps for row in rows), defaultdict(list)
-    for r in table_of("reference_curves.csv"):
-        if r["algorithm"] == algorithm(script) and comparable(env_id, r["env_id"]):
-            name = r["implementation"] + ", training" * (r["protocol"] == "training")
-            curves[name, r["env_id"]].append((float(r["step"]), float(r["return"])))
-    for (name, other), points in curves.items():
-        x, y = np.array(points).T
-        if any((x > 0) & (x <= end)):
-            line = [*x[x < end], end], [*y[x < end], np.interp(end, x, y)]
-            versions[name].add(other.split("-")[-1])
-            style = styles.setdefault(name, {"ls": "- -- : -.".split()[len(versions) % 4 - 1]})
-            axes.plot(*line, color="0.55", lw=1.2, label=name, zorder=1, **style)
+def plot(rows, folder):
+    """Write a figure for each environment and return the paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = defaultdict(list)
     for row in rows:
-        same = sum(other.name == row.name for other in rows[: rows.index(row)])
-        taken = sum("color" in style for style in styles.values())
-        style = styles.setdefault((row.name, same), {"color": COLOURS[taken % len(COLOURS)]})
-        done = [run for run in row.runs if run.state == "finished" and run.evals]
-        for run in (run for run in row.runs if run.evals):
-            axes.plot(*zip(*run.evals, strict=True), lw=0.7, alpha=0.55, zorder=2, **style)
-            if run.state not in ("finished", "living"):
-                axes.plot(*run.evals[-1], "x", zorder=4, **style)
-        if not done:
-            continue
-        x = sorted(set.intersection(*({step for step, _ in run.evals} for run in done)))
-        values = np.array([[dict(run.evals)[step] for run in done] for step in x])
-        name, centre = ("mean", mean) if len(done) < 4 else ("IQM", iqm)
-        words = [row.key[1] or script]
-        words += [f"{steps_word(row.steps)} steps"] * any(r.steps != row.steps for r in rows)
-        words += [f"{name} of {len(done)} seeds" if len(done) > 1 else "1 seed"]
-        words += ["range" if len(done) < 5 else "95 % interval"] * (len(done) > 2)
-        word = ", ".join(words)
-        axes.plot(x, centre(values), lw=2.2, label=word, zorder=3, **style)
-        if len(done) > 2:
-            ends = values.min(1), values.max(1)
-            if len(done) > 4:
-                ends = np.array([interval(centre, line, draws=2000) for line in values]).T
-            axes.fill_between(x, *ends, alpha=0.2, lw=0, zorder=2, **style)
-    axes.set_title(rows[0].env, fontsize=9)
-    axes.set_xlim(0, end)
+        figures[row.env_id].append(row)
+    colours = {}  # of all figures, by name, so that a script has the same in each
+    paths = []
+    for env_id, group in figures.items():
+        path = folder / f"{safe(env_id)}.png"
+        draw_figure(group, colours, path)
+        paths.append(path)
+    return paths
+
+
+def draw_figure(rows, colours, path):
+    """Draw the rows of an environment, in panels of runs that are about as long."""
+    from matplotlib.figure import Figure  # tables do not need it
+
+    panels = panels_of(rows)
+    across = min(len(panels), 2)
+    down = math.ceil(len(panels) / across)
+    figure = Figure(layout="constrained")
+    axes = figure.subplots(down, across, squeeze=False).ravel()
+    several = len({algorithm(row.script) for row in rows}) > 1
+    for one, group in zip(axes, panels, strict=False):
+        known = draw_panel(one, group, colours)
+        for name, colour in known.items():
+            end = max(row.steps for row in group)
+            draw_published(one, name, group[0].env_id, end, colour if several else GREY)
+    for one in axes[len(panels) :]:
+        one.remove()
+    lines = legend_of(axes[: len(panels)])
+    names = ["\n".join(wrap(plain(name), 60)) for name in lines]
+    height = sum(1 + name.count("\n") for name in names) / 2
+    figure.set_size_inches(8, 2.7 * down + 0.2 * math.ceil(height))
+    figure.legend(
+        lines.values(),
+        names,
+        loc="outside lower center",
+        fontsize=8,
+        frameon=False,
+        ncols=2,
+    )
+    figure.savefig(path, dpi=150, metadata={"Software": None})  # no version: the same bytes again
+
+
+def plain(text):
+    """Return a text that Matplotlib takes for no formula."""
+    return text.replace("$", r"\$")
+
+
+def panels_of(rows):
+    """Sort rows into lists of one protocol whose runs differ in length by 5 times at most."""
+    panels = []
+    for row in sorted(rows, key=lambda row: (row.environment, row.steps)):
+        first = panels[-1][0] if panels else None
+        if first and first.environment == row.environment and row.steps <= 5 * first.steps:
+            panels[-1].append(row)
+        else:
+            panels.append([row])
+    return panels
+
+
+def legend_of(axes):
+    """Return all lines that have a label, once each, ours first."""
+    lines = [line for one in axes for line in one.lines if not line.get_label().startswith("_")]
+    lines.sort(key=lambda line: -line.zorder)
+    return {line.get_label(): line for line in lines}
+
+
+def draw_panel(axes, rows, colours):
+    """Draw rows of an environment; return the colours of their algorithms."""
+    known = {}
+    for row in rows:
+        # rows of one name differ in their number of steps
+        same_name = [other for other in rows if other.name == row.name]
+        key = row.name, same_name.index(row)
+        colour = colours.setdefault(key, COLOURS[len(colours) % len(COLOURS)])
+        known.setdefault(algorithm(row.script), colour)
+        draw_row(axes, row, label_of_curve(row, len(same_name) > 1), colour)
+    axes.set_title(plain(rows[0].environment), fontsize=9)
+    axes.set_xlabel("environment steps", fontsize=8)
+    axes.set_ylabel("return of evaluations", fontsize=8)
+    axes.tick_params(labelsize=8)
+    axes.set_xlim(0, max(row.steps for row in rows))
     axes.locator_params(axis="x", nbins=6)
     axes.xaxis.set_major_formatter(steps_word)
     axes.grid(color="0.92", lw=0.6)
     axes.spines[["top", "right"]].set_visible(False)
+    return known
 
 
-def plot(rows, folder):
-    """Write a figure per script, a panel per environment, and return the paths."""
-    from matplotlib.figure import Figure  # tables do not need it
+def finished_seeds(row):
+    """Return the runs that a row's thick line stands for, by seed."""
+    seeds = defaultdict(list)
+    for run in row.runs:
+        if run.state == "finished" and run.evaluations:
+            seeds[run.seed].append(dict(run.evaluations))  # {step: score}
+    return seeds
 
-    folder.mkdir(parents=True, exist_ok=True)
-    scripts, paths = defaultdict(lambda: defaultdict(list)), []
-    for row in rows:
-        scripts[row.key[0]][row.env].append(row)
-    for script, panels in scripts.items():
-        across, styles, versions = min(len(panels), 2), {}, defaultdict(set)
-        down = math.ceil(len(panels) / across)
-        figure = Figure(layout="constrained")
-        axes = figure.subplots(down, across, squeeze=False).ravel()
-        for one, group in zip(axes, panels.values(), strict=False):
-            draw(one, group, styles, versions)
-            one.set_xlabel("environment steps", fontsize=8)
-            one.set_ylabel("return of evaluations", fontsize=8)
-            one.tick_params(labelsize=8)
-        lines = [line for one in axes for line in one.lines if line.get_label()[0] != "_"]
-        lines = {line.get_label(): line for line in sorted(lines, key=lambda line: -line.zorder)}
-        names = [f"{n} ({', '.join(sorted(versions[n]))})" if n in versions else n for n in lines]
-        columns = 2 if max(map(len, [*names, ""])) < 60 else 1
-        figure.set_size_inches(8, 2.7 * down + 0.2 * math.ceil(len(names) / columns))
-        options = {"fontsize": 8, "frameon": False, "ncols": columns}
-        figure.legend(lines.values(), names, loc="outside lower center", **options)
-        for one in axes[len(panels) :]:
-            one.remove()
-        paths.append(folder / f"{script}.png")
-        figure.savefig(paths[-1], dpi=150, metadata={"Software": None})
-    return paths
+
+def centre_of(seeds):
+    """Return the name and the function of what stands for seeds."""
+    return ("mean", mean) if len(seeds) < 4 else ("IQM", iqm)
+
+
+def label_of_curve(row, with_steps):
+    """Return what the legend says of a row."""
+    seeds = finished_seeds(row)
+    words = [row.name]
+    if with_steps:
+        words.append(f"{steps_word(row.steps)} steps")
+    if len(seeds) == 1:
+        words.append("1 seed")
+    else:
+        name, _ = centre_of(seeds)
+        words.append(f"{name} of {len(seeds)} seeds")
+    if enough_for_interval(seeds):
+        words.append("95 % interval")
+    elif len(seeds) > 2:
+        words.append("range")
+    return ", ".join(words)
+
+
+def draw_row(axes, row, label, colour):
+    """Draw runs thin, with a cross where one ended early, and the mean or IQM of seeds thick."""
+    for run in row.runs:
+        if run.evaluations:
+            axes.plot(*zip(*run.evaluations, strict=True), lw=0.7, alpha=0.5, color=colour)
+            if run.ended_early:
+                axes.plot(*run.evaluations[-1], "x", zorder=4, color=colour)
+    seeds = finished_seeds(row)
+    if not seeds:
+        return
+    steps, scores = scores_at_steps(seeds)
+    _, centre = centre_of(seeds)
+    axes.plot(steps, centre(scores), lw=2.2, label=label, zorder=3, color=colour)
+    if len(seeds) > 2:
+        low, high = scores.min(1), scores.max(1)
+        if enough_for_interval(seeds):
+            ends = [interval(centre, line, draws=2000) for line in scores]
+            low, high = np.transpose(ends)
+        axes.fill_between(steps, low, high, alpha=0.15, lw=0, color=colour)
+
+
+def scores_at_steps(seeds):
+    """Return the steps at which all runs were evaluated, and scores there, [steps, seeds]."""
+    runs = [run for same in seeds.values() for run in same]
+    steps = sorted(set.intersection(*(set(run) for run in runs)))
+    scores = [
+        [mean_or_nan([run[step] for run in same]) for same in seeds.values()] for step in steps
+    ]
+    return steps, np.array(scores)
+
+
+def draw_published(axes, name, env_id, end, colour):
+    """Draw the published curves of an algorithm."""
+    curves = published_curves(name, env_id)
+    for number, curve in enumerate(curves):
+        steps, returns = curve.steps, curve.returns
+        shown = steps < end
+        if not any((steps > 0) & (steps <= end)):
+            continue
+        axes.plot(
+            [*steps[shown], end],
+            [*returns[shown], np.interp(end, steps, returns)],
+            color=colour,
+            ls=DASHES[number % len(DASHES)],
+            lw=1.2,
+            label=curve.name,
+            zorder=1,
+        )
+
+
+@cache
+def published_curves(name, env_id):
+    """Return the published curves of an algorithm that may be compared with an environment."""
+    points = defaultdict(list)
+    for row in table_of("reference_curves.csv"):
+        if row["algorithm"] == name and comparable(env_id, row["env_id"]):
+            words = f"{name.upper()}, {row['implementation']}"
+            if row["protocol"] == "training":
+                words += ", training"
+            words += f" ({row['env_id'].split('-')[-1]})"
+            points[words].append((float(row["step"]), float(row["return"])))
+    return [Curve(words, *np.transpose(found)) for words, found in points.items()]
 
 
 # --- main -----------------------------------------------------------------------------------------
+def say(text):
+    """Print to whoever still reads: head may have seen enough."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+
+
+def run_folders(names):
+    """Return the run folders that names or patterns stand for, each once."""
+    found = {}
+    for name in names:
+        paths = [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True))
+        for path in paths or [name]:
+            for folder in runs_within(Path(path)):
+                found.setdefault(folder.resolve(), folder)
+    return sorted(found.values())
+
+
+def runs_within(path):
+    """Return all run folders in a folder, at any depth; itself if it is one, or has none.
+
+    Hidden folders are left out: benchmark.sh puts unfinished runs aside there.
+    """
+    found = []
+    for folder, subfolders, files in os.walk(path):
+        if "config.toml" in files:
+            found.append(Path(folder))
+            subfolders.clear()
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+    return found or [path]
+
+
 def results(folders):
     """Return the rows of run folders and what kept them apart; exit with 2 if none is a run."""
     runs = []
     for folder in folders:
         try:
             runs.append(read(folder))
-        except (OSError, EOFError, KeyError, ValueError) as error:
+        except NO_RUN as error:
             print(f"not counted: {folder} is no run ({error!r:.150})", file=sys.stderr)
     if not runs:
         print("error: folders names no run: name others", file=sys.stderr)
         raise SystemExit(2)
-    rows, apart = split(runs)
-    return [judge(*item) for item in rows.items()], apart
+    return rows_of(runs)
 
 
 def readme(root):
     """Return README's text with its tables made anew, and their rows."""
-    found = [sorted((root / "results" / name).glob("*/*")) for name in SCRIPTS]
-    rows, apart = results(sum(found, []))
-    before, rest = (root / "README.md").read_text("utf-8").split(MARKS[0])
-    rows.sort(key=lambda row: SCRIPTS.index(row.key[0]))
-    text = scores(rows, seeds=False) + remarks(rows, apart) + "\n"
-    for script in dict.fromkeys(row.key[0] for row in rows):
-        text += f"![Learning curves of {script}.py](results/plots/{script}.png)\n"
-    return before + MARKS[0] + text + MARKS[1] + rest.split(MARKS[1])[1], rows
+    folders = []
+    for script in SCRIPTS:
+        folders += sorted((root / "results" / script).glob("*/*"))
+    rows, apart = results(folders)
+    rows.sort(key=lambda row: SCRIPTS.index(row.script))
+    text = scores(rows, markdown, by_seed=False) + remarks(rows, apart) + "\n"
+    for env_id in dict.fromkeys(row.env_id for row in rows):
+        text += f"![Learning curves on {env_id}](results/plots/{safe(env_id)}.png)\n"
+    first, last = MARKS
+    before, rest = (root / "README.md").read_text("utf-8").split(first)
+    _, after = rest.split(last)
+    return before + first + text + last + after, rows
 
 
 def main():
     """Print the tables of the runs given, or write README's."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folders", nargs="*", help="run folders, or patterns such as 'runs/*'")
+    parser.add_argument(
+        "folders", nargs="*", help="run folders, folders of runs, or patterns such as 'runs/*'"
+    )
     parser.add_argument("--plots", type=Path, metavar="FOLDER", help="write learning curves as PNG")
+    parser.add_argument("--markdown", action="store_true", help="print Markdown on a terminal, too")
     parser.add_argument("--readme", action="store_true", help="write README's results and plots")
     args = parser.parse_args()
+    if not (args.readme or args.folders):
+        parser.error("name run folders, or --readme")
+    sys.stdout.reconfigure(errors="backslashreplace")  # for terminals that lack a letter
     if args.readme:
         text, rows = readme(HERE.parent)
         (HERE.parent / "README.md").write_text(text, "utf-8")
         args.plots = HERE.parent / "results" / "plots"
-    elif args.folders:
-        named = [glob.glob(name) or [name] for name in args.folders]
-        rows, apart = results(sorted({Path(path) for paths in named for path in paths}))
-        print((scores(rows) + remarks(rows, apart) + details(rows)).strip())
     else:
-        parser.error("name run folders, or --readme")
-    for path in plot(rows, args.plots) if args.plots else ():
-        print(f"\n{path}")
+        table = fitted if sys.stdout.isatty() and not args.markdown else markdown
+        rows, apart = results(run_folders(args.folders))
+        text = scores(rows, table) + remarks(rows, apart) + details(rows, table)
+        say(text.strip())
+    if args.plots:
+        try:
+            paths = plot(rows, args.plots)
+        except OSError as error:
+            print(f"error: --plots cannot write ({error}): name another folder", file=sys.stderr)
+            raise SystemExit(2) from None
+        for path in paths:
+            say(f"\n{path}")
 
 
 if __name__ == "__main__":

@@ -5,140 +5,342 @@ is timed from its launch to --first steps, then stopped by a signal. Afterwards 
 one at a time, a window of --seconds each and --windows rounds, so that a machine that slows down
 slows all of them. The first program is the one that the others are compared with.
 
-python tools/speed.py --file speed.json "ours=python sac_continuous.py --env-id speed:Counted-v0" \\
-                                        "peer=python peer.py --env-id speed:Counted-v0"
+All steps count, so programs must not evaluate: one that does is refused. Each runs in an empty
+folder of its own. Words of a command that name a file, with a suffix or a slash, stand for the file
+that you see from where you are.
+
+python tools/speed.py --file speed.json \\
+    "ours=python sac_continuous.py --env-id speed:Counted-v0 --eval-every 0 --no-capture-video" \\
+    "peer=python peer.py --env-id speed:Counted-v0"
 """
 
 import argparse
 import json
 import os
 import platform
+import re
 import shlex
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 import gymnasium as gym
 import numpy as np
 
 SETTLE = 3  # seconds of a window that are not counted, for caches and clocks
+LOOK = 0.05  # seconds between two looks at the counters
+STRIDE = 100  # steps of one environment in which all others that train take some, too
+NEGLIGIBLE = 0.01  # share of steps that need not be training
 
 
+# --- counting, in the programs --------------------------------------------------------------------
 class Counted(gym.Wrapper):
-    """Counts the steps of an environment in a file that the measuring process reads."""
+    """Counts the steps of an environment in a file of its own, which the measuring process reads.
+
+    No other process writes to that file: an environment that is copied to a process gets another.
+    """
 
     def __init__(self, **options):
         gym.logger.min_level = gym.logger.ERROR
         super().__init__(gym.make(os.environ["SPEED_ENV"], disable_env_checker=True, **options))
-        self.counter = np.memmap(os.environ["SPEED_COUNTER"], np.int64, "r+")
+        self.counting_process = None
 
     def step(self, action):
         """Step and count."""
+        if self.counting_process != os.getpid():
+            self.counting_process = os.getpid()
+            self.counter = new_counter(os.environ["SPEED_COUNTERS"])
         self.counter[0] += 1
         return self.env.step(action)
+
+
+def new_counter(folder):
+    """Return a number in a new file of a folder."""
+    handle, path = tempfile.mkstemp(dir=folder)
+    os.truncate(handle, 8)
+    os.close(handle)
+    return np.memmap(path, np.int64, "r+")
 
 
 gym.register("Counted-v0", Counted)
 
 
+# --- counting, in the measuring process -----------------------------------------------------------
+class Counters:
+    """The counters of all environments of a program."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.files = {}  # by name
+
+    def read(self):
+        """Return the steps of every environment by the name of its file."""
+        for path in self.folder.iterdir():
+            if path.name not in self.files and path.stat().st_size:
+                self.files[path.name] = np.memmap(path, np.int64, "r")
+        return {name: int(file[0]) for name, file in self.files.items()}
+
+    def total(self):
+        """Return the steps of all environments."""
+        return sum(self.read().values())
+
+
+class Strides:
+    """Tells whether all environments that step take part in training.
+
+    Those that train step in turns. While an evaluation lasts they stand still; afterwards its own
+    environments do. To see this it takes some looks from one evaluation to the next.
+    """
+
+    def __init__(self, counts):
+        self.start = counts
+        self.last = counts  # at the end of the last stride
+        self.in_all = None  # the environments that have stepped in every stride
+
+    def add(self, counts):
+        """Look at the counts; a stride ends when one environment has made enough steps."""
+        moved = difference(counts, self.last)
+        if max(moved.values(), default=0) < STRIDE:
+            return
+        stepped = {name for name, steps in moved.items() if steps}
+        if self.in_all is None:
+            self.in_all = stepped
+        self.in_all &= stepped
+        self.last = counts
+
+    def share_aside(self):
+        """Return the share of steps in environments that have stood still while others stepped."""
+        if self.in_all is None:
+            return 0.0
+        moved = difference(self.last, self.start)
+        aside = sum(steps for name, steps in moved.items() if name not in self.in_all)
+        return aside / sum(moved.values())
+
+
+def difference(counts, before):
+    """Return the steps that every environment has made since."""
+    return {name: steps - before.get(name, 0) for name, steps in counts.items()}
+
+
+# --- programs -------------------------------------------------------------------------------------
+@dataclass
+class Figures:
+    """What was measured of a program, in steps per second."""
+
+    command: str
+    first: float  # from the launch on
+    windows: list[float] = field(default_factory=list)
+
+
+class Command(NamedTuple):
+    """What is to be run, by its name in the table."""
+
+    name: str
+    text: str
+
+
+def read_commands(texts):
+    """Return the commands of texts "name=command", or exit with 2."""
+    commands = []
+    for text in texts:
+        name, _, command = text.partition("=")
+        try:
+            words = shlex.split(command)
+        except ValueError as error:
+            refuse(f"{text} is no command ({error}): close what is quoted")
+        if not (re.fullmatch(r"[\w. -]*\w[\w. -]*", name) and words):
+            refuse(f"{text} is no program: write name=command")
+        if name in [command.name for command in commands]:
+            refuse(f"{name} is there twice: give each program a name of its own")
+        commands.append(Command(name, command))
+    return commands
+
+
+def refuse(sentence):
+    """Say what is wrong with the input and exit with 2."""
+    print(f"error: {sentence}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def located(word):
+    """Return a word of a command, with the whole path if it, or what is behind "=", is a file.
+
+    A number is none, nor is a word without suffix or slash, whatever files there are.
+    """
+    flag, equals, value = word.rpartition("=")
+    is_path = os.sep in value or re.search(r"\w\.[A-Za-z]\w*$", value)
+    if is_path and not is_number(value) and os.path.isfile(value):
+        return f"{flag}{equals}{os.path.abspath(value)}"
+    return word
+
+
+def is_number(word):
+    """Tell whether a word is a number, such as 1.e6."""
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
 class Program:
     """A training program in a folder and a process group of its own."""
 
-    def __init__(self, text, env_id, folder):
-        self.name, _, self.command = text.partition("=")
+    def __init__(self, command, env_id, folder):
+        self.name, self.command = command
         self.folder = Path(folder, self.name)
-        self.folder.mkdir()
-        self.counter = np.memmap(self.folder / "counter", np.int64, "w+", shape=1)
+        self.log = self.folder / "log"
+        counters = self.folder / "counters"
+        counters.mkdir(parents=True)
+        self.counters = Counters(counters)
         paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
-        environ = {"PYTHONPATH": os.pathsep.join(paths), "SPEED_ENV": env_id}
-        environ |= {"SPEED_COUNTER": str(self.folder / "counter")}
-        environ |= {"TORCHINDUCTOR_CACHE_DIR": str(self.folder / "inductor")}  # all start cold
-        log = open(self.folder / "log", "w")  # noqa: SIM115
-        command, streams = shlex.split(self.command), {"stdout": log, "stderr": subprocess.STDOUT}
-        command = [os.path.abspath(word) if os.path.exists(word) else word for word in command]
-        options = {"env": os.environ | environ, "cwd": self.folder, "start_new_session": True}
+        environ = {
+            "PYTHONPATH": os.pathsep.join(paths),
+            "SPEED_ENV": env_id,
+            "SPEED_COUNTERS": str(counters),
+            "TORCHINDUCTOR_CACHE_DIR": str(self.folder / "inductor"),  # all start cold
+        }
+        words = [located(word) for word in shlex.split(self.command)]
         self.start = time.perf_counter()
-        self.process = subprocess.Popen(command, **streams, **options)
+        try:
+            with open(self.log, "w") as log:
+                self.process = subprocess.Popen(
+                    words,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=os.environ | environ,
+                    cwd=self.folder,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            refuse(f"{self.name} cannot be started ({error}): name an installed program")
 
     def send(self, number):
         """Send a signal to all processes of the program."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, number)
         elif number != signal.SIGKILL:
-            said = (self.folder / "log").read_text().splitlines()[-1:]
+            said = self.log.read_text(errors="replace").splitlines()[-1:]
             raise SystemExit(f"error: {self.name} has ended: {' '.join(said)}")
 
     def first(self, steps):
         """Return steps per second from the launch to that many steps."""
-        while self.counter[0] < steps:
+        strides = Strides({})
+        while self.counters.total() < steps:
             self.send(0)
-            time.sleep(0.01)
-        return float(self.counter[0] / (time.perf_counter() - self.start))
+            strides.add(self.counters.read())
+            time.sleep(LOOK)
+        made = self.counters.total()
+        seconds = time.perf_counter() - self.start
+        self.refuse_evaluations(strides)
+        return made / seconds
 
     def window(self, seconds):
         """Go on for a while and return steps per second."""
         self.send(signal.SIGCONT)
         time.sleep(SETTLE)
-        steps, start = int(self.counter[0]), time.perf_counter()
-        time.sleep(seconds)
-        found = (int(self.counter[0]) - steps) / (time.perf_counter() - start)
+        before = self.counters.read()
+        strides = Strides(before)
+        start = time.perf_counter()
+        while time.perf_counter() < start + seconds:
+            time.sleep(LOOK)
+            strides.add(self.counters.read())
+        made = self.counters.total() - sum(before.values())
+        passed = time.perf_counter() - start
         self.send(signal.SIGSTOP)
-        return found
+        self.refuse_evaluations(strides)
+        return made / passed
+
+    def refuse_evaluations(self, strides):
+        """Exit with 2 if steps were made that did not train."""
+        if strides.share_aside() > NEGLIGIBLE:
+            refuse(
+                f"{self.name} has environments that stand still while others step, as in "
+                "evaluations, whose steps do not count: turn these off (here by --eval-every 0)"
+            )
 
 
-def describe(found):
-    """Return all figures in Markdown: medians of the windows, with the range in brackets."""
-    ours, lines = next(iter(found["programs"].values())), [f"# Speed on {found['env_id']}", ""]
-    lines += [f"{found['date']}, {found['cpus']} CPUs, {found['system']}, load before the start"]
-    lines += [f"{found['load']:.1f}. {found['note']}".strip()]
-    windows = f"{len(ours['windows'])} windows of {found['seconds']:.0f} s in turns"
-    lines += [
-        "",
-        f"steps/s; median and range of {windows}; ratio of the first program's to this",
-        "",
-    ]
-    lines += [f"program | launch to step {found['first']:,} | ratio | after it | ratio"]
-    lines += ["---|---|---|---|---"]
-    for name, one in found["programs"].items():
-        ratios = [a / b for a, b in zip(ours["windows"], one["windows"], strict=False)]
-        cells = [name, f"{one['first']:.0f}", f"{ours['first'] / one['first']:.2f}"]
-        for values, digits in ((one["windows"], 0), (ratios, 2)):
-            low, middle, high = (f"{f(values):.{digits}f}" for f in (min, median, max))
-            cells.append(f"{middle} ({low} to {high})")
-        lines.append(" | ".join(cells))
-    commands = [f"    {name}: {one['command']}" for name, one in found["programs"].items()]
-    return "\n".join([*lines, "", "Commands:", "", *commands])
-
-
-def measure(args):
+# --- measuring ------------------------------------------------------------------------------------
+def measure(args, commands):
     """Write the figures of all programs to the file, after every window."""
-    found = {"env_id": args.env_id, "first": args.first, "seconds": args.seconds, "programs": {}}
-    found |= {"system": platform.platform(), "cpus": os.cpu_count(), "date": time.strftime("%F")}
-    found |= {"note": args.note, "load": os.getloadavg()[0]}
+    programs = {}
     running = []
+    found = {
+        "env_id": args.env_id,
+        "first": args.first,
+        "seconds": args.seconds,
+        "programs": programs,
+        "system": platform.platform(),
+        "cpus": os.cpu_count(),
+        "date": time.strftime("%F"),
+        "note": args.note,
+        "load": os.getloadavg()[0],
+    }
     with tempfile.TemporaryDirectory() as folder:
         try:
-            for text in args.programs:
-                running.append(Program(text, args.env_id, folder))
-                first = running[-1].first(args.first)
-                running[-1].send(signal.SIGSTOP)
-                one = {"command": running[-1].command, "first": first, "windows": []}
-                found["programs"][running[-1].name] = one
-                print(f"{running[-1].name}: {first:.1f} steps/s with start-up", file=sys.stderr)
+            for command in commands:
+                program = Program(command, args.env_id, folder)
+                running.append(program)
+                first = program.first(args.first)
+                program.send(signal.SIGSTOP)
+                programs[program.name] = asdict(Figures(program.command, first))
+                print(f"{program.name}: {first:.1f} steps/s with start-up", file=sys.stderr)
             for _ in range(args.windows):
                 for program in running:
                     rate = program.window(args.seconds)
-                    found["programs"][program.name]["windows"].append(rate)
+                    programs[program.name]["windows"].append(rate)
                     args.file.write_text(json.dumps(found, indent=1) + "\n")
                     print(f"{program.name}: {rate:.1f} steps/s", file=sys.stderr)
         finally:
             for program in running:
                 program.send(signal.SIGKILL)
                 program.process.wait()
+
+
+# --- the table ------------------------------------------------------------------------------------
+def describe(found):
+    """Return all figures in Markdown: medians of the windows, with the range in brackets."""
+    programs = {name: Figures(**one) for name, one in found["programs"].items()}
+    ours = next(iter(programs.values()))
+    windows = f"{len(ours.windows)} windows of {found['seconds']:.0f} s in turns"
+    lines = [
+        f"# Speed on {found['env_id']}",
+        "",
+        f"{found['date']}, {found['cpus']} CPUs, {found['system']}, load before the start",
+        f"{found['load']:.1f}. {found['note']}".strip(),
+        "",
+        f"steps/s; median and range of {windows}; ratio of the first program's to this",
+        "",
+        f"program | launch to step {found['first']:,} | ratio | after it | ratio",
+        "---|---|---|---|---",
+    ]
+    for name, one in programs.items():
+        pairs = zip(ours.windows, one.windows, strict=False)  # the last round may lack some
+        cells = [
+            name,
+            f"{one.first:.0f}",
+            f"{ours.first / one.first:.2f}",
+            spread(one.windows, digits=0),
+            spread([a / b for a, b in pairs], digits=2),
+        ]
+        lines.append(" | ".join(cells))
+    lines += ["", "Commands:", ""]
+    lines += [f"    {name}: {one.command}" for name, one in programs.items()]
+    return "\n".join(lines)
+
+
+def spread(values, digits):
+    """Write the median, and the range in brackets."""
+    if not values:
+        return "none"
+    low, middle, high = min(values), median(values), max(values)
+    return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 def main():
@@ -152,10 +354,21 @@ def main():
     parser.add_argument("--note", default="", help="versions and the like, kept beside the figures")
     parser.add_argument("--file", type=Path, required=True, help="JSON file of all figures")
     args = parser.parse_args()
+    for name in ("first", "windows", "seconds"):
+        if getattr(args, name) <= 0:
+            refuse(f"--{name} must be positive: leave it out for {parser.get_default(name)}")
     if args.programs:
+        commands = read_commands(args.programs)
+        place = args.file if args.file.exists() else args.file.parent
+        if args.file.is_dir() or not os.access(place, os.W_OK):
+            refuse(f"--file {args.file} cannot be written: name a file in a folder that exists")
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # leave no stopped process
-        measure(args)
-    print(describe(json.loads(args.file.read_text())))
+        measure(args, commands)
+    try:
+        text = describe(json.loads(args.file.read_text()))
+    except (OSError, ValueError, LookupError, TypeError, StopIteration) as error:
+        refuse(f"--file {args.file} holds no figures ({error!r:.100}): name what this tool wrote")
+    print(text)
 
 
 if __name__ == "__main__":
