@@ -2004,6 +2004,7 @@ class Run:
         summary["updates"] = self.updates
         summary["seconds"] = seconds
         summary["SPS"] = self.global_step / seconds
+        summary["script"] = SCRIPT.stem
         summary["command"] = sys.argv
         summary["git_commit"] = self.commit
         summary["git_dirty"] = self.dirty

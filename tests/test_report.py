@@ -435,6 +435,16 @@ def test_a_program_that_calls_a_script_is_not_the_script(tmp_path, run_report, c
 
 
 @quick
+def test_a_summary_tells_the_script(tmp_path, run_report):
+    command = ["sac_continuous.py", "--run-dir", "one"]
+    make_run(tmp_path / "one", config=DEFAULTS, source=SOURCE, command=command)
+    path = tmp_path / "one" / "summary.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"script": "mine"}))
+    (line,) = cells(run_report(tmp_path / "one"))
+    assert line["script"] == "mine"
+
+
+@quick
 @pytest.mark.parametrize(
     "flags",
     ["--run-dir {}", "--run-dir={}", "--run_dir {}/", "--seed 3 --resume {}", "--resume={}"],

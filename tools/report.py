@@ -304,10 +304,13 @@ def rules(config):
 def script_name(folder, config, summary, source):
     """Return the name of the script that trained.
 
-    The command of the summary is that of the program, which may be one that calls the script's
-    main. It counts if it is the script that the docstring names, or if it was given this folder;
-    what is left is a copy of a script, or a program that calls it, and the docstring counts.
+    Its summary tells, in runs of today. In older ones, or without a summary, the command is that of
+    the program, which may be one that calls the script's main. It counts if it is the script that
+    the docstring names, or if it was given this folder; what is left is a copy of a script, or a
+    program that calls it, and the docstring counts.
     """
+    if "script" in summary:
+        return str(summary["script"])
     by_default = name_in_default_folder(folder, config)
     documented = name_in_docstring(source)
     command = [str(word) for word in summary.get("command", [])]
