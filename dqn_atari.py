@@ -826,12 +826,15 @@ def compile_update(agent, method, example, compile):
         # trace_autograd_ops: the backward pass is in the same graph; recompile_limit: a process
         # may compile many updates, as tests do; cpp_wrapper: the graph is called without Python
         torch._dynamo.config.load_config({"trace_autograd_ops": True, "recompile_limit": 200})
+        torch._logging.set_logs()
         fast = torch.compile(update, fullgraph=True, dynamic=False, options={"cpp_wrapper": True})
         state = copy.deepcopy(agent.state_dict())
         compiled = attempt(f"{method.__name__} is not compiled", fast, *example)
         agent.load_state_dict(state)
     if compiled:
         update = fast
+        # to compile again in the middle of a run looks like a hang: then PyTorch says why
+        torch._logging.set_logs(recompiles=True)
     return lambda *inputs: Metrics(names, update(*inputs)), compiled
 
 

@@ -66,7 +66,7 @@ from collections import Counter, deque
 from contextlib import chdir, contextmanager, suppress
 from ctypes.util import find_library
 from dataclasses import dataclass, fields, replace
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import distributions
 from pathlib import Path
 from shlex import quote
@@ -843,12 +843,15 @@ def compile_update(agent, method, example, compile):
         # trace_autograd_ops: the backward pass is in the same graph; recompile_limit: a process
         # may compile many updates, as tests do; cpp_wrapper: the graph is called without Python
         torch._dynamo.config.load_config({"trace_autograd_ops": True, "recompile_limit": 200})
+        torch._logging.set_logs()
         fast = torch.compile(update, fullgraph=True, dynamic=False, options={"cpp_wrapper": True})
         state = copy.deepcopy(agent.state_dict())
         compiled = attempt(f"{method.__name__} is not compiled", fast, *example)
         agent.load_state_dict(state)
     if compiled:
         update = fast
+        # to compile again in the middle of a run looks like a hang: then PyTorch says why
+        torch._logging.set_logs(recompiles=True)
     return lambda *inputs: Metrics(names, update(*inputs)), compiled
 
 
@@ -980,9 +983,18 @@ def make_envs(env_id, num_envs, film=False, max_steps=None, vector=gym.vector.Sy
     if sys.platform == "linux" and not os.environ.get("DISPLAY") and find_library("EGL"):
         os.environ.setdefault("MUJOCO_GL", "egl")  # render without a screen
     gym.logger.min_level = gym.logger.ERROR  # no word on Hopper-v4 being out of date
+    warn_once()
     makers = [partial(make_env, env_id, i, film and i == 0, max_steps) for i in range(num_envs)]
     with refusing(env_id):
         return vector(makers, autoreset_mode="Disabled")
+
+
+def warn_once():
+    """Let MuJoCo say each warning once, not for every environment, and write no log file."""
+    with suppress(ImportError):
+        import mujoco
+
+        mujoco.set_mju_user_warning(cache(lambda text: say(f"MuJoCo: {text}")))
 
 
 def make_eval_envs(args):

@@ -203,6 +203,16 @@ def test_an_environment_that_has_changed_is_not_gone_on_with(S):
         assert not S.same_sizes(one, one | {name: value})
 
 
+def test_mujoco_warns_once(S, spaces, launch, tmp_path):
+    """HalfCheetah's model is of an old kind, which MuJoCo says whenever one is built."""
+    apply(spaces, "box")
+    need(S, "warn_once")
+    flags = "--env-id HalfCheetah-v4 --num-envs 2 --eval-every 0 --run-dir run"
+    code, out, err = finish(launch(tmp_path, " ".join(tiny(S, flags))))
+    assert code == 0 and (out + err).count("settotalmass") <= 1, out + err
+    assert {path.name for path in tmp_path.iterdir()} == {S.SCRIPT.name, "run"}
+
+
 def test_seeds_of_episodes_are_c_ints(S):
     seeds = [S.episode_seed(S.TRAIN, 1, 0, episode) for episode in range(1000)]
     assert max(seeds) < 2**31 and min(seeds) >= 0 and len(set(seeds)) == 1000

@@ -438,6 +438,26 @@ def test_sps_excludes_the_start(train, S, monkeypatch):
     assert row["global_step"] / row["charts/SPS"] < row["seconds"] - 2.9
 
 
+@pytest.mark.slow
+def test_a_second_compilation_says_why(S, capfd):
+    """It would look like a hang in the middle of a run."""
+    need(S, "compile_update")
+
+    class Agent(torch.nn.Module):
+        factor = 1.0
+
+        def update(self, x):
+            return {"x": x.mean() * self.factor}
+
+    agent, x = Agent(), torch.ones(3)
+    update, compiled = S.compile_update(agent, Agent.update, [x], "on")
+    assert compiled and update(x).values.item() == 1
+    assert "Recompiling" not in capfd.readouterr().err
+    agent.factor = 2.0
+    assert update(x).values.item() == 2
+    assert "Recompiling" in capfd.readouterr().err
+
+
 @pytest.mark.quick
 @pytest.mark.parametrize("load, threads, advised", [(9e9, 2, 1), (9e9, 1, 0), (0, 2, 0)])
 def test_a_busy_machine(train, S, monkeypatch, capfd, load, threads, advised):

@@ -698,6 +698,11 @@ SAC = {
         "except KeyError as error:\n        say",
         f"{ENVS}a_home_that_cannot_be_written[missing]",
     ),
+    "MuJoCo repeats its warnings": (
+        "    warn_once()\n",
+        "",
+        f"{ENVS}mujoco_warns_once",
+    ),
     # a script that others call
     "a failure ends the program that called": (
         "class Exit(SystemExit, RuntimeError):",
@@ -728,6 +733,11 @@ SAC = {
         "self.last = time.perf_counter()  # no row",
         "# no row",
         f"{RUNS}sps_excludes_the_start",
+    ),
+    "a second compilation looks like a hang": (
+        "set_logs(recompiles=True)",
+        "set_logs()",
+        f"{RUNS}a_second_compilation_says_why",
     ),
     "a busy machine goes unnoticed": (
         "os.getloadavg()[0] > os.cpu_count() / 2",
