@@ -412,6 +412,30 @@ class Artist(Toy):
         return super().render()
 
 
+class Mixed(Toy):
+    """Ends after 4 or 8 steps, by termination or by a time limit: all four kinds in turn."""
+
+    made = 0
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.kind = Mixed.made % 4
+        Mixed.made += 1
+
+    def step(self, action):
+        obs, reward, *_, info = super().step(action)
+        over = self.t == (8 if self.kind % 2 else 4)
+        return obs, reward, over and self.kind < 2, over and self.kind >= 2, info
+
+
+class Fractions(Toy):
+    """Rewards that are no whole numbers, of either sign."""
+
+    def step(self, action):
+        obs, _, *rest = super().step(action)
+        return obs, [-0.5, 0.25, 0, 7.5, -3, 0.001, 0][self.t - 1], *rest
+
+
 class DictToy(Toy):
     """obs = a dict of the step and its square."""
 
@@ -490,7 +514,19 @@ register("Killer", Killer)
 for cls in (Endless, Listed, Strict, Wanderer, Blind, Demanding, Broken, Sequential):
     register(cls.__name__, cls)
 register("Whole", Toy, kwargs={"action_space": Box(-2, 2, (2,), np.int64)})
-for cls in (Half, Talkative, SmallSeeds, Lonely, Served, ServedFailing, Global, Plain, Thrifty):
+for cls in (
+    Half,
+    Talkative,
+    SmallSeeds,
+    Lonely,
+    Served,
+    ServedFailing,
+    Global,
+    Plain,
+    Thrifty,
+    Mixed,
+    Fractions,
+):
     register(cls.__name__, cls)
 for way in ("shape", "crash", "reset", "step", "vector", "crash_later"):
     register(f"Wrong_{way}", Wrong, kwargs={"way": way})
