@@ -119,6 +119,7 @@ class Args:
     max_grad_norm: float = 0.5  # (7) largest norm of a gradient
     learning_rate: float = 3e-4  # (7) Adam's step size
     anneal: bool = True  # (7) lower the step size linearly, towards 0 at the end
+    desired_kl: float | None = None  # (7) adapt the step size until approx_kl is near this
     target_kl: float | None = None  # stop after a pass whose mean approx_kl is above this
 
     # run
@@ -393,10 +394,11 @@ class Agent(nn.Module):
             for index in order.split(self.args.batch_size):
                 epoch_metrics.append(update_minibatch(batch, index))
             minibatches += epoch_metrics
-            if self.args.target_kl is not None:
-                approx_kl = [value_of(metrics, "losses/approx_kl") for metrics in epoch_metrics]
-                if torch.stack(approx_kl).mean() > self.args.target_kl:
-                    break
+            target_kl = self.args.target_kl
+            if target_kl is not None and mean_kl(epoch_metrics) > target_kl:
+                break
+        if self.args.desired_kl is not None:
+            self.adapt_step_size(mean_kl(minibatches))
         # last, since acting and all minibatches must see the same observations
         self.obs_moments.update(rollout.obs.reshape(-1, self.obs_dim))
         rollout_metrics["ppo/ratio_first_mb"] = value_of(minibatches[0], "ppo/ratio_gap")
@@ -408,6 +410,15 @@ class Agent(nn.Module):
         """Lower the step size linearly with the progress of the run, which goes from 0 to 1."""
         if self.args.anneal:
             self.opt.lr.fill_(self.args.learning_rate * (1 - progress))
+
+    def adapt_step_size(self, kl):
+        """Change the step size by half if a rollout moved the policy too far, or hardly."""
+        lr = self.opt.lr.item()
+        if kl > 2 * self.args.desired_kl:
+            lr /= 1.5
+        elif kl < self.args.desired_kl / 2:
+            lr *= 1.5
+        self.opt.lr.fill_(min(max(lr, 1e-6), 1e-2))
 
     def update_return_moments(self, rollout):
         """Take in the running discounted returns, which begin anew with each episode."""
@@ -569,6 +580,12 @@ def value_of(metrics, name):
     return metrics.values[metrics.names.index(name)]
 
 
+def mean_kl(minibatches):
+    """Return the mean change of the policy over Metrics of minibatches, as KL divergence."""
+    kl = [value_of(metrics, "losses/approx_kl") for metrics in minibatches]
+    return torch.stack(kl).mean()
+
+
 # --- training -------------------------------------------------------------------------------------
 def main(args):
     """Train as args say and return the agent; with --evaluate score a trained one instead."""
@@ -649,8 +666,11 @@ def check(args):
         require(0 < getattr(args, name) < math.inf, name, "must be positive and finite")
     for name in ["ent_coef", "vf_coef"]:
         require(0 <= getattr(args, name) < math.inf, name, "must not be negative")
-    target_kl = args.target_kl is None or 0 < args.target_kl < math.inf
-    require(target_kl, "target_kl", "must be positive and finite")
+    for name in ["desired_kl", "target_kl"]:
+        kl = getattr(args, name)
+        require(kl is None or 0 < kl < math.inf, name, "must be positive and finite")
+    alone = args.desired_kl is None or not args.anneal
+    require(alone, "desired_kl", "sets the step size, and so does --anneal: add --no-anneal")
     for name in ["gamma", "gae_lambda"]:
         require(0 <= getattr(args, name) <= 1, name, "must be between 0 and 1")
     for name in ["seed", "threads", "log_every", "eval_every", "checkpoint_every"]:

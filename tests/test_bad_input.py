@@ -27,6 +27,7 @@ REFUSED = {  # the remedy: flags
     "finite low": "--env-id tests.toy_envs:Unbounded-v0; --env-id tests.toy_envs:Clipped-v0",
     "--learning-starts": "--batch-size 101; --total-timesteps 100; --total-timesteps 50",
     "--rollout-steps": "--num-envs 5; --batch-size 33; --total-timesteps 95; --total-timesteps 50",
+    "add --no-anneal": "--desired-kl 0.01",
     "above 1": "--batch-size 1 --rollout-steps 96",
     r"GB.*--buffer-size \d+ fits": "--buffer-size 1e12",
     r"GB.*--rollout-steps \d+ fits": "--rollout-steps 96e10 --total-timesteps 1e12",
@@ -40,7 +41,7 @@ REFUSED = {  # the remedy: flags
     "--hidden-size 0; --alpha 0; --critic-lr 0; --actor-lr inf; --alpha-lr -1;"
     "--eval-episodes 0; --policy-delay 0; --rollout-steps 0; --update-epochs 0;"
     "--learning-rate 0; --learning-rate inf; --clip-coef 0; --max-grad-norm 0;"
-    "--target-kl 0; --target-kl nan; --target-kl inf;"
+    "--target-kl 0; --target-kl nan; --target-kl inf; --desired-kl 0;"
     "--train-every 0; --target-every 0; --exploration-fraction 0",
     "--log-std-max": "--log-std-min 3; --log-std-min nan",
     "finite": "--log-std-min -inf; --target-entropy nan; --log-std-init nan",

@@ -168,6 +168,7 @@ DEFAULTS = {
         "max_grad_norm": 0.5,
         "learning_rate": 3e-4,
         "anneal": True,
+        "desired_kl": None,
         "target_kl": None,
         "eval_episodes": 5,
     },

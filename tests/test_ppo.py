@@ -525,6 +525,40 @@ def test_t23_target_kl_ends_after_a_pass_whose_mean_is_above(S, target, passes):
     assert len(calls) == len(rows) == 3 * passes
 
 
+STEPS = [
+    (0.2001, 1e-3, 1e-3 / 1.5),  # (mean KL of the rollout, step size before, after)
+    (0.1999, 1e-3, 1e-3),
+    (0.0501, 1e-3, 1e-3),
+    (0.0499, 1e-3, 1.5e-3),
+    (9.0, 1.2e-6, 1e-6),
+    (0.0, 8e-3, 1e-2),
+    (-0.01, 1e-3, 1.5e-3),  # an estimate may be below 0
+]
+
+
+@pytest.mark.parametrize("kl, before, after", STEPS, ids=["{}-{}".format(*step) for step in STEPS])
+def test_t23_the_step_size_follows_the_change_of_the_policy(S, kl, before, after):
+    """By the mean over all minibatches of a rollout, those of passes before the last too."""
+    need(S, "Args.desired_kl", "Agent.update")
+    agent, calls = build(S, desired_kl=0.1, learning_rate=before, update_epochs=2), []
+
+    def learn(batch, index):
+        calls.append(index)
+        part = kl + (1 if len(calls) <= 3 else -1)  # the passes differ
+        return S.Metrics(("losses/approx_kl", "ppo/ratio_gap"), torch.tensor([part, 0.7]))
+
+    agent.update(collect(S, agent), learn)
+    assert len(calls) == 6 and agent.opt.lr.item() == pytest.approx(after)
+    assert agent.opt.lr.item() == agent.state_dict()["opt.lr"].item()  # checkpoints have it
+
+
+def test_t23_a_run_steers_its_step_size(run):
+    seen = run(desired_kl=1e9, anneal=False, learning_rate=1e-4, log_every=96)
+    assert seen.rates == pytest.approx([1e-4, 1.5e-4, 2.25e-4])
+    logged = [row["charts/learning_rate"] for row in seen.logs if "losses/value_loss" in row]
+    assert logged == pytest.approx([1.5e-4, 2.25e-4, 3.375e-4])
+
+
 @pytest.mark.parametrize("recompute", [False, True])
 def test_advantages_are_of_the_first_networks_or_of_every_pass(S, recompute):
     need(S, "Args.recompute_advantages", "Agent.update")

@@ -1874,9 +1874,29 @@ PPO = {
         f"{PPO_MATH}t22_every_pass_uses_every_row_once_in_a_new_order",
     ),
     "the last minibatch decides over target_kl": (
-        "torch.stack(approx_kl).mean()",
-        "approx_kl[-1]",
+        "return torch.stack(kl).mean()",
+        "return kl[-1]",
         f"{PPO_MATH}t23_target_kl_ends_after_a_pass_whose_mean_is_above[0.15-1]",
+    ),
+    "too large a step is made larger": (
+        "lr /= 1.5",
+        "lr *= 1.5",
+        f"{PPO_MATH}t23_the_step_size_follows_the_change_of_the_policy[0.2001-0.001]",
+    ),
+    "too small a step stays": (
+        "lr *= 1.5",
+        "pass",
+        f"{PPO_MATH}t23_the_step_size_follows_the_change_of_the_policy[0.0499-0.001]",
+    ),
+    "the last pass alone steers the step size": (
+        "self.adapt_step_size(mean_kl(minibatches))",
+        "self.adapt_step_size(mean_kl(epoch_metrics))",
+        f"{PPO_MATH}t23_the_step_size_follows_the_change_of_the_policy[0.1999-0.001]",
+    ),
+    "the step size has no bounds": (
+        "min(max(lr, 1e-6), 1e-2)",
+        "lr",
+        f"{PPO_MATH}t23_the_step_size_follows_the_change_of_the_policy[9.0-1.2e-06]",
     ),
     "the first metric decides over target_kl": (
         "metrics.names.index(name)",
