@@ -141,7 +141,7 @@ looks_finished() { # NUMBER: tell whether the summary says so; if a crash has cu
 ask_finished() { # let the script say of what looks finished whether it is, by what is asked now
     local number
     for ((number = 0; number < ${#names[@]}; number++)); do
-        if looks_finished "$number"; then
+        if [ "${states[number]}" = unfinished ] && looks_finished "$number"; then
             eval "${commands[number]}"
             note_state "$number" $?
         fi
@@ -281,7 +281,7 @@ check() { # FLAGS: refuse what cannot work, and fill in what is not set
 }
 
 main() {
-    local number todo=()
+    local number todo=() status=0
     preset=none stopping='' jobs='' names=() logs=() states=() commands=()
     case ${1-} in
     -* | '') ;;
@@ -313,13 +313,14 @@ main() {
         conclude
         ;;
     slurm)
-        [ -z "$jobs" ] || submit "${#todo[@]}" || fail "sbatch refused, or is not there"
+        [ -z "$jobs" ] || submit "${#todo[@]}" || status=$? # with -W that of the runs
         case " ${SBATCH_ARGS-} ${#todo[@]} " in
         *" 0 "* | *" -W "* | *" --wait "*)
             ask_finished
             conclude
             ;;
         esac
+        [ "$status" = 0 ] || fail "sbatch refuses, or is not there"
         ;;
     esac
 }
