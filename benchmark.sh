@@ -101,7 +101,7 @@ config_flags() { # SCRIPT ENV: print, quoted, what CONFIGS has for a run
     done <<<"${CONFIGS-}"
 }
 
-list_runs() { # FLAGS: fill names, logs, states and commands, which are quoted
+list_runs() { # FLAGS: fill names, logs, commands (quoted, for eval) and states
     local env seed script path name log command side
     for env in $ENVS; do
         for seed in $SEEDS; do
@@ -118,15 +118,21 @@ list_runs() { # FLAGS: fill names, logs, states and commands, which are quoted
                 command=$(printf '%q ' "$PYTHON" "$path" --env-id "$env" --seed "${seed%[a-z]}" \
                     --threads "$THREADS" --no-capture-video $(preset_flags "$preset/$script"))
                 command+=" $(config_flags "$script" "$env")$(printf '%q ' --resume auto "$@")"
-                if [ "$preset" = ab ]; then
-                    [ "$side" = a ] && side=b || side=a
-                    [ "$side" = a ] && command+=${A-} || command+=${B-}
-                    name=$side-$name
+                if [ "$preset/$side" = ab/ ]; then
+                    side=a
+                    name=a-$name
+                    command+=${A-}
+                elif [ "$preset/$side" = ab/a ]; then
+                    name=b-$name
+                    command+=${B-}
                 fi
                 log=$OUT/logs/${name//\//__}.log
                 command+=$(printf ' --run-dir %q >>%q 2>&1' "$OUT/$name" "$log")
                 case " ${names[*]-} " in *" $name "*) fail "$name is there twice: name it once" ;; esac
-                names+=("$name") logs+=("$log") states+=(unfinished) commands+=("$command")
+                names+=("$name")
+                logs+=("$log")
+                commands+=("$command")
+                states+=(unfinished)
             done
         done
     done
@@ -142,6 +148,7 @@ ask_finished() { # let the script say of what looks finished whether it is, by w
     local number
     for ((number = 0; number < ${#names[@]}; number++)); do
         if [ "${states[number]}" = unfinished ] && looks_finished "$number"; then
+            echo "asking whether ${names[number]} is finished" >&2
             eval "${commands[number]}"
             note_state "$number" $?
         fi
@@ -149,17 +156,19 @@ ask_finished() { # let the script say of what looks finished whether it is, by w
 }
 
 note_state() { # NUMBER STATUS: note what the exit status of its script says of a run
+    states[$1]="failed ($2)"
     case $2 in
-    0) looks_finished "$1" && states[$1]=finished || states[$1]="failed (0)" ;;
+    0) if looks_finished "$1"; then states[$1]=finished; fi ;;
     2) states[$1]=refused ;;
     130 | 143) states[$1]=interrupted ;;
-    *) states[$1]="failed ($2)" ;;
     esac
 }
 
 train() { # NUMBERS: train these runs, JOBS at a time
     local slot living=any
-    queue=("$@") next=0 pids=() runs=() tries=()
+    queue=("$@") next=0 # of the runs to begin
+    pids=() runs=()     # what each slot is busy with
+    tries=()
     trap 'stop 130' INT
     trap 'stop 143' TERM HUP
     while [ "$living" ]; do
@@ -182,10 +191,13 @@ begin_run() { # SLOT NUMBER
     local devices=(${GPUS-})
     [ "${#devices[@]}" = 0 ] || export CUDA_VISIBLE_DEVICES=${devices[$1 % ${#devices[@]}]}
     echo "begun ${names[$2]}: its log is ${logs[$2]}"
-    eval "exec ${commands[$2]}" & # deaf to Ctrl-C, as all behind a &: it gets SIGTERM from stop
-    pids[$1]=$! runs[$1]=$2
+    # Deaf to Ctrl-C, as all that is started with &: stop sends it a SIGTERM.
+    eval "exec ${commands[$2]}" 2>>"${logs[$2]}" &
+    pids[$1]=$!
+    runs[$1]=$2
     [ -z "$stopping" ] || kill -TERM $!
-    next=$((next + 1)) tries[$2]=$((${tries[$2]-0} + 1))
+    next=$((next + 1))
+    tries[$2]=$((${tries[$2]-0} + 1))
 }
 
 end_run() { # SLOT: note how its run ended; if it failed, put it into the queue again
@@ -231,9 +243,14 @@ last_line() { # NUMBER: print the last line of a log that says anything
 
 conclude() { # say how each run ended and what it printed last; for a preset, what was reached; exit
     local number finished=0
+    echo
     for ((number = 0; number < ${#names[@]}; number++)); do
-        printf '%-11s %s: %s\n' "${states[number]}" "${names[number]}" "$(last_line "$number")"
-        [ "${states[number]}" != finished ] || finished=$((finished + 1))
+        if [ "${states[number]}" = finished ]; then
+            finished=$((finished + 1))
+            echo "finished    ${names[number]}"
+        else
+            printf '%-11s %s: %s\n' "${states[number]}" "${names[number]}" "$(last_line "$number")"
+        fi
     done
     printf '%d of %d finished: ' "$finished" "${#names[@]}"
     printf '%q %q %q/*/*/*\n' "$PYTHON" "$here/tools/report.py" "$OUT"
@@ -285,7 +302,10 @@ main() {
     preset=none stopping='' jobs='' names=() logs=() states=() commands=()
     case ${1-} in
     -* | '') ;;
-    *) choose "$1" && shift ;;
+    *)
+        choose "$1"
+        shift
+        ;;
     esac
     [ "$preset$*${SCRIPTS-}${ENVS-}" != none ] || explain
     check "$@"
@@ -309,7 +329,7 @@ main() {
     case $ENGINE in
     print) printf '%s' "$jobs" ;;
     local)
-        train ${todo[@]+"${todo[@]}"} # for bash 3.2, to which an empty list is not set
+        train ${todo[@]+"${todo[@]}"} # to bash 3.2 an empty list is not set
         conclude
         ;;
     slurm)
