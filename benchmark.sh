@@ -147,7 +147,8 @@ looks_finished() { # NUMBER: tell whether the summary says so; if a crash has cu
 ask_finished() { # let the script say of what looks finished whether it is, by what is asked now
     local number
     for ((number = 0; number < ${#names[@]}; number++)); do
-        if [ "${states[number]}" = unfinished ] && looks_finished "$number"; then
+        case ${states[number]} in finished | refused) continue ;; esac
+        if looks_finished "$number"; then
             echo "asking whether ${names[number]} is finished" >&2
             eval "${commands[number]}"
             note_state "$number" $?
@@ -243,6 +244,7 @@ last_line() { # NUMBER: print the last line of a log that says anything
 
 conclude() { # say how each run ended and what it printed last; for a preset, what was reached; exit
     local number finished=0
+    ask_finished # those of Slurm, or whose script a signal has ended in its last instant
     echo
     for ((number = 0; number < ${#names[@]}; number++)); do
         if [ "${states[number]}" = finished ]; then
@@ -335,10 +337,7 @@ main() {
     slurm)
         [ -z "$jobs" ] || submit "${#todo[@]}" || status=$? # with -W that of the runs
         case " ${SBATCH_ARGS-} ${#todo[@]} " in
-        *" 0 "* | *" -W "* | *" --wait "*)
-            ask_finished
-            conclude
-            ;;
+        *" 0 "* | *" -W "* | *" --wait "*) conclude ;;
         esac
         [ "$status" = 0 ] || fail "sbatch refuses, or is not there"
         ;;

@@ -139,7 +139,7 @@ def beset(flags):
 if __name__ == "__main__":
     beset(sys.argv[1:])
 """
-REAL = "--total-timesteps 4096 --compile off --eval-every 0 --log-every 512 --checkpoint-every 2048"
+REAL = "--total-timesteps 8192 --compile off --eval-every 0 --log-every 512 --checkpoint-every 2048"
 
 
 @pytest.fixture
@@ -252,7 +252,7 @@ def test_a_sweep_comes_through_everything(sweep, tmp_path, kind):
     if kind == "real":
         source, flags, patience = (ROOT / "ppo_continuous.py").read_text(), REAL, 900
     write(tmp_path, "beset", source)
-    setting = {"SCRIPTS": "beset", "ENVS": "InvertedPendulum-v4", "SEEDS": "1 2 3 4 5 6 7 8"}
+    setting = {"SCRIPTS": "beset", "ENVS": "InvertedPendulum-v4", "SEEDS": "1 2 7 8 4 3 5 6"}
 
     def go(**variables):
         return sweep(flags, **setting, **variables)
@@ -341,6 +341,17 @@ def test_ctrl_c(sweep, tmp_path):
     assert code == 0 and rows(run) == 12, out + err
     log = (tmp_path / "out" / "logs" / "idle__E__1.log").read_text()
     assert made >= 6 and f"from step {made}\n" in log
+
+
+def test_a_signal_in_the_last_instant_of_a_run(sweep, tmp_path):
+    """It ends the process of a run whose summary is written, which is finished all the same."""
+    last = "    print(status)\n"
+    assert last in IDLE
+    write(tmp_path, source=IDLE.replace(last, "    os.kill(os.getpid(), signal.SIGKILL)\n"))
+    setting = {"SCRIPTS": "idle", "ENVS": "E", "SEEDS": "1 2", "RETRIES": "0"}
+    code, out, err = end(sweep("--total-timesteps 1", **setting))
+    assert code == 0 and "failed (137) idle/E/1\n" in out, out + err
+    assert states(out) == {"idle/E/1": "finished", "idle/E/2": "finished"}
 
 
 @pytest.mark.slow
