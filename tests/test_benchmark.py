@@ -695,6 +695,13 @@ def test_what_presets_end_in(tmp_path, tools):
     assert last_line("ab", B="--gamma 1") == (compare if "compare" in tools else report)
 
 
+def test_shellcheck():
+    """It has nothing to say."""
+    if not shutil.which("shellcheck"):
+        pytest.skip("needs apt-get install shellcheck")
+    subprocess.run(["shellcheck", str(BENCHMARK)], check=True)
+
+
 def test_help(sweep):
     for flags, variables in (("", {"SEEDS": "1"}), ("--help", {"ENVS": "E"}), ("simple -h", {})):
         code, out, err = end(sweep(flags, **variables))
@@ -705,6 +712,36 @@ def test_help(sweep):
             assert re.search(rf"^{name} +\S", out, re.M)
         for name in "simple medium hard atari noise ab".split():
             assert re.search(rf"^{name} +\S", out, re.M)
+
+
+@pytest.mark.slow
+def test_simple_stopped_twice_ends_in_the_same_tables(sweep, tmp_path):
+    """The preset, in less time: after Ctrl-C and after a crash it reports what it would have."""
+    flags = "simple --total-timesteps 5400 --eval-every 1800 --hidden-size 16 --batch-size 32"
+    setting = {"ENVS": "InvertedPendulum-v4", "SEEDS": "101", "JOBS": "2"}
+    reports, folders = [], []
+    for name in ("calm", "rough"):
+        out_folder = tmp_path / name
+        if name == "rough":
+            process = sweep(flags, OUT=name, **setting)
+            until(lambda: in_the_middle(tmp_path) == 2, 300)
+            os.killpg(process.pid, signal.SIGINT)
+            code, out, err = end(process, 300)
+            assert code == 130 and "interrupted" in states(out).values(), out + err
+            process = sweep(flags, OUT=name, **setting)
+            until(lambda: in_the_middle(tmp_path) == 2, 300)
+            kill(living(tmp_path))
+            process.wait()
+        code, out, err = end(sweep(flags, OUT=name, **setting), 600)
+        assert code == 0 and "3 of 3 finished: " in out, out + err
+        scores = re.search(r"(\| script \|.*\n(?:\|.*\n)+)", out)[1]
+        assert scores.count("InvertedPendulum-v4") == 3
+        reports.append((states(out), scores))
+        folders.append(sorted(path.parent for path in out_folder.glob("*/*/*/metrics.jsonl")))
+        assert [*(out_folder / "plots").glob("*.png")]
+    assert reports[0] == reports[1]
+    for calm, rough in zip(*folders, strict=True):
+        assert steady(calm) == steady(rough) != []
 
 
 # A cluster of this machine, with two devices that are not there. A requeued task waits until its
