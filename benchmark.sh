@@ -192,8 +192,8 @@ begin_run() { # SLOT NUMBER
     local devices=(${GPUS-})
     [ "${#devices[@]}" = 0 ] || export CUDA_VISIBLE_DEVICES=${devices[$1 % ${#devices[@]}]}
     echo "begun ${names[$2]}: its log is ${logs[$2]}"
-    # Deaf to Ctrl-C, as all that is started with &: stop sends it a SIGTERM.
-    eval "exec ${commands[$2]}" 2>>"${logs[$2]}" &
+    # It is deaf to Ctrl-C, of which stop tells it by SIGTERM: a second Ctrl-C would cut it short.
+    { trap '' INT && eval "exec ${commands[$2]}"; } 2>>"${logs[$2]}" &
     pids[$1]=$!
     runs[$1]=$2
     [ -z "$stopping" ] || kill -TERM $!

@@ -69,6 +69,8 @@ def main(flags):
         if read(end, {}).get("status") == "finished":
             print(f"{folder} is finished")
             sys.exit(0)
+    if folder.exists() and not args.resume:
+        refuse(f"--run-dir {folder} is there: name a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     file = open(folder / "metrics.jsonl", "ab", buffering=0)
     try:
@@ -81,9 +83,15 @@ def main(flags):
     (folder / "script.py").write_text(source)
     write(config, json.dumps(settings))
     stopped = []
+
+    def stop(number, frame):
+        stopped.append(number)
+        if number == signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)
+
     for number in (signal.SIGTERM, signal.SIGINT):
         if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, lambda *_: stopped.append(1))
+            signal.signal(number, stop)
     print("on", os.environ.get("CUDA_VISIBLE_DEVICES"), "from step", saved["step"], flush=True)
     status, start, step = "finished", time.time(), saved["step"]
     while step < int(args.total_timesteps or 5) and status == "finished":
@@ -330,7 +338,8 @@ def test_ctrl_c(sweep, tmp_path):
     run = tmp_path / "out" / "idle" / "E" / "1"
     process = sweep("--total-timesteps 12", **setting)
     until(lambda: rows(run) >= 6)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    for _ in range(3):
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     code, out, err = end(process)
     assert code == 130 and not living(tmp_path), out + err
     assert statuses(tmp_path / "out" / "idle") == {"E/1": "interrupted"}
