@@ -105,6 +105,7 @@ def main(flags):
             write(state, json.dumps({"step": step, "bytes": file.tell()}))
         if stopped:
             status = "interrupted"
+            time.sleep(0.3)  # in which a second Ctrl-C would end it
     write(end, json.dumps({"status": status, "command": sys.argv}, indent=1))
     print(status)
     sys.exit(130 * (status == "interrupted"))
@@ -256,7 +257,7 @@ def write(folder, name="idle", source=IDLE):
 @pytest.mark.parametrize("kind", ["idle", pytest.param("real", marks=pytest.mark.slow)])
 def test_a_sweep_comes_through_everything(sweep, tmp_path, kind):
     """What was stopped, failed and killed in all ways ends with the same metrics, to the bit."""
-    source, flags, patience = IDLE, "--total-timesteps 12", 120
+    source, flags, patience = IDLE, "--total-timesteps 30", 120
     if kind == "real":
         source, flags, patience = (ROOT / "ppo_continuous.py").read_text(), REAL, 900
     write(tmp_path, "beset", source)
@@ -340,6 +341,7 @@ def test_ctrl_c(sweep, tmp_path):
     until(lambda: rows(run) >= 6)
     for _ in range(3):
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        time.sleep(0.1)
     code, out, err = end(process)
     assert code == 130 and not living(tmp_path), out + err
     assert statuses(tmp_path / "out" / "idle") == {"E/1": "interrupted"}
