@@ -39,11 +39,11 @@
 #
 # After Ctrl-C or SIGTERM every run saves a checkpoint and ends. The same command, called again, goes
 # on from there; after a crash, from the last checkpoints. Runs that outlive a kill -9 of the sweep
-# are not started twice. While the others go on, a run that fails waits for the end of the queue and
-# is tried again, from its checkpoint if it has one. A run is refused, and its folder left as it is,
-# if a living process uses it, or if it was made by other flags or another source. In the end a table
-# says how each run ended and what it printed last. The exit status is 0 if all are finished, 1 if
-# not, 2 if something is wrong with the command, 130 or 143 after Ctrl-C or SIGTERM.
+# are not started twice. A run that fails is tried again after all others have begun, from its
+# checkpoint if it has one. A run is refused, and its folder left as it is, if a living process uses
+# it, or if it was made by other flags or another source; if it is finished, nothing is begun. In the
+# end a table says how each run ended and what it printed last. The exit status is 0 if all are
+# finished, 1 if not, 2 if something is wrong with the command, 130 or 143 after Ctrl-C or SIGTERM.
 
 set -uf # f: * is for CONFIGS, and no pattern for files
 here=$(dirname "$0")
