@@ -12,8 +12,8 @@
 # medium    Hopper-v4, HalfCheetah-v4, Walker2d-v4: SAC, TD3, PPO, 1,000,000 steps; a day and a half
 # hard      Ant-v4, Humanoid-v4: the same, 3,000,000 steps; three days
 # atari     Pong and Breakout: DQN, 10,000,000 steps, 7 GB of memory a run; nine days
-# noise     Hopper-v4: PPO, one seed three times and ten seeds once: what is chance, what is seed; an
-#           hour
+# noise     Hopper-v4: PPO, one seed three times and ten seeds once: what is chance, what is seed;
+#           an hour
 # ab        two SCRIPTS, or one with two sets of flags, on ten fresh seeds, in turns; compares them
 #
 # All further flags go to the scripts. These variables set the rest, and override a preset:
@@ -37,12 +37,12 @@
 #           is to do: cut -f 2 runs/sweep/jobs.tsv | SHELL=bash parallel
 # SBATCH_ARGS   more for sbatch, such as "-p gpu -G 1"; with -W it waits for the end
 #
-# After Ctrl-C or SIGTERM every run saves a checkpoint and ends. The same command, called again, goes
-# on from there; after a crash, from the last checkpoints. Runs that outlive a kill -9 of the sweep
-# are not started twice. A run that fails is tried again after all others have begun, from its
+# After Ctrl-C or SIGTERM every run saves a checkpoint and ends. The same command, called again,
+# goes on from there; after a crash, from the last checkpoints. Runs that outlive a kill -9 of the
+# sweep are not started twice. A run that fails is tried again after all others have begun, from its
 # checkpoint if it has one. A run is refused, and its folder left as it is, if a living process uses
-# it, or if it was made by other flags or another source; if it is finished, nothing is begun. In the
-# end a table says how each run ended and what it printed last. The exit status is 0 if all are
+# it, or if it was made by other flags or another source; if it is finished, nothing is begun. In
+# the end a table says how each run ended and what it printed last. The exit status is 0 if all are
 # finished, 1 if not, 2 if something is wrong with the command, 130 or 143 after Ctrl-C or SIGTERM.
 
 set -uf # f: * is for CONFIGS, and no pattern for files
@@ -70,7 +70,10 @@ choose() { # PRESET: set what it stands for, where nothing else is set
         [ ! -f "$humanoid" ] || : "${CONFIGS:=ppo_continuous Humanoid-* $humanoid}"
         ;;
     atari) : "${SCRIPTS:=dqn_atari}" "${ENVS:=PongNoFrameskip-v4 BreakoutNoFrameskip-v4}" ;;
-    noise) : "${SCRIPTS:=ppo_continuous}" "${ENVS:=Hopper-v4}" "${SEEDS:=101 101b 101c $(seq 102 110)}" ;;
+    noise)
+        : "${SCRIPTS:=ppo_continuous}" "${ENVS:=Hopper-v4}"
+        : "${SEEDS:=101 101b 101c $(seq 102 110)}"
+        ;;
     ab)
         : "${SEEDS:=$(seq 201 210)}" "${SCRIPTS:=}"
         [ -z "${A-}${B-}" ] || [ "$(wc -w <<<"$SCRIPTS")" -ne 1 ] || SCRIPTS="$SCRIPTS $SCRIPTS"
@@ -128,7 +131,9 @@ list_runs() { # FLAGS: fill names, logs, commands (quoted, for eval) and states
                 fi
                 log=$OUT/logs/${name//\//__}.log
                 command+=$(printf ' --run-dir %q >>%q 2>&1' "$OUT/$name" "$log")
-                case " ${names[*]-} " in *" $name "*) fail "$name is there twice: name it once" ;; esac
+                case " ${names[*]-} " in
+                *" $name "*) fail "$name is there twice: name it once" ;;
+                esac
                 names+=("$name")
                 logs+=("$log")
                 commands+=("$command")
