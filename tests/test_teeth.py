@@ -646,7 +646,27 @@ SAC = {
     "a simulator that is global is not noticed": (
         "play(env, other) == alone",
         "True",
-        f"{ENVS}trains[Global-2]",
+        f"{ENVS}trains[Global-1]",
+    ),
+    "copies that share a space count as one simulator": (
+        "space = copy.deepcopy(env.action_space)",
+        "space = env.action_space",
+        f"{ENVS}trains[Shared-0]",
+    ),
+    "frames of any kind are filmed": (
+        "if np.ndim(frame) != 3 or",
+        "if False and",
+        f"{ENVS}trains[Artist_float-1]",
+    ),
+    "a failure cannot be passed on by processes": (
+        "return Exit, (self.code, self.sentence)",
+        "return SystemExit, (self.code,)",
+        f"{RUNS}failures_pass_between_processes",
+    ),
+    "an episode that ends too early when it is repeated ends the run": (
+        "        except Exception:  # some refuse",
+        "        except KeyError:  # some refuse",
+        f"{RESUME}an_episode_that_differs_is_noticed",
     ),
     "chance is taken for a global simulator": (
         "play(env) != alone or ",

@@ -310,6 +310,22 @@ class ServedFailing(Served):
         return obs, np.nan if self.born > 120 else reward, *rest
 
 
+class Shared(Toy):
+    """One space of actions for all copies, as where it is an attribute of the class."""
+
+    space = Box(-2, 2, (2,), np.float32)
+
+    def __init__(self, **kwargs):
+        super().__init__(action_space=self.space, **kwargs)
+
+
+class Unclosable(Toy):
+    """Cannot be closed."""
+
+    def close(self):
+        raise RuntimeError("close failed")
+
+
 class Global(Toy):
     """A simulator whose state all its copies share."""
 
@@ -407,6 +423,11 @@ class Artist(Toy):
             return None
         if self.way == "list":
             return [super().render()]
+        if self.way in ("grey", "float", "rgba"):
+            frame = super().render()
+            return {"grey": frame[..., 0], "float": frame / 255, "rgba": frame[..., [0, 1, 2, 0]]}[
+                self.way
+            ]
         if self.way == "grows":
             return np.zeros((64 + 2 * self.t, 64, 3), np.uint8)
         return super().render()
@@ -520,6 +541,8 @@ for cls in (
     SmallSeeds,
     Lonely,
     Served,
+    Shared,
+    Unclosable,
     ServedFailing,
     Global,
     Plain,
@@ -530,7 +553,17 @@ for cls in (
     register(cls.__name__, cls)
 for way in ("shape", "crash", "reset", "step", "vector", "crash_later"):
     register(f"Wrong_{way}", Wrong, kwargs={"way": way})
-for way in ("renderer", "fails", "fails_later", "nothing", "list", "grows"):
+for way in (
+    "renderer",
+    "fails",
+    "fails_later",
+    "nothing",
+    "list",
+    "grows",
+    "grey",
+    "float",
+    "rgba",
+):
     register(f"Artist_{way}", Artist, kwargs={"way": way})
 OBSERVATIONS = {
     "discrete": Discrete(5),
