@@ -58,6 +58,7 @@ import tempfile
 import threading
 import time
 import tomllib
+import traceback
 import zipfile
 import zlib
 from collections import Counter, deque
@@ -894,7 +895,12 @@ def make_env(env_id, index, film=False, max_steps=None):
         env.close()  # it had to be built to tell how it renders
         env = make_filmed_env(env_id)
         render_cheaply(env.unwrapped)
-    if gym.spaces.flatten_space(env.observation_space) != env.observation_space:
+    try:
+        flat_space = gym.spaces.flatten_space(env.observation_space)
+    except NotImplementedError:  # a space that is none of Gymnasium's
+        env.close()
+        refuse("env_id", f"{env_id} has observations that cannot be flattened into a Box")
+    if flat_space != env.observation_space:
         env = gym.wrappers.FlattenObservation(env)
     if max_steps:
         env = gym.wrappers.TimeLimit(env, max_steps)
@@ -923,9 +929,22 @@ def refusing(env_id):
         raise
     except Exception as error:  # environments raise all kinds
         reason = " ".join(str(error).split()) or repr(error)
+        reason += place_of(error)
         if ":" in env_id and isinstance(error, gym.error.UnregisteredEnv):
             reason += f" Does {env_id.split(':')[0]} call gymnasium.register for it?"
         refuse("env_id", f"{env_id} fails: {reason}")
+
+
+def place_of(error):
+    """Name the file and line of an environment's code that raised an error, if it is known."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        ours = Path(frame.filename).name == SCRIPT.name
+        gymnasiums = Path(gym.__file__).parent in Path(frame.filename).parents
+        if ours or gymnasiums:
+            break  # it says itself what is wrong
+        if not frame.filename.startswith("<"):  # <frozen importlib._bootstrap> and the like
+            return f" ({frame.filename}, line {frame.lineno})"
+    return ""
 
 
 def make_envs(env_id, num_envs, film=False, max_steps=None, vector=gym.vector.SyncVectorEnv):
@@ -991,16 +1010,20 @@ def independent(env, other):
 
 def play(env, other=None):
     """Return what the first steps of an episode give; step another environment between them."""
-    for number, one in enumerate(filter(None, [env, other])):
-        one.reset(options={"stream": (number,)})
-        one.action_space.seed(number)
+    actions = copy.deepcopy(env.action_space)  # of our own: copies may share that of their class
+    actions.seed(0)
+    env.reset(options={"stream": (0,)})
+    if other:
+        other_actions = copy.deepcopy(actions)
+        other_actions.seed(1)
+        other.reset(options={"stream": (1,)})
     outcomes = []
     for _ in range(5):
         if other:
-            *_, terminated, truncated, _ = other.step(other.action_space.sample())
+            *_, terminated, truncated, _ = other.step(other_actions.sample())
             if terminated or truncated:
                 other.reset()
-        obs, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+        obs, reward, terminated, truncated, _ = env.step(actions.sample())
         outcomes.append((np.array(obs).tobytes(), reward, terminated, truncated))
         if terminated or truncated:
             break
