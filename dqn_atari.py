@@ -60,6 +60,7 @@ import tempfile
 import threading
 import time
 import tomllib
+import traceback
 import zipfile
 import zlib
 from collections import Counter, deque
@@ -1044,9 +1045,22 @@ def refusing(env_id):
         raise
     except Exception as error:  # environments raise all kinds
         reason = " ".join(str(error).split()) or repr(error)
+        reason += place_of(error)
         if ":" in env_id and isinstance(error, gym.error.UnregisteredEnv):
             reason += f" Does {env_id.split(':')[0]} call gymnasium.register for it?"
         refuse("env_id", f"{env_id} fails: {reason}")
+
+
+def place_of(error):
+    """Name the file and line of an environment's code that raised an error, if it is known."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        ours = Path(frame.filename).name == SCRIPT.name
+        gymnasiums = Path(gym.__file__).parent in Path(frame.filename).parents
+        if ours or gymnasiums:
+            break  # it says itself what is wrong
+        if not frame.filename.startswith("<"):  # <frozen importlib._bootstrap> and the like
+            return f" ({frame.filename}, line {frame.lineno})"
+    return ""
 
 
 @functools.cache

@@ -60,6 +60,7 @@ import tempfile
 import threading
 import time
 import tomllib
+import traceback
 import zipfile
 import zlib
 from collections import Counter, deque
@@ -960,7 +961,12 @@ def make_env(env_id, index, film=False, max_steps=None):
         close_envs(env)  # it had to be built to tell how it renders
         env = make_filmed_env(env_id)
         render_cheaply(env.unwrapped)
-    if gym.spaces.flatten_space(env.observation_space) != env.observation_space:
+    try:
+        flat_space = gym.spaces.flatten_space(env.observation_space)
+    except NotImplementedError:  # a space that is none of Gymnasium's
+        close_envs(env)
+        refuse("env_id", f"{env_id} has observations that cannot be flattened into a Box")
+    if flat_space != env.observation_space:
         env = gym.wrappers.FlattenObservation(env)
     if max_steps:
         env = gym.wrappers.TimeLimit(env, max_steps)
@@ -989,9 +995,22 @@ def refusing(env_id):
         raise
     except Exception as error:  # environments raise all kinds
         reason = " ".join(str(error).split()) or repr(error)
+        reason += place_of(error)
         if ":" in env_id and isinstance(error, gym.error.UnregisteredEnv):
             reason += f" Does {env_id.split(':')[0]} call gymnasium.register for it?"
         refuse("env_id", f"{env_id} fails: {reason}")
+
+
+def place_of(error):
+    """Name the file and line of an environment's code that raised an error, if it is known."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        ours = Path(frame.filename).name == SCRIPT.name
+        gymnasiums = Path(gym.__file__).parent in Path(frame.filename).parents
+        if ours or gymnasiums:
+            break  # it says itself what is wrong
+        if not frame.filename.startswith("<"):  # <frozen importlib._bootstrap> and the like
+            return f" ({frame.filename}, line {frame.lineno})"
+    return ""
 
 
 def make_envs(env_id, num_envs, film=False, max_steps=None, vector=gym.vector.SyncVectorEnv):

@@ -63,8 +63,12 @@ REFUSED = {
     "Wrong_vector": "reward must be one number",
     "Wrong_shape": "fails: .*shape",
     "Wrong_crash": "fails: no connection",
-    "Wrong_crash_later": "fails: no connection",
+    "Wrong_crash_later": r"fails: no connection \(.*toy_envs.py, line \d+\)",
+    "Wrong_silent": r"fails: AssertionError\(\) \(.*toy_envs.py, line \d+\)",
+    "Wrong_key": r"fails: 'goal' \(.*toy_envs.py, line \d+\)",
     "Observes_graph": "cannot be flattened",
+    "Observes_own": "cannot be flattened into a Box",
+    "Observes_mixed": "cannot be flattened into a Box",
     "Observes_empty": "cannot be flattened",
     "Observes_nothing": "cannot be flattened|fails",
     "Sequential": "cannot be flattened",
@@ -170,7 +174,7 @@ def test_an_environment_that_has_changed(S, spaces, train, tmp_path, capfd, monk
     """Its agent is neither scored nor trained on."""
     if framed(S) and change == "bounds":
         pytest.skip("there are none")
-    module = f"changing_{change}"
+    module = f"changing_{change}_{S.__name__}"  # earlier tests' folders are searched, too
     monkeypatch.setattr(sys, "dont_write_bytecode", True)  # the second text may look like the first
     for name in ["before", "after"]:
         wider = name == "after"
@@ -225,7 +229,7 @@ def test_seeds_of_episodes_are_c_ints(S):
 
 
 def test_copies_that_are_independent_are_not_warned_of(S, spaces, train, capfd):
-    for name in ["Counter", "Ragged", "Hidden", "Restless", "Rude"]:
+    for name in ["Counter", "Ragged", "Hidden", "Restless", "Rude", "Shared"]:
         train(f"--env-id tests.toy_envs:{name}-v0 --run-dir {name}")
         assert "change each other" not in capfd.readouterr().out
 

@@ -310,15 +310,6 @@ class ServedFailing(Served):
         return obs, np.nan if self.born > 120 else reward, *rest
 
 
-class Shared(Toy):
-    """One space of actions for all copies, as where it is an attribute of the class."""
-
-    space = Box(-2, 2, (2,), np.float32)
-
-    def __init__(self, **kwargs):
-        super().__init__(action_space=self.space, **kwargs)
-
-
 class Unclosable(Toy):
     """Cannot be closed."""
 
@@ -380,6 +371,22 @@ class Spaced(Toy):
         return self.observation_space.sample()
 
 
+class Own(gym.Space):
+    """A space that Gymnasium does not know, such as minigrid's of missions."""
+
+    def sample(self, mask=None, probability=None):
+        return "go"
+
+
+class Shared(Ragged):
+    """All copies have the spaces of their class, as many environments are written."""
+
+    actions = Box(-2, 2, (2,), np.float32)
+
+    def __init__(self, **kwargs):
+        super().__init__(action_space=Shared.actions, **kwargs)
+
+
 class Wrong(Toy):
     """Breaks Gymnasium's rules in the way that is asked for."""
 
@@ -394,6 +401,10 @@ class Wrong(Toy):
         obs, info = super().reset(seed=seed)
         if self.way == "crash":
             raise ValueError("no connection")
+        if self.way == "silent":
+            raise AssertionError
+        if self.way == "key":
+            raise KeyError("goal")
         return obs if self.way == "reset" else (obs, info)
 
     def step(self, action):
@@ -551,7 +562,7 @@ for cls in (
     Fractions,
 ):
     register(cls.__name__, cls)
-for way in ("shape", "crash", "reset", "step", "vector", "crash_later"):
+for way in ("shape", "crash", "reset", "step", "vector", "crash_later", "silent", "key"):
     register(f"Wrong_{way}", Wrong, kwargs={"way": way})
 for way in (
     "renderer",
@@ -575,6 +586,8 @@ OBSERVATIONS = {
     "tuple": Tuple([Discrete(2), Box(-1, 1, (2,))]),
     "nested": Dict({"a": Dict({"b": Discrete(2)}), "c": Box(-1, 1, (1, 2))}),
     "text": Text(5),
+    "own": Own(),
+    "mixed": Dict({"mission": Own(), "place": Box(-1, 1, (2,))}),
     "graph": Graph(Box(-1, 1, (2,)), None),
     "empty": Box(-1, 1, (0,)),
     "nothing": Dict({}),
