@@ -28,7 +28,7 @@ PARTS = ["actor", "critic", "actor_target", "critic_target"]
 
 @pytest.fixture
 def agent(S, batch):
-    """An agent all four networks of which differ, and whose critics are each the lower somewhere."""
+    """An agent of four different networks, whose critics are each the lower somewhere."""
     need(S, "Args.policy_delay", "Agent.update_critic", "Agent.update_actor")
     changes = {"policy_noise": 0.5, "noise_clip": 0.4, "exploration_noise": 0.3}
     *_, next_obs = batch[0]
