@@ -1270,7 +1270,7 @@ def between_marks(page, text):
     """Return a page with a new text between its marks."""
     first, last = MARKS
     before, rest = page.split(first)
-    _, after = rest.split(last)
+    _, after = rest.split(last, 1)  # a page may have tables of other programs
     return before + first + text + last + after
 
 
