@@ -6,6 +6,7 @@ import re
 import runpy
 import shlex
 import signal
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -14,6 +15,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+import yaml
 from gymnasium.utils.env_checker import check_env
 from torch import nn
 
@@ -246,3 +248,38 @@ def test_torch_adam_matches_adam(scripts, name, monkeypatch):
     for name, parameter in ours.named_parameters():
         assert not torch.equal(parameter, start.get_parameter(name)), f"{name} did not move"
         torch.testing.assert_close(parameter, theirs.get_parameter(name), rtol=0, atol=1e-6)
+
+
+YAML = [*ROOT.glob(".github/**/*.yml"), ROOT / ".pre-commit-config.yaml", ROOT / "CITATION.cff"]
+
+
+@pytest.mark.parametrize("path", YAML, ids=name_of)
+def test_yaml_can_be_read(path):
+    assert isinstance(yaml.safe_load(path.read_text("utf-8")), dict)
+
+
+def test_workflow_runs_what_ci_runs_on_the_oldest_and_the_newest_python():
+    path = ROOT / ".github" / "workflows" / "tests.yml"
+    workflow = yaml.safe_load(path.read_text("utf-8"))
+    assert "pull_request" in workflow[True]  # the key is on, which YAML takes for true
+    linux = workflow["jobs"]["linux"]
+    assert any(step.get("run") == ".ci/run" for step in linux["steps"])
+    metadata = re.search(r'requires-python = ">=(3\.\d+),<3\.(\d+)"', SAC.read_text("utf-8"))
+    versions = [metadata[1], f"3.{int(metadata[2]) - 1}"]
+    assert linux["strategy"]["matrix"]["python"] == versions
+
+
+def test_hooks_name_programs_that_exist():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text("utf-8"))
+    for repo in hooks["repos"]:
+        for hook in repo["hooks"]:
+            program, *words = hook["entry"].split()
+            assert program == "ruff" or (program == "python" and (ROOT / words[0]).is_file())
+
+
+@pytest.mark.parametrize("target", ["test", "quick", "format", "tables"])
+def test_make_knows_what_to_do(target):
+    done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for words in map(str.split, done.stdout.splitlines()):
+        assert words[0] in ("pytest", "ruff") or (ROOT / words[1]).is_file(), words

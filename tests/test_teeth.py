@@ -2416,7 +2416,7 @@ def run(path, source, *tests):
 def table():
     """Return the mutants and the test that kills each, in Markdown."""
     counts = [f"{len(bugs)} in `{script}`" for script, bugs in MUTANTS.items()]
-    lines = [f"{len(ROWS)} bugs: {', '.join(counts)}.", ""]
+    lines = [f"{sum(map(len, MUTANTS.values()))} bugs: {', '.join(counts)}.", ""]
     lines += ["| script | bug | test that fails |", "|---|---|---|"]
     for script, bugs in MUTANTS.items():
         lines += [f"| `{script}` | {bug} | `{test}` |" for bug, (_, _, test) in bugs.items()]
