@@ -1343,7 +1343,8 @@ def draw_front(rows, path):
                 draw_front_panel(one, shown[env_id, script])
             else:
                 one.remove()
-    figure.supxlabel("environment steps", fontsize=9)
+    for one in axes[-1]:
+        one.set_xlabel("environment steps", fontsize=9)
     figure.supylabel("return of evaluations", fontsize=9)
     seeds = sorted({len(row.scores) for row in shown.values()})
     ours = f"these scripts, mean and range of {' or '.join(map(str, seeds))} seeds"
