@@ -1,7 +1,9 @@
 """benchmark.sh: sweeps that are stopped, killed, refused, started twice, or run by Slurm."""
 
+import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -20,73 +22,133 @@ from tests.conftest import ENVIRON, ROOT, steady, summary
 BENCHMARK = ROOT / "benchmark.sh"
 NAMES = [f"InvertedPendulum-v4/{seed}" for seed in range(1, 9)]
 
-# What a script does for a sweep, in less time.
+# What a script does for a sweep, in less time: settings that differ are refused, as is a folder in
+# use, then what is there goes on from its checkpoint. It waits while there is a file called hold.
 IDLE = """
-import argparse, json, os, signal, sys, time
+import argparse, fcntl, json, os, signal, sys, time
 from pathlib import Path
+
+
+def refuse(sentence):
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(2)
+
+
+def write(path, text):
+    part = path.with_name("part")
+    part.write_text(text)
+    os.replace(part, path)
+
+
+def read(path, default):
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return default
+
 
 def main(flags):
     parser = argparse.ArgumentParser()
     parser.add_argument("--run-dir", type=Path)
+    parser.add_argument("--resume", choices=["auto"])
     parser.add_argument("--no-capture-video", action="store_true")
-    for name in ("env-id", "seed", "threads", "total-timesteps"):
+    for name in ("env-id", "seed", "threads", "total-timesteps", "gamma", "config", "notes"):
         parser.add_argument(f"--{name}")
     args = parser.parse_args(flags)
-    if args.run_dir.exists():
-        sys.exit(2)
-    args.run_dir.mkdir(parents=True)
-    (args.run_dir / "script.py").write_bytes(Path(__file__).read_bytes())
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    status, start = "finished", time.time()
-    print("on", os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
+    folder, free = args.run_dir, ["run_dir", "resume", "config", "notes"]
+    settings = {name: value for name, value in vars(args).items() if name not in free}
+    source = Path(__file__).read_text()
+    config, state, end = folder / "config.json", folder / "state.json", folder / "summary.json"
+    if config.exists():
+        for name, value in read(config, {}).items():
+            if value != settings[name]:
+                name = name.replace("_", "-")
+                refuse(f"--{name} is {value} in {folder} and must stay so: name another --run-dir")
+        if (folder / "script.py").read_text() != source:
+            refuse(f"--resume {Path(__file__).name} is not the source that began {folder}")
+        if read(end, {}).get("status") == "finished":
+            print(f"{folder} is finished")
+            sys.exit(0)
+    if folder.exists() and not args.resume:
+        refuse(f"--run-dir {folder} is there: name a new folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    file = open(folder / "metrics.jsonl", "ab", buffering=0)
     try:
-        with open(args.run_dir / "metrics.jsonl", "w", buffering=1) as file:
-            for step in range(int(args.total_timesteps or 5)):
-                time.sleep(0.1)
-                row = {"x": step * int(args.seed), "seconds": time.time() - start}
-                file.write(json.dumps(row) + "\\n")
-    except KeyboardInterrupt:
-        status = "interrupted"
-        time.sleep(0.5)  # a second signal would end it
-    part = args.run_dir / "part"
-    part.write_text(json.dumps({"status": status, "command": sys.argv}, indent=1))
-    os.replace(part, args.run_dir / "summary.json")
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        refuse(f"--run-dir {folder} is in use by a living process: name another")
+    saved = read(state, {"step": 0, "bytes": 0})
+    file.truncate(saved["bytes"])
+    end.unlink(missing_ok=True)
+    (folder / "script.py").write_text(source)
+    write(config, json.dumps(settings))
+    stopped = []
+
+    def stop(number, frame):
+        stopped.append(number)
+        if number == signal.SIGINT:
+            signal.signal(number, signal.SIG_DFL)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, stop)
+    print("on", os.environ.get("CUDA_VISIBLE_DEVICES"), "from step", saved["step"], flush=True)
+    status, start, step = "finished", time.time(), saved["step"]
+    while step < int(args.total_timesteps or 5) and status == "finished":
+        time.sleep(0.05)
+        while Path(__file__).with_name("hold").exists() and not stopped:
+            time.sleep(0.05)
+        row = {"x": step * int(args.seed), "seconds": time.time() - start}
+        file.write(json.dumps(row).encode() + b"\\n")
+        step += 1
+        if step % 4 == 0 or stopped:
+            write(state, json.dumps({"step": step, "bytes": file.tell()}))
+        if stopped:
+            status = "interrupted"
+            time.sleep(0.3)  # in which a second Ctrl-C would end it
+    write(end, json.dumps({"status": status, "command": sys.argv}, indent=1))
     print(status)
     sys.exit(130 * (status == "interrupted"))
+
 
 if __name__ == "__main__":
     main(sys.argv[1:])
 """
 
-# Put in front of the last line of a script: it notes each start and whether the run was living
-# already; where FAULTS is set, seeds 2 to 4 fail once, 5 always, and 6 is killed once; and it waits
-# as long as there is a file called hold.
+# Put in front of the last line of a script: it notes each start, and where FAULTS is set, seeds 2
+# and 3 fail once, 5 always, 6 is killed once before it begins, and 4 once after its first rows.
 FAULTY = """
+def kill_with_rows(folder):
+    path = Path(folder, "metrics.jsonl")
+    while not path.exists() or path.stat().st_size == 0:
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def beset(flags):
     folder = flags[flags.index("--run-dir") + 1]
     notes = Path(__file__).with_name("starts") / folder.replace("/", "_")
     notes.parent.mkdir(exist_ok=True)
-    pids = [int(pid) for pid in notes.read_text().split()] if notes.exists() else []
-    lines = [Path(f"/proc/{pid}/cmdline") for pid in pids]
-    if any(line.exists() and folder in line.read_text() for line in lines):  # a zombie has none
-        notes.with_suffix(".twice").write_text(f"{pids}")
+    first = not notes.exists()
     with open(notes, "a") as file:
         file.write(f"{os.getpid()} ")
     seed = int(flags[flags.index("--seed") + 1])
-    if "FAULTS" in os.environ and (seed == 5 or seed in (2, 3, 4, 6) and not pids):
-        os.makedirs(folder)
-        print("about to fail", flush=True)
-        if seed == 6:
-            os.kill(os.getpid(), signal.SIGKILL)
+    if "FAULTS" not in os.environ:
+        return
+    print("about to fail", flush=True)
+    if seed == 4 and first:
+        import threading
+        threading.Thread(target=kill_with_rows, args=[folder], daemon=True).start()
+    if seed == 6 and first:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if seed == 5 or seed in (2, 3) and first:
         raise ValueError(f"seed {seed} fails")
-    while Path(__file__).with_name("hold").exists():
-        time.sleep(0.05)
 
 
 if __name__ == "__main__":
     beset(sys.argv[1:])
 """
-REAL = "--total-timesteps 4096 --compile off --eval-every 0 --log-every 512"
+REAL = "--total-timesteps 8192 --compile off --eval-every 0 --log-every 512 --checkpoint-every 2048"
 
 
 @pytest.fixture
@@ -95,7 +157,8 @@ def sweep(tmp_path):
 
     def sweep(flags="", **variables):
         environ = ENVIRON | {"PYTHON": sys.executable, "JOBS": "3", "OUT": "out"} | variables
-        command = [os.environ.get("BASH_TO_TEST", "bash"), str(BENCHMARK), *flags.split()]
+        bash = os.environ.get("BASH_TO_TEST", "bash")
+        command = [bash, str(BENCHMARK), *(flags.split() if isinstance(flags, str) else flags)]
         heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731, ignored behind a &
         options = {"cwd": tmp_path, "env": environ, "start_new_session": True, "preexec_fn": heed}
         number = len([*tmp_path.glob("*.stdout")])
@@ -142,16 +205,41 @@ def until(condition, patience=120):
         time.sleep(0.05)
 
 
+def table(out):
+    """Return the state of each run that the table at the end names, with its last words."""
+    rows = out.rpartition("\n\n")[2] if "\n\n" in out else out[1:]
+    lines = re.findall(r"^(\S+(?: \(\d+\))?) +(\S+/\S+/\S+?)(?:: (.*))?$", rows, re.M)
+    return {name: (state, words) for state, name, words in lines}
+
+
+def states(out):
+    """Return the state of each run in the table at the end."""
+    return {name: state for name, (state, _) in table(out).items()}
+
+
 def statuses(folder):
     """Return name and status of all runs that have a summary."""
-    found = folder.glob("*/[!.]*/summary.json")
+    found = folder.glob("*/*/summary.json")
     return {str(path.parent.relative_to(folder)): summary(path.parent)["status"] for path in found}
 
 
-def young_runs(folder):
-    """Return how many runs have rows of metrics, and began less than 0.7 s ago: they go on."""
-    files = [path for path in folder.glob("*/[!.]*/metrics.jsonl") if path.stat().st_size]
-    return sum(time.time() - path.with_name("script.py").stat().st_mtime < 0.7 for path in files)
+def rows(run):
+    """Return how many rows of metrics a run has, whole or not."""
+    with suppress(OSError):
+        return (run / "metrics.jsonl").read_bytes().count(b"\n")
+    return 0
+
+
+def in_the_middle(folder):
+    """Return how many processes train runs that have rows of metrics and have not ended."""
+    commands = []
+    for process in living(folder, "python"):
+        with suppress(psutil.Error):
+            commands.append(process.cmdline())
+    runs = [
+        folder / words[words.index("--run-dir") + 1] for words in commands if "--run-dir" in words
+    ]
+    return sum(rows(run) > 0 and not (run / "summary.json").exists() for run in runs)
 
 
 def starts(folder):
@@ -168,115 +256,215 @@ def write(folder, name="idle", source=IDLE):
 
 @pytest.mark.parametrize("kind", ["idle", pytest.param("real", marks=pytest.mark.slow)])
 def test_a_sweep_comes_through_everything(sweep, tmp_path, kind):
-    source, flags, patience = IDLE, "--total-timesteps 20", 120
+    """What was stopped, failed and killed in all ways ends with the same metrics, to the bit."""
+    source, flags, patience = IDLE, "--total-timesteps 30", 120
     if kind == "real":
         source, flags, patience = (ROOT / "ppo_continuous.py").read_text(), REAL, 900
     write(tmp_path, "beset", source)
-    setting = {"SCRIPTS": "beset", "ENVS": "InvertedPendulum-v4", "SEEDS": "1 2 3 4 5 6 7 8"}
+    setting = {"SCRIPTS": "beset", "ENVS": "InvertedPendulum-v4", "SEEDS": "1 2 7 8 4 3 5 6"}
 
     def go(**variables):
         return sweep(flags, **setting, **variables)
 
     code, out, err = end(go(OUT="calm"), patience)
     assert (code, err.count("\n")) == (0, 1) and "8 of 8 finished: " in out, out + err
-    assert len(re.findall(r"^\[\d/8\] ok ", out, re.M)) == 8
     calm, rough = tmp_path / "calm" / "beset", tmp_path / "out" / "beset"
 
     first = go(FAULTS="1")
-    until(lambda: "finished" in statuses(rough).values() and young_runs(rough), patience)
+    until(lambda: "finished" in statuses(rough).values() and in_the_middle(tmp_path), patience)
     first.terminate()
     code, out, err = end(first, patience)
     assert code == 143 and not living(tmp_path), out + err
     left = statuses(rough)
     assert {*left.values()} >= {"finished", "interrupted"}, out + err
     done = {name for name in left if left[name] == "finished"}
-    missing = re.findall(r"^missing   beset/(\S+): ", out, re.M)
-    assert sorted(missing) == sorted({*NAMES} - done)
+    assert {n for n, state in states(out).items() if state == "finished"} == {
+        f"beset/{name}" for name in done
+    }
+    assert len(states(out)) == 8
     times = {name: (rough / name / "metrics.jsonl").stat().st_mtime_ns for name in done}
 
-    count = sum(starts(tmp_path).values())
-    (tmp_path / "hold").touch()
     second = go(FAULTS="1")
-    until(lambda: sum(starts(tmp_path).values()) >= count + 3, patience)
-    kill(living(tmp_path, "bash"))  # the sweep, and the shells around its runs
+    until(lambda: in_the_middle(tmp_path), patience)
+    second.kill()
     second.wait()
-    assert living(tmp_path)
-    third = go(FAULTS="1")
-    until(lambda: "in use beset/" in third.files[0].read_text(), patience)
-    (tmp_path / "hold").unlink()
-    code, out, err = end(third, patience)
-    assert code == 1, out + err
-    until(lambda: not living(tmp_path), patience)
+    if kind == "real":  # another finds its runs; in less time test_a_killed_sweep_finds_its_runs
+        go(FAULTS="1")
+        time.sleep(10)
+    kill(living(tmp_path))  # the runs, too
     code, out, err = end(go(FAULTS="1"), patience)
     assert code == 1 and "7 of 8 finished: " in out, out + err
-    assert "missing   beset/InvertedPendulum-v4/5: ValueError: seed 5 fails" in out
-    assert statuses(rough) == dict.fromkeys({*NAMES} - {NAMES[4]}, "finished")
+    assert table(out)["beset/InvertedPendulum-v4/5"] == ("failed (1)", "ValueError: seed 5 fails")
 
     code, out, err = end(go(), patience)
     assert code == 0 and "8 of 8 finished: " in out, out + err
     assert statuses(rough) == statuses(calm) == dict.fromkeys(NAMES, "finished")
     for name in NAMES:
         assert steady(rough / name) == steady(calm / name) != []
-        assert (rough / name / "log.txt").stat().st_size
     assert times == {name: (rough / name / "metrics.jsonl").stat().st_mtime_ns for name in done}
-    kept = {path.name for path in (rough / "InvertedPendulum-v4").glob(".*")}
-    assert ".5-unfinished-2" in kept and all(
-        "unfinished" in name for name in kept if name[-5:] != ".lock"
-    )
-    killed = [(path / "log.txt").read_text() for path in rough.glob("*/.6-unfinished-*")]
-    assert "about to fail\nkilled: exit status 137\n" in killed
-    assert not [*tmp_path.glob("starts/*.twice")] and not living(tmp_path)
+    logs = "".join(path.read_text() for path in tmp_path.glob("out/logs/*.log"))
+    went_on = r"going on at step [1-9]" if kind == "real" else r"from step [1-9]"
+    assert re.search(went_on, logs) and not living(tmp_path)
 
 
 def test_retries(sweep, tmp_path):
-    """What fails is started anew as often as asked for, what is refused never."""
+    """What fails or is refused is tried again, after the others, as often as asked for."""
     write(tmp_path)
     setting = {"SCRIPTS": "idle", "ENVS": "E", "FAULTS": "1"}
-    code, out, err = end(sweep(SEEDS="2 5 6", **setting))
-    assert code == 1 and out.count(" ok idle/") == 2 and "failed idle/E/5, " in out, out + err
-    assert [*starts(tmp_path).values()] == [2, 2, 2] and err.count("\n") == 1
+    code, out, err = end(sweep("--total-timesteps 8", SEEDS="5 2 4 6 1", JOBS="2", **setting))
+    assert code == 1 and err.count("\n") == 1, out + err
+    assert states(out) == {
+        "idle/E/5": "failed (1)",
+        **dict.fromkeys(["idle/E/2", "idle/E/4", "idle/E/6", "idle/E/1"], "finished"),
+    }
+    assert "failed (137) idle/E/6\n" in out and "failed (137) idle/E/4\n" in out
+    begun = re.findall(r"^begun idle/E/(\d)", out, re.M)
+    assert begun[:5] == ["5", "2", "4", "6", "1"] and sorted(begun[5:]) == ["2", "4", "5", "6"]
     code, out, err = end(sweep("--nonsense", SEEDS="1 3", RETRIES="0", OUT="other", **setting))
-    code, out, err = end(sweep("--nonsense", SEEDS="4", RETRIES="3", OUT="more", **setting))
-    assert code == 1 and "missing   idle/E/4: " in out and "nonsense" in out, out + err
+    assert code == 1 and {*states(out).values()} == {"refused", "failed (1)"}, out + err
+    code, out, err = end(sweep("--nonsense", SEEDS="4", RETRIES="2", OUT="more", **setting))
+    state, words = table(out)["idle/E/4"]
+    assert (code, state) == (1, "refused") and "nonsense" in words, out + err
     counts = {name.split("_")[0] + name[-1]: n for name, n in starts(tmp_path).items()}
-    assert counts == {"out2": 2, "out5": 2, "out6": 2, "other1": 1, "other3": 1, "more4": 2}
+    assert counts == {
+        **{"out1": 1, "out2": 2, "out4": 2, "out5": 2, "out6": 2},
+        **{"other1": 1, "other3": 1, "more4": 3},
+    }
 
 
 def test_ctrl_c(sweep, tmp_path):
+    """What Ctrl-C stops goes on where it was when the sweep is called again."""
     write(tmp_path)
-    process = sweep("--total-timesteps 600", SCRIPTS="idle", ENVS="E", SEEDS="1 2", JOBS="1")
-    until(lambda: young_runs(tmp_path / "out" / "idle"))
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    setting = {"SCRIPTS": "idle", "ENVS": "E", "SEEDS": "1 2", "JOBS": "1"}
+    run = tmp_path / "out" / "idle" / "E" / "1"
+    process = sweep("--total-timesteps 12", **setting)
+    until(lambda: rows(run) >= 6)
+    for _ in range(3):
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        time.sleep(0.1)
     code, out, err = end(process)
     assert code == 130 and not living(tmp_path), out + err
     assert statuses(tmp_path / "out" / "idle") == {"E/1": "interrupted"}
-    assert "missing   idle/E/1: interrupted\nmissing   idle/E/2: no output\n0 of 2" in out
+    assert table(out)["idle/E/1"] == ("interrupted", "interrupted")
+    assert states(out)["idle/E/2"] == "unfinished" and "0 of 2 finished" in out
+    made = rows(run)
+    code, out, err = end(sweep("--total-timesteps 12", **setting))
+    assert code == 0 and rows(run) == 12, out + err
+    log = (tmp_path / "out" / "logs" / "idle__E__1.log").read_text()
+    assert made >= 6 and f"from step {made}\n" in log
+
+
+def test_a_signal_in_the_last_instant_of_a_run(sweep, tmp_path):
+    """It ends the process of a run whose summary is written, which is finished all the same."""
+    last = "    print(status)\n"
+    assert last in IDLE
+    write(tmp_path, source=IDLE.replace(last, "    os.kill(os.getpid(), signal.SIGKILL)\n"))
+    setting = {"SCRIPTS": "idle", "ENVS": "E", "SEEDS": "1 2", "RETRIES": "0"}
+    code, out, err = end(sweep("--total-timesteps 1", **setting))
+    assert code == 0 and "failed (137) idle/E/1\n" in out, out + err
+    assert states(out) == {"idle/E/1": "finished", "idle/E/2": "finished"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_at_any_instant(sweep, tmp_path, number):
+    """No run is left behind, and none begins, whenever the signal comes."""
+    write(tmp_path)
+    setting = {"SCRIPTS": "idle", "ENVS": "E", "SEEDS": "1 2 3 4 5 6", "JOBS": "2"}
+    for delay in (0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.9):
+        process = sweep("--total-timesteps 3", OUT=f"after {delay}", **setting)
+        time.sleep(delay)
+        os.killpg(process.pid, number)
+        end(process)
+        until(lambda: not living(tmp_path), 5)
 
 
 def test_two_sweeps_at_once(sweep, tmp_path):
+    """No run is trained twice at the same time; what is in use is asked for again."""
     write(tmp_path)
     (tmp_path / "hold").touch()
     setting = {"SCRIPTS": "idle", "ENVS": "E", "JOBS": "2"}
     one = sweep(SEEDS="1 2 3 4", **setting)
-    until(lambda: len(starts(tmp_path)) == 2)
-    other = sweep(SEEDS="1 2", **setting)
-    code, out, err = end(other)
-    assert code == 1 and "[1/2] in use idle/E/" in out and "0 of 2 finished: " in out, out + err
+    log = tmp_path / "out" / "logs" / "idle__E__2.log"
+    until(lambda: log.exists() and "from step" in log.read_text())
+    code, out, err = end(sweep(SEEDS="1 2", **setting))
+    assert code == 1 and "0 of 2 finished: " in out, out + err
+    assert {*states(out).values()} == {"refused"} and "is in use by a living process" in out
+    other = sweep(SEEDS="1 2 5", RETRIES="100", **setting)
+    until(lambda: " idle/E/1\n" in other.files[0].read_text())
     (tmp_path / "hold").unlink()
-    code, out, err = end(one)
-    assert code == 0 and "4 of 4 finished: " in out, out + err
-    assert [*starts(tmp_path).values()] == [1, 1, 1, 1]
-    assert (tmp_path / "out" / "jobs.tsv").read_text().count("\n") == 2
+    for process, count in ((one, 4), (other, 3)):
+        code, out, err = end(process)
+        assert code == 0 and f"{count} of {count} finished: " in out, out + err
+    logs = [path.read_text() for path in tmp_path.glob("out/logs/*.log")]
+    assert [log.count("from step") for log in logs] == [1] * 5
+
+
+def test_a_killed_sweep_finds_its_runs(sweep, tmp_path):
+    """Runs that outlive their sweep are not started twice, and count once they have ended."""
+    write(tmp_path)
+    (tmp_path / "hold").touch()
+    setting = {"SCRIPTS": "idle", "ENVS": "E", "SEEDS": "1 2 3", "JOBS": "2", "RETRIES": "99"}
+    first = sweep(**setting)
+    log = tmp_path / "out" / "logs" / "idle__E__2.log"
+    until(lambda: log.exists() and "from step" in log.read_text())
+    kill(living(tmp_path, "bash"))
+    first.wait()
+    second = sweep(**setting)
+    until(lambda: "refused idle/E/" in second.files[0].read_text())
+    assert len(living(tmp_path, "python")) >= 2
+    (tmp_path / "hold").unlink()
+    code, out, err = end(second)
+    assert code == 0 and {*states(out).values()} == {"finished"}, out + err
+    logs = [path.read_text() for path in tmp_path.glob("out/logs/*.log")]
+    assert [log.count("from step") for log in logs] == [1] * 3
+
+
+@pytest.mark.parametrize(
+    "delay", [0.6, *(pytest.param(delay, marks=pytest.mark.slow) for delay in (0, 0.3, 1.2))]
+)
+def test_two_sweeps_with_other_flags_tell_the_truth(sweep, tmp_path, delay):
+    """Into one OUT at the same time: each counts the runs of its own flags, and no other."""
+    write(tmp_path)
+    setting = {"SCRIPTS": "idle", "ENVS": "E", "SEEDS": "1 2 3 4", "JOBS": "2"}
+    processes = {}
+    for gamma in ("0.9", "0.5"):
+        processes[gamma] = sweep(f"--gamma {gamma}", **setting)
+        time.sleep(delay)
+    claimed = {}
+    for gamma, process in processes.items():
+        code, out, err = end(process)
+        mine = [name for name, state in states(out).items() if state == "finished"]
+        refused_at_once = code == 2 and not out
+        assert refused_at_once or code == (0 if len(mine) == 4 else 1), out + err
+        assert refused_at_once or f"{len(mine)} of 4 finished: " in out
+        claimed.update({name: claimed.get(name, "") + gamma for name in mine})
+    made = {
+        f"idle/E/{seed}": json.loads((tmp_path / f"out/idle/E/{seed}/config.json").read_text())
+        for seed in range(1, 5)
+    }
+    assert claimed == {name: config["gamma"] for name, config in made.items()}
 
 
 def test_devices_are_shared_out(sweep, tmp_path):
     write(tmp_path)
     setting = {"SCRIPTS": "idle", "ENVS": "E", "SEEDS": "1 2 3 4", "JOBS": "", "GPUS": "3 5"}
-    process = sweep(**setting)
-    code, out, err = end(process)
-    assert code == 0 and "4 of 4 runs to do, 2 at a time" in err, out + err
-    logs = [path.read_text() for path in tmp_path.glob("out/idle/E/*/log.txt")]
-    assert sorted(log.split("\n")[0] for log in logs) == ["on 3", "on 3", "on 5", "on 5"]
+    code, out, err = end(sweep(**setting))
+    assert code == 0 and "4 of 4 runs to do" in err, out + err
+    logs = [path.read_text() for path in tmp_path.glob("out/logs/*.log")]
+    assert sorted(log.split(" from")[0] for log in logs) == ["on 3", "on 3", "on 5", "on 5"]
+
+
+def test_a_log_is_named_and_there_from_the_start(sweep, tmp_path):
+    write(tmp_path)
+    (tmp_path / "hold").touch()
+    process = sweep(SCRIPTS="idle", ENVS="E", SEEDS="1 2", OUT="my out")
+    named = lambda: re.findall(r"^begun \S+: its log is (.*)$", process.files[0].read_text(), re.M)  # noqa: E731
+    until(lambda: len(named()) == 2)
+    for name in named():
+        until(lambda: "from step 0\n" in (tmp_path / name).read_text())  # noqa: B023
+    (tmp_path / "hold").unlink()
+    assert end(process)[0] == 0
 
 
 def test_jobs_are_commands_and_their_runs_count(sweep, tmp_path):
@@ -284,25 +472,82 @@ def test_jobs_are_commands_and_their_runs_count(sweep, tmp_path):
     setting = {"ENVS": "mod:A/B-v0", "SEEDS": "7 7b", "OUT": "my out"}
     code, out, err = end(sweep("--total-timesteps 1", SCRIPTS="my_idle", ENGINE="print", **setting))
     lines = [line.split("\t") for line in out.splitlines()]
-    assert (code, [name for name, _ in lines]) == (
-        0,
-        ["my_idle/mod_A_B-v0/7", "my_idle/mod_A_B-v0/7b"],
-    )
+    names = ["my_idle/mod_A_B-v0/7", "my_idle/mod_A_B-v0/7b"]
+    assert (code, [name for name, _ in lines]) == (0, names)
     assert out == (tmp_path / "my out" / "jobs.tsv").read_text() and "2 of 2 runs to do" in err
-    assert [path.name for path in (tmp_path / "my out").iterdir()] == ["jobs.tsv"]
+    assert not starts(tmp_path)
     for _, command in lines:
         assert " --seed 7 " in command and " --threads 1 --no-capture-video " in command
         subprocess.run(["sh", "-c", command], cwd=tmp_path, env=ENVIRON, check=True)
     code, out, err = end(sweep("--total-timesteps 1", SCRIPTS="./my_idle.py", **setting))
-    assert (code, out.count("finished  ")) == (0, 2), out + err
-    assert {*starts(tmp_path).values()} == {1}
+    assert (code, states(out)) == (0, dict.fromkeys(names, "finished")), out + err
+    assert "0 of 2 runs to do" in err
+    logs = [path.read_text() for path in tmp_path.glob("my out/logs/*.log")]
+    assert [log.count("from step") for log in logs] == [1, 1]
 
-    other = "error: my out/my_idle/mod_A_B-v0/7 was made by other flags or another version"
-    for flags, source in (("2", IDLE), ("1", IDLE + "# changed\n")):
+    for steps, source in (("2", IDLE), ("1", IDLE.replace("0.05", "0.051"))):
         write(tmp_path, "my_idle", source)
-        code, out, err = end(sweep(f"--total-timesteps {flags}", SCRIPTS="my_idle", **setting))
-        assert (code, out) == (2, "") and err.startswith(other) and "another OUT" in err
-        assert {*starts(tmp_path).values()} == {1}
+        for engine in ("local", "print"):
+            setting["ENGINE"] = engine
+            code, out, err = end(sweep(f"--total-timesteps {steps}", SCRIPTS="my_idle", **setting))
+            assert (code, out, err.count("error: name")) == (2, "", 1), out + err
+            assert "\nerror: name another OUT; of my_idle/mod_A_B-v0/7 its script says" in err
+            assert ("--total-timesteps is 1" if steps == "2" else "not the source") in err
+
+
+ODD = [
+    "a b",
+    "it's",
+    'say "x"',
+    "$HOME `id` $(id)",
+    "new\nline",
+    "tab\there",
+    "-é ö",
+    "*",
+    "a;b|c&",
+]
+
+
+@pytest.mark.parametrize(("engine", "locale"), [("local", "C"), ("print", "C.UTF-8")])
+def test_odd_flags_and_folders(sweep, tmp_path, engine, locale):
+    """Whatever a shell might take apart reaches the script whole, and what is finished is known."""
+    write(tmp_path)
+    setting = {"SCRIPTS": "idle", "ENVS": "E", "SEEDS": "1", "LC_ALL": locale}
+    setting["OUT"] = "an 'odd' \"name\"\twith $HOME `id` é * ; | &"
+    notes = [word for odd in ODD for word in (f"--notes={odd}", "--notes", f" {odd}")]
+    flags = ["--total-timesteps", "1", *notes, "--gamma", "1\n2\t'3'"]
+    code, out, err = end(sweep(flags, ENGINE=engine, **setting))
+    assert code == 0, out + err
+    if engine == "print":
+        command = out.split("\t", 1)[1]
+        subprocess.run(["bash", "-c", command], cwd=tmp_path, env=ENVIRON, check=True)
+    command = summary(tmp_path / setting["OUT"] / "idle" / "E" / "1")["command"]
+    first = command.index(flags[0])
+    assert command[first : first + len(flags)] == flags
+    other_locale = {"LC_ALL": "C.UTF-8" if locale == "C" else "C"}
+    code, out, err = end(sweep(flags, **setting | other_locale))
+    assert code == 0 and "0 of 1 runs to do" in err and "1 of 1 finished" in out, out + err
+    code, out, err = end(sweep([*flags[:-1], "1\n2\t3"], **setting))
+    assert code == 2 and "and must stay so" in err, out + err
+
+
+def test_a_summary_that_a_crash_has_cut_is_no_end(sweep, tmp_path):
+    write(tmp_path)
+    seeds = " ".join(map(str, range(10, 18)))
+    setting = {"SCRIPTS": "idle", "ENVS": "E", "SEEDS": seeds, "JOBS": "4"}
+    flags = "--total-timesteps 2"
+    code, out, err = end(sweep(flags, **setting))
+    assert code == 0, out + err
+    folders = sorted(tmp_path.glob("out/idle/E/*"))
+    before = [steady(folder) for folder in folders]
+    for number, folder in enumerate(folders):
+        text = (folder / "summary.json").read_bytes()
+        cut = (len(text) - 1) * number // (len(folders) - 1)  # from nothing to all but one byte
+        (folder / "summary.json").write_bytes(text[:cut])
+    code, out, err = end(sweep(flags, **setting))
+    assert code == 0 and "8 of 8 runs to do" in err, out + err
+    assert [steady(folder) for folder in folders] == before
+    assert {*statuses(tmp_path / "out" / "idle").values()} == {"finished"}
 
 
 @pytest.mark.parametrize(
@@ -315,13 +560,15 @@ def test_jobs_are_commands_and_their_runs_count(sweep, tmp_path):
         ("", {"SEEDS": "1 2 1"}, "idle/E/1 is there twice: "),
         ("", {"JOBS": "two"}, 'JOBS="two" is no number: try JOBS=1'),
         ("", {"JOBS": "0"}, "JOBS=0 is too small: try JOBS=1"),
+        ("", {"JOBS": "", "GPUS": " "}, "JOBS=0 is too small: try JOBS=1"),
         ("", {"THREADS": "-1"}, 'THREADS="-1" is no number: try THREADS=1'),
         ("", {"RETRIES": "1.5"}, 'RETRIES="1.5" is no number: try RETRIES=0'),
         ("", {"ENGINE": "cloud"}, "there is no ENGINE=cloud: choose local, slurm or print"),
         ("", {"PYTHON": "pyton"}, 'PYTHON="pyton" is not there: try PYTHON='),
         ("", {"OUT": "idle.py/out"}, "OUT=idle.py/out can not be written to: name another"),
-        ("easy", {}, "there is no preset easy: choose simple, medium, hard, atari or noise"),
-        ("--seed 3", {}, "--seed: set SEEDS, ENVS and OUT instead"),
+        ("easy", {}, "there is no preset easy: choose simple, medium, hard, atari, noise or ab"),
+        ("ab", {}, "ab takes two SCRIPTS, or one and "),
+        ("ab", {"SCRIPTS": "idle idle idle"}, "ab takes two SCRIPTS, or one and "),
     ],
 )
 def test_refusals(sweep, tmp_path, flags, variables, sentence):
@@ -331,19 +578,36 @@ def test_refusals(sweep, tmp_path, flags, variables, sentence):
     assert not (tmp_path / "out").exists() and not starts(tmp_path)
 
 
+def test_flags_of_the_sweep_itself_are_refused(sweep, tmp_path):
+    """In each spelling that tyro takes, and wherever they are given."""
+    write(tmp_path)
+    setting = {"SCRIPTS": "idle", "ENVS": "E"}
+    for name in ("seed", "env-id", "env_id", "run-dir", "run_dir", "resume", "evaluate"):
+        for words in (f"--{name} 3", f"--{name}=3"):
+            before = sweep(f"{words} --gamma 1", **setting)
+            behind = sweep(f"ab --gamma 1 {words}", **setting, A="--gamma 2")
+            of_a = sweep("ab", **setting, A=f"{words} --gamma 1")
+            of_b = sweep("ab", **setting, B=f"--gamma 1 {words}")
+            for process in (before, behind, of_a, of_b):
+                code, out, err = end(process)
+                assert (code, out, err.count("\n")) == (2, "", 1)
+                assert err.startswith(f"error: --{name}") and "set SEEDS, ENVS and OUT" in err
+    assert not (tmp_path / "out").exists() and not starts(tmp_path)
+
+
 def test_presets(sweep, tmp_path):
     """Each preset asks for what its line in the help says, and for flags that the scripts have."""
     counts = {"simple": 18, "medium": 27, "hard": 18, "atari": 6, "noise": 12}
     steps = {"sac": "20000", "td3": "45000", "ppo": "100000"}
     for preset, count in counts.items():
         code, out, err = end(sweep(preset, ENGINE="print"))
-        found = re.match(rf"{count} of {count} runs to do, 3 at a time: about (\d+) h", err)
-        assert code == 0 and found and out.count("\n") == count, err
+        assert code == 0 and err.startswith(f"{count} of {count} runs to do"), err
+        assert out.count("\n") == count
         for line in out.splitlines():
             name, command = line.split("\t")
-            words = command.split()
+            words = shlex.split(command)
             fields = Path(words[1]).read_text().partition("# --- networks")[0]
-            for word in re.findall(r"--(?:no-)?([a-z-]+)", command):
+            for word in re.findall(r" --(?:no-)?([a-z-]+)", command):
                 assert re.search(rf"^    {word.replace('-', '_')}: ", fields, re.M), word
             total = words[words.index("--total-timesteps") + 1]
             if preset == "simple":
@@ -352,19 +616,143 @@ def test_presets(sweep, tmp_path):
         if preset == "noise":
             seeds = re.findall(r"--seed (\d+) ", out)
             assert sorted(map(int, seeds)) == [101, 101, *range(101, 111)]
-    assert int(found[1]) in range(0, 3)
-    code, out, err = end(sweep("hard --total-timesteps 5000", ENGINE="print", SEEDS="1"))
-    assert "6 of 6 runs to do, 3 at a time: about 0 h 02 min" in err  # 4 runs of 72 s, 2 of 13
+
+
+def test_configs_belong_to_script_and_environment(sweep, tmp_path):
+    write(tmp_path)
+    write(tmp_path, "other")
+    setting = {"SCRIPTS": "idle other", "ENVS": "Ant-v4 Hopper-v4", "SEEDS": "1"}
+    setting["CONFIGS"] = "idle Ant-* my ant's.toml\n\n* Hopper-v4 hopper.toml\nother * rest.toml"
+    code, out, err = end(sweep(ENGINE="print", **setting))
+    assert code == 0, err
+    found = {}
+    for line in out.splitlines():
+        name, command = line.split("\t")
+        words = shlex.split(command)
+        found[name] = words[words.index("--config") + 1] if "--config" in words else None
+    assert found == {
+        "idle/Ant-v4/1": "my ant's.toml",
+        "idle/Hopper-v4/1": "hopper.toml",
+        "other/Ant-v4/1": "rest.toml",
+        "other/Hopper-v4/1": "hopper.toml",
+    }
+
+
+def test_hard_walks_on_humanoid(sweep, tmp_path):
+    """The preset takes PPO's settings for Humanoid, if they are there."""
+    here = tmp_path / "a clone"
+    (here / "configs").mkdir(parents=True)
+    for path in [BENCHMARK, *ROOT.glob("*_continuous.py")]:
+        shutil.copy(path, here)
+    environ = ENVIRON | {"PYTHON": sys.executable, "ENGINE": "print", "SEEDS": "1"}
+    for there in (False, True):
+        if there:
+            (here / "configs" / "ppo_humanoid.toml").touch()
+        bash = os.environ.get("BASH_TO_TEST", "bash")
+        command = [bash, str(here / "benchmark.sh"), "hard"]
+        out = subprocess.check_output(command, cwd=tmp_path, env=environ, text=True)
+        lines = [line for line in out.splitlines() if "--config" in line]
+        assert [line.split("\t")[0] for line in lines] == ["ppo_continuous/Humanoid-v4/1"] * there
+    words = shlex.split(lines[0])
+    assert words[words.index("--config") + 1] == str(here / "configs" / "ppo_humanoid.toml")
+
+
+def test_ab(sweep, tmp_path):
+    """Two sides on the same fresh seeds, in turns; each has its flags and those for both."""
+    write(tmp_path)
+    write(tmp_path, "other")
+    shared = ["ab", "--total-timesteps", "1"]
+    two = {"SCRIPTS": "idle other", "ENVS": "E F"}
+    code, out, err = end(sweep(shared, ENGINE="print", **two))
+    names = [line.split("\t")[0] for line in out.splitlines()]
+    assert code == 0 and len(names) == 40, err
+    assert names[:3] == ["a-idle/E/201", "b-other/E/201", "a-idle/E/202"]
+    assert names[-1] == "b-other/F/210"
+
+    one = {"SCRIPTS": "idle", "ENVS": "E", "SEEDS": "201"}
+    one["B"] = "--gamma 'two words' --notes \"it's\""
+    code, out, err = end(sweep(shared, **one))
+    assert code == 0 and "2 of 2 finished: " in out, out + err
+    for side, own in (("a", []), ("b", ["--gamma", "two words", "--notes", "it's"])):
+        command = summary(tmp_path / "out" / f"{side}-idle" / "E" / "201")["command"]
+        first = command.index("--total-timesteps")
+        assert command[first:] == [*shared[1:], *own, "--run-dir", f"out/{side}-idle/E/201"]
+        assert command[command.index("--seed") + 1] == "201"
+
+
+@pytest.mark.parametrize("tools", [["report"], ["report", "compare"]])
+def test_what_presets_end_in(tmp_path, tools):
+    """The report; ab ends in the comparison of its sides, if that tool is there."""
+    here = tmp_path / "a clone"
+    (here / "tools").mkdir(parents=True)
+    shutil.copy(BENCHMARK, here)
+    for tool in tools:
+        said = f"print('{tool}', *sys.argv[1:], sep='|'); sys.exit(2)"
+        (here / "tools" / f"{tool}.py").write_text(f"import sys; {said}")
+    write(here)
+    environ = ENVIRON | {"PYTHON": sys.executable, "SCRIPTS": "idle", "ENVS": "E", "SEEDS": "1"}
+    environ["OUT"] = "my out"
+
+    def last_line(preset, **variables):
+        bash = os.environ.get("BASH_TO_TEST", "bash")
+        command = [bash, str(here / "benchmark.sh"), preset, "--total-timesteps", "1"]
+        options = {"cwd": tmp_path, "env": environ | variables, "text": True}
+        done = subprocess.run(command, capture_output=True, check=True, **options)
+        return done.stdout.splitlines()[-1]
+
+    report = "report|my out/*/*/*|--plots|my out/plots"
+    assert last_line("simple") == report
+    compare = "compare|my out/a-idle/*/*|my out/b-idle/*/*"
+    assert last_line("ab", B="--gamma 1") == (compare if "compare" in tools else report)
+
+
+def test_shellcheck():
+    """It has nothing to say."""
+    if not shutil.which("shellcheck"):
+        pytest.skip("needs apt-get install shellcheck")
+    subprocess.run(["shellcheck", str(BENCHMARK)], check=True)
 
 
 def test_help(sweep):
     for flags, variables in (("", {"SEEDS": "1"}), ("--help", {"ENVS": "E"}), ("simple -h", {})):
         code, out, err = end(sweep(flags, **variables))
         assert (code, err) == (0, "") and out.startswith("Train scripts x environments x seeds")
-        for name in "SCRIPTS ENVS SEEDS JOBS OUT RETRIES THREADS GPUS PYTHON ENGINE".split():
+        for (
+            name
+        ) in "SCRIPTS ENVS SEEDS CONFIGS JOBS OUT RETRIES THREADS GPUS PYTHON ENGINE".split():
             assert re.search(rf"^{name} +\S", out, re.M)
-        for name in "simple medium hard atari noise".split():
+        for name in "simple medium hard atari noise ab".split():
             assert re.search(rf"^{name} +\S", out, re.M)
+
+
+@pytest.mark.slow
+def test_simple_stopped_twice_ends_in_the_same_tables(sweep, tmp_path):
+    """The preset, in less time: after Ctrl-C and after a crash it reports what it would have."""
+    flags = "simple --total-timesteps 5400 --eval-every 1800 --hidden-size 16 --batch-size 32"
+    setting = {"ENVS": "InvertedPendulum-v4", "SEEDS": "101", "JOBS": "2"}
+    reports, folders = [], []
+    for name in ("calm", "rough"):
+        out_folder = tmp_path / name
+        if name == "rough":
+            process = sweep(flags, OUT=name, **setting)
+            until(lambda: in_the_middle(tmp_path) == 2, 300)
+            os.killpg(process.pid, signal.SIGINT)
+            code, out, err = end(process, 300)
+            assert code == 130 and "interrupted" in states(out).values(), out + err
+            process = sweep(flags, OUT=name, **setting)
+            until(lambda: in_the_middle(tmp_path) == 2, 300)
+            kill(living(tmp_path))
+            process.wait()
+        code, out, err = end(sweep(flags, OUT=name, **setting), 600)
+        assert code == 0 and "3 of 3 finished: " in out, out + err
+        scores = re.search(r"(\| script \|.*\n(?:\|.*\n)+)", out)[1]
+        assert scores.count("InvertedPendulum-v4") == 3
+        reports.append((states(out), scores))
+        folders.append(sorted(path.parent for path in out_folder.glob("*/*/*/metrics.jsonl")))
+        assert [*(out_folder / "plots").glob("*.png")]
+    assert reports[0] == reports[1]
+    for calm, rough in zip(*folders, strict=True):
+        assert steady(calm) == steady(rough) != []
 
 
 # A cluster of this machine, with two devices that are not there. A requeued task waits until its
@@ -449,28 +837,60 @@ def slurm(monkeypatch):
 
 @pytest.mark.slow
 def test_slurm(slurm, sweep, tmp_path):
-    """An array job shares out devices; one of its tasks is stopped and started anew by Slurm."""
+    """An array job shares out devices; a task that Slurm stops and requeues goes on."""
     write(tmp_path)
     environ = {"SLURM_CONF": os.environ["SLURM_CONF"], "PATH": os.environ["PATH"], "JOBS": ""}
-    setting = {"ENGINE": "slurm", "SCRIPTS": "idle", "ENVS": "E", **environ}
-    flags = "--total-timesteps 10"
+    setting = {"ENGINE": "slurm", "SCRIPTS": "idle", "ENVS": "E", "OUT": "my é out", **environ}
+    flags = ["--total-timesteps", "30", *(f"--notes={odd}" for odd in ODD)]
     code, out, err = end(sweep(flags, SEEDS="1 2 3", SBATCH_ARGS="-W -G 1", **setting))
-    assert code == 0 and "3 of 3 finished: " in out, out + err
-    logs = [path.read_text() for path in tmp_path.glob("out/idle/E/?/log.txt")]
-    assert {log.split("\n")[0] for log in logs} == {"on 0", "on 1"}
+    assert code == 0 and {*states(out).values()} == {"finished"}, out + err
+    logs = [path.read_text() for path in tmp_path.glob("my é out/logs/idle*.log")]
+    assert {log.split(" from")[0] for log in logs} == {"on 0", "on 1"}
+    run = tmp_path / "my é out" / "idle" / "E" / "4"
+    command = summary(run.with_name("3"))["command"]
+    assert command[command.index(flags[0]) :][: len(flags)] == flags
 
-    (tmp_path / "hold").touch()
     waiting = sweep(flags, SEEDS="1 2 3 4 5", SBATCH_ARGS="-W -G 1", **setting)
-    until(lambda: len(starts(tmp_path)) == 5)
-    (tmp_path / "hold").unlink()
-    run = tmp_path / "out" / "idle" / "E" / "4"
-    until(lambda: (run / "metrics.jsonl").exists())
+    until(lambda: rows(run) > 5)
     job = re.search(r"Submitted batch job (\d+)", waiting.files[0].read_text())[1]
     slurm("scontrol", "requeue", f"{job}_1")
     code, out, err = end(waiting)
     assert code == 0 and "5 of 5 finished: " in out and "2 of 5 runs to do" in err, out + err
-    assert summary(run)["status"] == "finished"
-    assert (run.parent / ".4-unfinished-1" / "metrics.jsonl").exists()
+    said = (tmp_path / "my é out" / "logs" / "idle__E__4.log").read_text()
+    assert "interrupted" in said and re.search(r"from step [1-9]", said)
+    assert [row["x"] for row in steady(run)] == [4 * step for step in range(30)]
     counts = {name.split("_")[-1]: count for name, count in starts(tmp_path).items()}
-    assert counts == {"1": 1, "2": 1, "3": 1, "4": 2, "5": 1}
-    assert not [*tmp_path.glob("starts/*.twice")]
+    # a run, and each time a sweep asks whether it is finished
+    assert counts == {"1": 3, "2": 3, "3": 3, "4": 3, "5": 2}
+    made = (tmp_path / "my é out" / "idle" / "E").glob("*/metrics.jsonl")
+    assert [rows(path.parent) for path in made] == [30] * 5
+
+    code, out, err = end(sweep("--gamma 1", SEEDS="1 6", SBATCH_ARGS="-W", **setting))
+    assert code == 2 and "name another OUT" in err and not run.with_name("6").exists(), out + err
+
+
+@pytest.mark.slow
+def test_slurm_tells_the_truth(slurm, sweep, tmp_path):
+    """Runs that fail, or that another sweep with other flags has made meanwhile, do not count."""
+    write(tmp_path)
+    environ = {"SLURM_CONF": os.environ["SLURM_CONF"], "PATH": os.environ["PATH"], "JOBS": ""}
+    setting = {"ENGINE": "slurm", "SCRIPTS": "idle", "ENVS": "E", "SBATCH_ARGS": "-W", **environ}
+    (tmp_path / "hold").touch()
+    waiting = sweep("--gamma 1", SEEDS="1 2 5", FAULTS="1", **setting)
+    folder = tmp_path / "out" / "idle" / "E"
+    until(lambda: (folder / "2" / "config.json").exists())
+    until(lambda: (folder / "1" / "config.json").exists())
+    other = {"gamma": "2"}
+    for seed in ("1", "2"):
+        config = json.loads((folder / seed / "config.json").read_text())
+        (folder / "2" / "config.json").write_text(json.dumps(config | other))
+        other = {}
+    (tmp_path / "hold").unlink()
+    code, out, err = end(waiting)
+    assert code == 1 and "1 of 3 finished: " in out, out + err
+    assert states(out) == {
+        "idle/E/1": "finished",
+        "idle/E/2": "refused",
+        "idle/E/5": "unfinished",
+    }
+    assert table(out)["idle/E/5"][1] == "ValueError: seed 5 fails"

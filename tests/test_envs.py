@@ -99,7 +99,7 @@ def test_refused(S, spaces, train, tmp_path, capfd, name, sentence):
 def test_a_module_that_registers_nothing(S, train, tmp_path, capfd):
     (tmp_path / "forgetful.py").write_text("class MyEnv: pass")
     with pytest.raises(SystemExit) as stop:
-        train("--env-id forgetful:MyEnv-v0 --run-dir run")
+        train("--env-id forgetful:NeverMade-v0 --run-dir run")
     said = capfd.readouterr().err
     assert stop.value.code == 2 and "gymnasium.register" in said and said.count("\n") == 1
 
