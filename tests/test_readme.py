@@ -115,6 +115,16 @@ def test_commands_are_accepted(scripts, page, monkeypatch):
                 script.check(script.parse_args(script.Args, words[2:]))
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_presets_exist(page):
+    choose = (ROOT / "benchmark.sh").read_text("utf-8").split("\nchoose()")[1].split("esac")[0]
+    presets = {*re.findall(r"^    (\w+)\)", choose, re.MULTILINE)}
+    text = page.read_text("utf-8")
+    assert {*re.findall(r"\./benchmark\.sh ([a-z]\w+)", text)} <= presets
+    if page.name == "sweeps.md":
+        assert presets == {*re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)}
+
+
 def slug(heading):
     """Return the anchor that GitHub gives to a heading."""
     text = re.sub(r"\[(.*?)\]\(.*?\)", r"\1", heading).strip().lower()
