@@ -293,3 +293,35 @@ def test_make_knows_what_to_do(target):
     assert done.returncode == 0, done.stderr
     for words in map(str.split, done.stdout.splitlines()):
         assert words[0] in ("pytest", "ruff") or (ROOT / words[1]).is_file(), words
+
+
+def test_n_step_returns_of_modify_equal_plain_sums(tmp_path):
+    """Of two environments, across the buffer's end, and where episodes end in either way."""
+    (diff,) = [block for block in blocks("diff") if "n_step" in block]
+    path = tmp_path / "my_sac.py"
+    path.write_text(patched(SAC.read_text("utf-8"), diff))
+    names = runpy.run_path(str(path), run_name="my_sac")
+    gamma, steps, envs, capacity = 0.9, 53, 2, 40
+    buffer = names["ReplayBuffer"](capacity, 1, 1, "cpu", n_step=3, gamma=gamma, num_envs=envs)
+    random = np.random.default_rng(0)
+    rewards = random.normal(size=(steps, envs))
+    ends = random.choice(["", "terminated", "truncated"], (steps, envs), p=[0.7, 0.15, 0.15])
+    for t in range(steps):
+        place = t * envs + np.arange(envs)[:, None]  # an observation names its row
+        next_place = place + 0.5
+        flags = ends[t] == "terminated", ends[t] == "truncated"
+        buffer.add(place, place, rewards[t], flags[0], next_place, flags[1])
+    batch = buffer.sample(2000)
+    assert len(batch.obs.unique()) == capacity
+    for i, place in enumerate(batch.obs[:, 0].int().tolist()):
+        t, env = divmod(place, envs)
+        total, discount = 0.0, 1.0
+        for k in range(3):
+            total += discount * rewards[t + k, env]
+            last = t + k
+            discount *= gamma
+            if ends[last, env] or last == steps - 1:
+                break
+        weight = 0 if ends[last, env] == "terminated" else discount / gamma
+        found = batch.reward[i].item(), 1 - batch.terminated[i].item(), batch.next_obs[i].item()
+        assert found == pytest.approx((total, weight, last * envs + env + 0.5), abs=1e-5)
