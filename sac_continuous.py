@@ -60,13 +60,14 @@ import tempfile
 import threading
 import time
 import tomllib
+import traceback
 import zipfile
 import zlib
 from collections import Counter, deque
 from contextlib import chdir, contextmanager, suppress
 from ctypes.util import find_library
 from dataclasses import dataclass, fields, replace
-from functools import cache, partial
+from functools import partial
 from importlib.metadata import distributions
 from pathlib import Path
 from shlex import quote
@@ -443,9 +444,9 @@ def main(args):
     args = resolve(args, "cuda", least_steps_to_compile=10_000, least_eval_period=2_000)
     envs = make_envs(args.env_id, args.num_envs)
     eval_envs = None
-    if args.eval_every:
-        eval_envs = make_eval_envs(args)
     try:
+        if args.eval_every:
+            eval_envs = make_eval_envs(args)
         return train(args, envs, eval_envs)
     finally:
         close_envs(envs, eval_envs)
@@ -563,6 +564,10 @@ class Exit(SystemExit, RuntimeError):
         """Return the reason."""
         return self.sentence
 
+    def __reduce__(self):
+        """Let processes pass it on."""
+        return Exit, (self.code, self.sentence)
+
 
 def refuse(name, sentence):
     """Say what is wrong with the flag of that name and exit with 2."""
@@ -623,10 +628,7 @@ def parse_args(cls, argv):
     registry = tyro.constructors.ConstructorRegistry()
     registry.primitive_rule(whole_number)
     args = tyro.cli(cls, args=argv, registry=registry)
-    for name, value in vars(args).items():
-        require(value != "" or name == "notes", name, "must not be empty")
-        is_text = str(value).encode("utf-8", "ignore").decode() == str(value)
-        require(is_text, name, "must be text in UTF-8")
+    check_text(args)
     flag, file, remedy = "config", args.config, "name a config.toml"
     if args.resume and args.resume != "auto":
         require(
@@ -647,7 +649,17 @@ def parse_args(cls, argv):
             flags.append(f"--{name}={value}")  # or it would be taken for a flag
         else:
             flags += [f"--{name}", str(value)]
-    return tyro.cli(cls, args=[*flags, *argv], registry=registry)
+    args = tyro.cli(cls, args=[*flags, *argv], registry=registry)
+    check_text(args)
+    return args
+
+
+def check_text(args):
+    """Refuse names that are empty, and text that no file could hold."""
+    for name, value in vars(args).items():
+        require(value != "" or name == "notes", name, "must not be empty")
+        is_text = str(value).encode("utf-8", "ignore").decode() == str(value)
+        require(is_text and "\0" not in str(value), name, "must be text in UTF-8")
 
 
 def resolve(args, preferred_device, least_steps_to_compile, least_eval_period):
@@ -681,6 +693,7 @@ def limit_threads(threads):
     import threadpoolctl  # here, since it changes os.environ
 
     threads = threads or min(torch.get_num_threads(), 4)
+    require(threads <= 1024, "threads", "must be at most 1024")
     threadpoolctl.threadpool_limits(threads)
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)  # averages of zero gradients decay to slow, tiny numbers
@@ -903,7 +916,7 @@ class Episodes(gym.Wrapper):
             info = {"episode_return": self.total_reward, "episode_length": len(self.actions)}
         return self.obs, reward, terminated, truncated, info
 
-    def try_out(self):
+    def check_interface(self):
         """Reset and step once; raise TypeError if the results are not those of Gymnasium."""
         env = self.unwrapped  # wrappers would fail to unpack them, with a message of their own
         result = env.reset(seed=0)
@@ -928,10 +941,14 @@ class Episodes(gym.Wrapper):
         """Bring the environment to a state by its seed and actions; return the observation."""
         self.episode = state["episode"] - 1
         self.begin()
-        for action in state["actions"]:
-            self.step(action)
-        same = np.array_equal(self.obs, state["obs"])
-        if not same or self.total_reward != state["total_reward"]:
+        try:
+            for action in state["actions"]:
+                self.step(action)
+            same = np.array_equal(self.obs, state["obs"])
+            same = same and self.total_reward == state["total_reward"]
+        except Exception:  # some refuse to be stepped after an end, which comes too early here
+            same = False
+        if not same:
             say(f"warning: environment {self.index} does not repeat itself: a new episode begins")
             self.begin()
         return self.obs
@@ -940,11 +957,16 @@ class Episodes(gym.Wrapper):
 def make_env(env_id, index, film=False, max_steps=None):
     """Build one environment of flat observations; filmed, it renders rgb_array frames if it can."""
     env = gym.make(env_id, disable_env_checker=True)
-    if film and "rgb_array" in env.metadata.get("render_modes", []):
-        env.close()  # it had to be built to tell how it renders
+    if film and "rgb_array" in (env.metadata.get("render_modes") or []):
+        close_envs(env)  # it had to be built to tell how it renders
         env = make_filmed_env(env_id)
         render_cheaply(env.unwrapped)
-    if gym.spaces.flatten_space(env.observation_space) != env.observation_space:
+    try:
+        flat_space = gym.spaces.flatten_space(env.observation_space)
+    except NotImplementedError:  # a space that is none of Gymnasium's
+        close_envs(env)
+        refuse("env_id", f"{env_id} has observations that cannot be flattened into a Box")
+    if flat_space != env.observation_space:
         env = gym.wrappers.FlattenObservation(env)
     if max_steps:
         env = gym.wrappers.TimeLimit(env, max_steps)
@@ -973,9 +995,22 @@ def refusing(env_id):
         raise
     except Exception as error:  # environments raise all kinds
         reason = " ".join(str(error).split()) or repr(error)
+        reason += place_of(error)
         if ":" in env_id and isinstance(error, gym.error.UnregisteredEnv):
             reason += f" Does {env_id.split(':')[0]} call gymnasium.register for it?"
         refuse("env_id", f"{env_id} fails: {reason}")
+
+
+def place_of(error):
+    """Name the file and line of an environment's code that raised an error, if it is known."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        ours = Path(frame.filename).name == SCRIPT.name
+        gymnasiums = Path(gym.__file__).parent in Path(frame.filename).parents
+        if ours or gymnasiums:
+            break  # it says itself what is wrong
+        if not frame.filename.startswith("<"):  # <frozen importlib._bootstrap> and the like
+            return f" ({frame.filename}, line {frame.lineno})"
+    return ""
 
 
 def make_envs(env_id, num_envs, film=False, max_steps=None, vector=gym.vector.SyncVectorEnv):
@@ -991,10 +1026,18 @@ def make_envs(env_id, num_envs, film=False, max_steps=None, vector=gym.vector.Sy
 
 def warn_once():
     """Let MuJoCo say each warning once, not for every environment, and write no log file."""
-    with suppress(ImportError):
+    said = set()
+
+    def warn(text):
+        text = text.partition(" Time =")[0]
+        if text not in said:
+            said.add(text)
+            say(f"MuJoCo: {text}")
+
+    with suppress(Exception):  # it may not be there, or not find OpenGL
         import mujoco
 
-        mujoco.set_mju_user_warning(cache(lambda text: say(f"MuJoCo: {text}")))
+        mujoco.set_mju_user_warning(warn)
 
 
 def make_eval_envs(args):
@@ -1018,13 +1061,15 @@ def render_cheaply(env):
 def try_out(envs, eval_envs, env_id):
     """Reset and step all environments once, so that a run does not begin with one that fails."""
     with refusing(env_id):
-        envs.call("try_out")
+        envs.call("check_interface")
         envs.reset(options={"stream": (TRAIN, 0)})
         envs.step(envs.action_space.sample())
         copies = [*getattr(envs, "envs", []), *getattr(eval_envs, "envs", [])]  # in this process
         if len(copies) > 1 and not independent(copies[0], copies[1]):
-            say("warning: copies of this environment change each other, as those of a simulator")
-            say("that is global do: evaluation and --num-envs change what is trained")
+            sentence = (
+                "copies of this environment change each other, as where a simulator is global"
+            )
+            say(f"warning: {sentence}: evaluation and --num-envs change what is trained")
 
 
 def independent(env, other):
@@ -1041,16 +1086,19 @@ def independent(env, other):
 
 def play(env, other=None):
     """Return what the first steps of an episode give; step another environment between them."""
-    for number, one in enumerate(filter(None, [env, other])):
-        one.reset(options={"stream": (number,)})
-        one.action_space.seed(number)
+    space = copy.deepcopy(env.action_space)  # copies of an environment may share it
+    space.seed(0)
+    actions = [space.sample() for _ in range(5)]
+    env.reset(options={"stream": (0,)})
+    if other:
+        other.reset(options={"stream": (1,)})
     outcomes = []
-    for _ in range(5):
+    for action in actions:
         if other:
-            *_, terminated, truncated, _ = other.step(other.action_space.sample())
+            *_, terminated, truncated, _ = other.step(actions[0])
             if terminated or truncated:
                 other.reset()
-        obs, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+        obs, reward, terminated, truncated, _ = env.step(action)
         outcomes.append((np.array(obs).tobytes(), reward, terminated, truncated))
         if terminated or truncated:
             break
@@ -1153,6 +1201,8 @@ class Film:
         """Encode a frame [H, W, 3]; moviepy's ImageSequenceClip would lose some to rounding."""
         from moviepy.video.io.ffmpeg_writer import FFMPEG_VideoWriter
 
+        if np.ndim(frame) != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
+            raise ValueError("a frame must be an array [H, W, 3] of uint8")
         if self.shape is None:
             self.shape = frame.shape
             height, width, _ = frame.shape
@@ -1183,21 +1233,24 @@ def evaluate_run(cls, args, make_envs, sizes_of):
     limit_threads(args.threads)
     agent = cls.load(args.evaluate, choose_device(args.device, "cpu"))
     asked = {"eval_episodes": args.eval_episodes, "capture_video": args.capture_video}
-    envs = make_envs(replace(agent.args, **asked))
     env_id = agent.args.env_id
-    sentence = f"{args.evaluate} was trained on another {env_id}, of other observations or actions"
-    require(same_sizes(agent.sizes, sizes_of(envs, env_id)), "evaluate", sentence)
-    seed_everything(args.seed)
     number = 10**6  # no evaluation of the training itself has it, and so its episodes
-    path = Path(args.evaluate, "videos", f"evaluate-{args.seed}.mp4")
-    film = Film(path, envs, args.capture_video)
+    path = Path(args.evaluate, "videos", f"evaluate-{args.seed}.mp4").absolute()
+    envs = make_envs(replace(agent.args, **asked))
     try:
-        metrics = evaluate(agent, envs, (EVALUATE, args.seed, number), film)
+        sentence = f"{args.evaluate} was trained on another {env_id}, with other sizes or bounds"
+        require(same_sizes(agent.sizes, sizes_of(envs, env_id)), "evaluate", sentence)
+        try_out(envs, None, env_id)
+        seed_everything(args.seed)
+        film = Film(path, envs, args.capture_video)
+        try:
+            metrics = evaluate(agent, envs, (EVALUATE, args.seed, number), film)
+        finally:
+            video = film.close()
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     finally:
-        video = film.close()
-        envs.close()
+        close_envs(envs)
     scores = {name: round(float(value), 4) for name, value in metrics.items()}
     say(f"{scores} {video or ''}")
     return agent
@@ -1557,11 +1610,15 @@ class RunFolder:
         while Path("runs", name).exists():  # of two runs that begin in the same millisecond
             name += "b"
         self.shown = args.run_dir or f"runs/{name}"
-        self.path = Path(self.shown).absolute()  # an environment may change the working directory
+        self.parent = Path.cwd()  # an environment may change the working directory
+        self.path = self.parent / self.shown
         # adopt_settings has put the folder's name in the place of "auto" where there is a run
         self.resumed = args.resume not in (None, "auto")
-        self.is_new = not self.path.exists()
-        there = {path.name for path in self.path.glob("*")}
+        try:
+            self.is_new = not self.path.exists()
+            there = {path.name for path in self.path.glob("*")}
+        except OSError as error:  # a name that is too long, a folder that may not be read
+            refuse("run_dir", f"{self.shown:.200} cannot be used ({error.strerror}): name another")
         died_at_once = args.resume == "auto" and there <= BEGUN
         usable = self.resumed or self.is_new or died_at_once
         require(usable, "run_dir", f"{self.shown} is there: name a new folder, or --resume a run")
@@ -1585,6 +1642,12 @@ class RunFolder:
             refuse("run_dir", f"{self.shown} is in use by a living process: name another")
         except OSError:
             pass  # a file system without locks
+
+    def path_to(self, file):
+        """Return the shorter name of a file, as seen from where the program was started."""
+        if file.is_relative_to(self.parent):
+            file = file.relative_to(self.parent)
+        return str(file)
 
     def write(self, name, content):
         """Write a file of bytes, whole or not at all."""
@@ -1810,11 +1873,11 @@ class Run:
 
     def stop(self, number, frame):
         """Remember a signal; before the first step there is nothing to wait for."""
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
         if self.phase == "ending":
             return  # nothing disturbs a run that writes its end, but a second Ctrl-C
         self.stopping = signal.Signals(number).name
-        if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
         if self.phase == "starting":
             raise KeyboardInterrupt
         more = "; Ctrl-C again ends at once" if number == signal.SIGINT else ""
@@ -1898,10 +1961,13 @@ class Run:
 
     def say_farewell(self, status, reason):
         """Print how the run ended, and what to do next."""
-        if status == "interrupted":
-            say(f"to go on: python {quote(sys.argv[0])} --resume {quote(self.folder.shown)}")
+        if status == "interrupted" and SCRIPT.exists():
+            script = self.folder.path_to(SCRIPT)
+            say(f"to go on: python {quote(script)} --resume {quote(self.folder.shown)}")
         report = SCRIPT.parent / "tools" / "report.py"
-        command = "python tools/report.py " if report.exists() else ""
+        command = ""
+        if report.exists():
+            command = f"python {quote(self.folder.path_to(report))} "
         say(f"{status} {reason}".strip() + f": {command}{quote(self.folder.shown)}")
 
     def release(self):

@@ -36,7 +36,12 @@ SPACES = {"box": "Const-v0", "discrete": "Const-discrete-v0", "pixels": "ConstPi
 HOUSE = {"sac_continuous", "td3_continuous", "ppo_continuous", "dqn_atari"}
 SCRIPTS = sorted(path for path in ROOT.glob("*.py") if path.stem in HOUSE)
 SCRIPTS_BUT_SAC = [path for path in SCRIPTS if path.stem != "sac_continuous"]
-OURS = {"test_readme.py", "test_teeth.py", "test_tools.py"}  # no test of a script
+OURS = {
+    "test_readme.py",
+    "test_teeth.py",
+    "test_third_party.py",
+    "test_tools.py",
+}  # no test of a script
 WALL_CLOCK = re.compile("time/.*|charts/SPS|seconds")  # all else is the same in a repeated run
 
 

@@ -1697,6 +1697,15 @@ def test_an_episode_that_differs_is_noticed(S):
         assert alike(after, state) == (not change)
     assert episodes == [1, 2, 2]
 
+    def refuse_to_step(action):
+        raise RuntimeError("the episode is over")
+
+    step = env.env.step
+    env.env.step = refuse_to_step
+    envs.reset(options={"stream": (0, 1), "states": [state]})
+    env.env.step = step
+    assert env.get_wrapper_attr("episode") == 2
+
 
 def test_pythons_generator(begin, interrupt, resume, S, monkeypatch):
     """It is put back as the others, though we do not draw from it."""

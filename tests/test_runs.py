@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import os
+import pickle
 import re
 import shlex
 import shutil
@@ -645,6 +646,14 @@ def test_called_by_a_program(S, script, spaces, tmp_path):
     first, refused, failed, last = ast.literal_eval(out.splitlines()[-1])
     assert first == last == "trained" and summary(tmp_path / "b")["status"] == "finished"
     assert "--gamma must be between 0 and 1" in refused and "is not finite" in failed
+
+
+@pytest.mark.quick
+def test_failures_pass_between_processes(S):
+    need(S, "Exit")
+    again = pickle.loads(pickle.dumps(S.Exit(2, "a reason")))
+    assert type(again) is S.Exit and (again.code, str(again)) == (2, "a reason")
+    assert isinstance(again, Exception) and isinstance(again, SystemExit)
 
 
 @pytest.mark.parametrize("how", ["stdin", "cell"])

@@ -646,7 +646,27 @@ SAC = {
     "a simulator that is global is not noticed": (
         "play(env, other) == alone",
         "True",
-        f"{ENVS}trains[Global-2]",
+        f"{ENVS}trains[Global-1]",
+    ),
+    "copies that share a space count as one simulator": (
+        "space = copy.deepcopy(env.action_space)",
+        "space = env.action_space",
+        f"{ENVS}trains[Shared-0]",
+    ),
+    "frames of any kind are filmed": (
+        "if np.ndim(frame) != 3 or",
+        "if False and",
+        f"{ENVS}trains[Artist_float-1]",
+    ),
+    "a failure cannot be passed on by processes": (
+        "return Exit, (self.code, self.sentence)",
+        "return SystemExit, (self.code,)",
+        f"{RUNS}failures_pass_between_processes",
+    ),
+    "an episode that ends too early when it is repeated ends the run": (
+        "        except Exception:  # some refuse",
+        "        except KeyError:  # some refuse",
+        f"{RESUME}an_episode_that_differs_is_noticed",
     ),
     "chance is taken for a global simulator": (
         "play(env) != alone or ",
@@ -654,8 +674,8 @@ SAC = {
         f"{ENVS}copies_that_are_independent_are_not_warned_of",
     ),
     "environments of evaluations are built for nothing": (
-        "    eval_envs = None\n    if args.eval_every:\n",
-        "    if True:\n",
+        "        if args.eval_every:\n            eval_envs",
+        "        if True:\n            eval_envs",
         f"{ENVS}an_environment_that_is_there_once",
     ),
     "environments stay open when a folder is refused": (
@@ -907,8 +927,8 @@ SAC = {
         f"{RUNS}a_video_that_wandb_refuses",
     ),
     "names of folders are not quoted": (
-        "quote(sys.argv[0])} --resume {quote(self.folder.shown)}",
-        "quote(sys.argv[0])} --resume {self.folder.shown}",
+        "quote(script)} --resume {quote(self.folder.shown)}",
+        "quote(script)} --resume {self.folder.shown}",
         f"{RESUME}names_of_folders_are_quoted",
     ),
     "a slash behind a folder makes it another": (
@@ -1085,8 +1105,8 @@ RESUME_BUGS = {
         f"{RESUME}environments_repeat_themselves[Mangler]",
     ),
     "an episode that differs by its reward is taken": (
-        'if not same or self.total_reward != state["total_reward"]:',
-        "if not same:",
+        '            same = same and self.total_reward == state["total_reward"]\n',
+        "",
         f"{RESUME}an_episode_that_differs_is_noticed",
     ),
     "an episode that differs by its observation is taken": (

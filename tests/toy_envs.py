@@ -310,6 +310,13 @@ class ServedFailing(Served):
         return obs, np.nan if self.born > 120 else reward, *rest
 
 
+class Unclosable(Toy):
+    """Cannot be closed."""
+
+    def close(self):
+        raise RuntimeError("close failed")
+
+
 class Global(Toy):
     """A simulator whose state all its copies share."""
 
@@ -364,6 +371,22 @@ class Spaced(Toy):
         return self.observation_space.sample()
 
 
+class Own(gym.Space):
+    """A space that Gymnasium does not know, such as minigrid's of missions."""
+
+    def sample(self, mask=None, probability=None):
+        return "go"
+
+
+class Shared(Ragged):
+    """All copies have the spaces of their class, as many environments are written."""
+
+    actions = Box(-2, 2, (2,), np.float32)
+
+    def __init__(self, **kwargs):
+        super().__init__(action_space=Shared.actions, **kwargs)
+
+
 class Wrong(Toy):
     """Breaks Gymnasium's rules in the way that is asked for."""
 
@@ -378,6 +401,10 @@ class Wrong(Toy):
         obs, info = super().reset(seed=seed)
         if self.way == "crash":
             raise ValueError("no connection")
+        if self.way == "silent":
+            raise AssertionError
+        if self.way == "key":
+            raise KeyError("goal")
         return obs if self.way == "reset" else (obs, info)
 
     def step(self, action):
@@ -407,6 +434,11 @@ class Artist(Toy):
             return None
         if self.way == "list":
             return [super().render()]
+        if self.way in ("grey", "float", "rgba"):
+            frame = super().render()
+            return {"grey": frame[..., 0], "float": frame / 255, "rgba": frame[..., [0, 1, 2, 0]]}[
+                self.way
+            ]
         if self.way == "grows":
             return np.zeros((64 + 2 * self.t, 64, 3), np.uint8)
         return super().render()
@@ -520,6 +552,8 @@ for cls in (
     SmallSeeds,
     Lonely,
     Served,
+    Shared,
+    Unclosable,
     ServedFailing,
     Global,
     Plain,
@@ -528,9 +562,19 @@ for cls in (
     Fractions,
 ):
     register(cls.__name__, cls)
-for way in ("shape", "crash", "reset", "step", "vector", "crash_later"):
+for way in ("shape", "crash", "reset", "step", "vector", "crash_later", "silent", "key"):
     register(f"Wrong_{way}", Wrong, kwargs={"way": way})
-for way in ("renderer", "fails", "fails_later", "nothing", "list", "grows"):
+for way in (
+    "renderer",
+    "fails",
+    "fails_later",
+    "nothing",
+    "list",
+    "grows",
+    "grey",
+    "float",
+    "rgba",
+):
     register(f"Artist_{way}", Artist, kwargs={"way": way})
 OBSERVATIONS = {
     "discrete": Discrete(5),
@@ -542,6 +586,8 @@ OBSERVATIONS = {
     "tuple": Tuple([Discrete(2), Box(-1, 1, (2,))]),
     "nested": Dict({"a": Dict({"b": Discrete(2)}), "c": Box(-1, 1, (1, 2))}),
     "text": Text(5),
+    "own": Own(),
+    "mixed": Dict({"mission": Own(), "place": Box(-1, 1, (2,))}),
     "graph": Graph(Box(-1, 1, (2,)), None),
     "empty": Box(-1, 1, (0,)),
     "nothing": Dict({}),
