@@ -1334,7 +1334,7 @@ def draw_front(rows, path):
     from matplotlib.figure import Figure  # tables do not need it
     from matplotlib.lines import Line2D
 
-    figure = Figure(figsize=(8, 4.4), layout="constrained")
+    figure = Figure(figsize=(8, 3.8), layout="constrained")
     axes = figure.subplots(len(FRONT), len(FRONT_SCRIPTS), squeeze=False)
     shown = front_rows(rows)
     for line, env_id in zip(axes, FRONT, strict=True):
