@@ -30,7 +30,7 @@ python ppo_continuous.py --env-id InvertedPendulum-v4 --total-timesteps 50000
 #     "torch==2.13.0",
 #     "gymnasium[mujoco]==1.4.0",
 #     "mujoco==3.17.0",
-#     "pygame==2.6.1",
+#     "pygame-ce==2.5.8",
 #     "numpy==2.4.6",
 #     "tyro==1.0.17",
 #     "wandb==0.31.0",

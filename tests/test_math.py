@@ -562,7 +562,7 @@ def test_an_action_that_is_not_finite_stops_the_run(S, spied, monkeypatch):
 
 # --- metrics --------------------------------------------------------------------------------------
 def test_metrics_of_an_update(agent, batch):
-    """Each against its formula in the README's glossary, in NumPy."""
+    """Each against its formula in docs/metrics.md, in NumPy."""
     columns, noise = batch
     with torch.no_grad():
         [*agent.actor.parameters()][-1][0] += 3  # the mean of one action: it saturates

@@ -722,7 +722,7 @@ def test_a_row_comes_after_a_rollout_and_at_the_end(run):
 
 # --- metrics --------------------------------------------------------------------------------------
 def test_metrics_of_a_minibatch(S):
-    """Each against its formula in the README's glossary, in NumPy."""
+    """Each against its formula in docs/metrics.md, in NumPy."""
     need(S, "Args.rollout_steps", "Agent.update_minibatch")
     agent = build(S)
     batch, _ = agent.compute_advantages(collect(S, agent))

@@ -967,31 +967,70 @@ def test_committed_tables_are_those_of_the_committed_runs(pattern, run_report):
     assert out in text and f"python tools/report.py results/{pattern}\n" in text
 
 
-def test_readme_is_that_of_the_committed_runs():
-    text, rows = report.readme(ROOT)
-    assert text == (ROOT / "README.md").read_text("utf-8")
+def test_pages_are_those_of_the_committed_runs():
+    found, rows = report.pages(ROOT)
+    assert len(found) == 1 + len(report.SCRIPTS)
+    for path, text in found.items():
+        assert text == (ROOT / path).read_text("utf-8"), f"python tools/report.py --readme: {path}"
     figures = {path.stem for path in (ROOT / "results" / "plots").iterdir()}
-    assert figures == {row.env_id for row in rows}
+    assert figures == {"front", *(row.env_id for row in rows)}
 
 
-def test_readme_is_written_with_and_without_a_script(tmp_path, run_report, monkeypatch):
-    (tmp_path / "README.md").write_text(
-        "before\n" + "to be replaced\n".join(report.MARKS) + "after\n"
-    )
+PAGES = ("README.md", *(report.page_of(script) for script in report.SCRIPTS))
+
+
+def make_pages(root):
+    """Write pages of two lines, between which the results belong."""
+    for path in PAGES:
+        (root / path).parent.mkdir(exist_ok=True)
+        (root / path).write_text("before\n" + "to be replaced\n".join(report.MARKS) + "after\n")
+
+
+def test_pages_are_written_with_and_without_a_script(tmp_path, run_report, monkeypatch):
+    make_pages(tmp_path)
     report.published_results()  # are kept
     report.table_of("reference_curves.csv")
     monkeypatch.setattr(report, "HERE", tmp_path / "tools")
     for script, env_id in (("sac_continuous", "Hopper-v4"), ("dqn_atari", "PongNoFrameskip-v4")):
-        make_run(
-            tmp_path / "results" / script / env_id / "101", 101, [0, 20], env_id, script=script
-        )
-        run_report("--readme")
-        text = (tmp_path / "README.md").read_text()
-        assert (
-            text.startswith("before\n")
-            and text.endswith("after\n")
-            and "to be replaced" not in text
-        )
-        assert f"| {script} | {env_id}" in text and f"(results/plots/{env_id}.png)" in text
-        assert (tmp_path / "results" / "plots" / f"{env_id}.png").is_file()
-        assert "score by seed" not in text
+        for seed in (101, 102):
+            folder = tmp_path / "results" / script / env_id / str(seed)
+            make_run(folder, seed, [0, 20 * seed], env_id, script=script)
+        out = run_report("--readme")
+        texts = {path: (tmp_path / path).read_text() for path in PAGES}
+        for text in texts.values():
+            assert text.startswith("before\n") and text.endswith("after\n")
+            assert "to be replaced" not in text and "score by seed" not in text
+        page = texts[report.page_of(script)]
+        assert f"| {script} | {env_id}" in page and f"(../results/plots/{env_id}.png)" in page
+        link = f"[`{script}`]({report.page_of(script)}) | {env_id} | "
+        assert link in texts["README.md"] and "2030 (2020 to 2040), 2 seeds" in texts["README.md"]
+        for name in (env_id, "front"):
+            path = tmp_path / "results" / "plots" / f"{name}.png"
+            assert path.is_file() and str(path) in out
+    assert (
+        texts["docs/td3.md"]
+        == "before\n" + "\nNo run has been committed yet.\n".join(report.MARKS) + "after\n"
+    )
+
+
+def test_the_front_figure_shows_the_longest_runs_of_each_script(tmp_path):
+    """Neither other tasks nor single seeds, and a panel that has no runs is left out."""
+    for env_id, script, steps, seeds in (
+        ("Hopper-v4", "sac_continuous", 1000, (1, 2)),
+        ("Hopper-v4", "sac_continuous", 2000, (1, 2, 3)),
+        ("Hopper-v4", "sac_continuous", 9000, (1,)),
+        ("Walker2d-v4", "sac_continuous", 9000, (1, 2)),
+        ("Hopper-v4", "mine", 9000, (1, 2)),
+        ("HalfCheetah-v4", "ppo_continuous", 500, (1, 2)),
+    ):
+        for seed in seeds:
+            folder = tmp_path / f"{env_id}{script}{steps}" / str(seed)
+            make_run(folder, seed, [0, 20], env_id, script=script, steps=steps)
+    rows, _ = report.results(sorted(tmp_path.glob("*/*")))
+    shown = {key: row.steps for key, row in report.front_rows(rows).items()}
+    assert shown == {
+        ("Hopper-v4", "sac_continuous"): 2000,
+        ("HalfCheetah-v4", "ppo_continuous"): 500,
+    }
+    report.draw_front(rows, tmp_path / "front.png")
+    assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")

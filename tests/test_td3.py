@@ -247,7 +247,7 @@ def test_exploration_is_around_the_actors_action(agent):
 
 # --- metrics --------------------------------------------------------------------------------------
 def test_metrics_of_the_updates(agent, batch):
-    """Each against its formula in the README's glossary, in NumPy."""
+    """Each against its formula in docs/metrics.md, in NumPy."""
     columns, noise = batch
     with torch.no_grad():
         [*agent.actor.parameters()][-1][0] += 3  # one action saturates

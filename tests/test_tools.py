@@ -18,6 +18,9 @@ ENVIRON = os.environ | {"PYTHONPATH": str(ROOT)}
 spec = importlib.util.spec_from_file_location("speed_tool", ROOT / "tools" / "speed.py")
 speed = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(speed)
+spec = importlib.util.spec_from_file_location("tables_tool", ROOT / "tools" / "tables.py")
+tables = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tables)
 
 
 def tool(name, *arguments, cwd=ROOT):
@@ -290,7 +293,75 @@ def test_speed_refuses_bad_input(tmp_path, arguments, words):
     assert words in err
 
 
-@pytest.mark.parametrize("name", ["report.py", "speed.py", "copies.py"])
+def figures(**windows):
+    """Return what speed.py writes: windows of each program, whose first measurement was 10."""
+    programs = {
+        name: {"command": f"python {name}.py --num-envs 4", "first": 10.0, "windows": list(values)}
+        for name, values in windows.items()
+    }
+    about = {"date": "today", "cpus": 2, "system": "Linux", "load": 0.1, "note": ""}
+    return about | {"env_id": "Hopper-v4", "first": 9, "seconds": 5.0, "programs": programs}
+
+
+def test_speed_sums_up_files(tmp_path):
+    """A line for each file, a column for each peer; ratios are taken within rounds."""
+    (tmp_path / "a.json").write_text(json.dumps(figures(ours=[20, 30, 60], Slow=[10, 10, 10])))
+    (tmp_path / "b.json").write_text(json.dumps(figures(mine=[50], Slow=[50], Fast=[100])))
+    code, out, _ = tool("speed.py", "--summary", "a.json", "b.json", cwd=tmp_path)
+    assert code == 0 and out.splitlines() == [
+        "| program | steps/s | times Fast | times Slow |",
+        "|---|---|---|---|",
+        "| `ours.py --num-envs 4` | 30 (20 to 60) | not run | 3.00 (2.00 to 6.00) |",
+        "| `mine.py --num-envs 4` | 50 (50 to 50) | 0.50 (0.50 to 0.50) | 1.00 (1.00 to 1.00) |",
+    ]
+
+
+@pytest.mark.parametrize("arguments", [["missing.json"], ["a.json", "--", "x=python x.py"]])
+def test_speed_refuses_what_it_cannot_sum_up(tmp_path, arguments):
+    (tmp_path / "a.json").write_text(json.dumps(figures(ours=[20], Slow=[10])))
+    code, out, err = tool("speed.py", "--summary", *arguments, cwd=tmp_path)
+    assert code == 2 and out == "" and err.startswith("error: --summary") and err.count("\n") == 1
+
+
+def test_tables_of_pages_are_what_their_commands_print():
+    code, out, err = tool("tables.py", "--check")
+    assert code == 0, out + err
+
+
+def test_tables_are_remade(tmp_path, monkeypatch):
+    """What is between a command and the end is replaced, in each block, and nothing else is."""
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    (tmp_path / "count.py").write_text("import sys; print('\\n| a |\\n', len(sys.argv))\n")
+    page = "# one\n<!-- python count.py 'x y' -->\nold\n<!-- end -->\ntwo\n"
+    page += "<!-- python count.py -->\n<!-- end -->\n<!-- made by hand -->\n<!-- end -->\n"
+    first, second = "\n| a |\n 2\n", "\n| a |\n 1\n"
+    new = f"# one\n<!-- python count.py 'x y' -->\n{first}<!-- end -->\ntwo\n"
+    new += f"<!-- python count.py -->\n{second}<!-- end -->\n<!-- made by hand -->\n<!-- end -->\n"
+    assert tables.remake(page) == new == tables.remake(new)
+    with pytest.raises(SystemExit, match="python gone.py .*failed"):
+        tables.remake(page.replace("count.py", "gone.py"))
+
+
+def test_tables_are_checked_and_rewritten(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "count.py").write_text("print(7)\n")
+    old = "<!-- python count.py -->\n<!-- end -->\n"
+    for path in (tmp_path / "README.md", tmp_path / "docs" / "a.md"):
+        path.write_text(old)
+    monkeypatch.setattr(sys, "argv", ["tables.py", "--check"])
+    with pytest.raises(SystemExit, match="1"):
+        tables.main()
+    assert (tmp_path / "README.md").read_text() == old
+    assert capsys.readouterr().out.splitlines()[:2] == ["README.md: old", "docs/a.md: old"]
+    monkeypatch.setattr(sys, "argv", ["tables.py"])
+    tables.main()
+    assert "\n7\n" in (tmp_path / "docs" / "a.md").read_text()
+    monkeypatch.setattr(sys, "argv", ["tables.py", "--check"])
+    tables.main()
+
+
+@pytest.mark.parametrize("name", ["report.py", "speed.py", "copies.py", "tables.py"])
 def test_tools_have_one_statement_a_line(name):
     found, tuples = density(ROOT / "tools" / name)
     assert found <= 11 and not tuples

@@ -395,7 +395,8 @@ class Wrong(Toy):
         self.way = way
 
     def obs(self):
-        return np.zeros(2 if self.way == "shape" else 1)
+        wrong = self.way == "shape" or (self.way == "shape_later" and self.t > 0)
+        return np.zeros(2 if wrong else 1)
 
     def reset(self, seed=None, options=None):
         obs, info = super().reset(seed=seed)
@@ -562,7 +563,17 @@ for cls in (
     Fractions,
 ):
     register(cls.__name__, cls)
-for way in ("shape", "crash", "reset", "step", "vector", "crash_later", "silent", "key"):
+for way in (
+    "shape",
+    "shape_later",
+    "crash",
+    "reset",
+    "step",
+    "vector",
+    "crash_later",
+    "silent",
+    "key",
+):
     register(f"Wrong_{way}", Wrong, kwargs={"way": way})
 for way in (
     "renderer",

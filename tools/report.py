@@ -8,7 +8,7 @@ Published results come from targets.csv and reference_curves.csv.
 python tools/report.py runs                       tables of all runs in a folder
 python tools/report.py runs/old-* runs/new-*      of some
 python tools/report.py runs --plots FOLDER        and a figure of learning curves per environment
-python tools/report.py --readme                   write README's results from those in results/
+python tools/report.py --readme                   write the tables of README and docs/ from results/
 
 A terminal gets tables that fit its width; files and other programs get Markdown, and so do you with
 --markdown.
@@ -46,7 +46,9 @@ SCRIPTS = ("sac_continuous", "td3_continuous", "ppo_continuous", "dqn_atari")  #
 TIMES = ("update", "env", "act", "eval", "log")  # what time/* of the metrics measures
 SILENT = 1800  # seconds without a metric after which a run without a summary is taken for killed
 LONGEST = 100  # characters of a cell in Markdown; a note holds what is longer
-MARKS = ("<!-- made by tools/report.py -->\n", "<!-- end -->\n")  # in README, around the results
+MARKS = ("<!-- made by tools/report.py -->\n", "<!-- end -->\n")  # in pages, around the results
+FRONT = ("HalfCheetah-v4", "Hopper-v4")  # the tasks of README's figure
+FRONT_SCRIPTS = SCRIPTS[:3]  # its scripts, a column each
 
 # What reading raises where a file is missing, damaged, or not that of a run
 NO_RUN = (OSError, EOFError, zlib.error, LookupError, AttributeError, TypeError, ValueError)
@@ -1254,44 +1256,153 @@ def results(folders):
     return rows_of(runs)
 
 
-def readme(root):
-    """Return README's text with its tables made anew, and their rows."""
-    folders = []
-    for script in SCRIPTS:
-        folders += sorted((root / "results" / script).glob("*/*"))
-    rows, apart = results(folders)
-    rows.sort(key=lambda row: SCRIPTS.index(row.script))
-    text = scores(rows, markdown, by_seed=False) + remarks(rows, apart) + "\n"
-    for env_id in dict.fromkeys(row.env_id for row in rows):
-        text += f"![Learning curves on {env_id}](results/plots/{safe(env_id)}.png)\n"
+def committed_runs(root):
+    """Return the run folders in results/ that the pages show, by script."""
+    return {script: sorted((root / "results" / script).glob("*/*")) for script in SCRIPTS}
+
+
+def page_of(script):
+    """Return the path of the page about a script."""
+    return f"docs/{algorithm(script)}.md"
+
+
+def between_marks(page, text):
+    """Return a page with a new text between its marks."""
     first, last = MARKS
-    before, rest = (root / "README.md").read_text("utf-8").split(first)
-    _, after = rest.split(last)
-    return before + first + text + last + after, rows
+    before, rest = page.split(first)
+    _, after = rest.split(last, 1)  # a page may have tables of other programs
+    return before + first + text + last + after
+
+
+def pages(root):
+    """Return the pages whose tables are made from results/, by path, and all rows."""
+    found = {}
+    all_rows = []
+    for script, folders in committed_runs(root).items():
+        text = "\nNo run has been committed yet.\n"
+        if folders:
+            rows, apart = results(folders)
+            all_rows += rows
+            text = scores(rows, markdown, by_seed=False) + remarks(rows, apart) + "\n"
+            for env_id in dict.fromkeys(row.env_id for row in rows):
+                name = f"Learning curves on {env_id}"
+                text += f"![{name}](../results/plots/{safe(env_id)}.png)\n"
+        found[page_of(script)] = text
+    found["README.md"] = short_table(all_rows)
+    for path, text in found.items():
+        found[path] = between_marks((root / path).read_text("utf-8"), text)
+    return found, all_rows
+
+
+def short_table(rows):
+    """Return README's table: what has been trained with several seeds, beside what is published."""
+    labels = []
+    lines = []
+    for row in rows:
+        if len(row.scores) < 2:
+            continue  # an anecdote
+        name = f"[`{row.script}`]({page_of(row.script)})"
+        if row.label:
+            labels.append(row.label)
+            name += f" ({len(labels)})"
+        lines.append(
+            {
+                "script": name,
+                "task": row.env_id,
+                "steps": f"{row.steps:,}, short" if row.is_short else f"{row.steps:,}",
+                "ours": f"{estimate(mean, row.scores)}, {len(row.scores)} seeds",
+                "published": cite(row, row.evaluations),
+            }
+        )
+    text = markdown(lines) if lines else ""
+    for number, label in enumerate(labels, 1):
+        text += f"\n({number}) `{label}`\n"
+    return text
+
+
+def front_rows(rows):
+    """Return the rows of README's figure: for each task and script the longest runs."""
+    found = {}
+    for row in sorted(rows, key=lambda row: row.steps):
+        if row.env_id in FRONT and row.script in FRONT_SCRIPTS and len(row.scores) > 1:
+            found[row.env_id, row.script] = row
+    return found
+
+
+def draw_front(rows, path):
+    """Draw README's figure: a panel for each task and script, published curves in grey."""
+    from matplotlib.figure import Figure  # tables do not need it
+    from matplotlib.lines import Line2D
+
+    figure = Figure(figsize=(8, 3.8), layout="constrained")
+    axes = figure.subplots(len(FRONT), len(FRONT_SCRIPTS), squeeze=False)
+    shown = front_rows(rows)
+    for line, env_id in zip(axes, FRONT, strict=True):
+        for one, script in zip(line, FRONT_SCRIPTS, strict=True):
+            if (env_id, script) in shown:
+                draw_front_panel(one, shown[env_id, script])
+            else:
+                one.remove()
+    for one in axes[-1]:
+        one.set_xlabel("environment steps", fontsize=9)
+    figure.supylabel("return of evaluations", fontsize=9)
+    seeds = sorted({len(row.scores) for row in shown.values()})
+    ours = f"these scripts, mean and range of {' or '.join(map(str, seeds))} seeds"
+    handles = [
+        Line2D([], [], color=COLOURS[0], lw=2.2, label=ours),
+        Line2D([], [], color=GREY, lw=1.2, ls="--", label="published implementations"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", fontsize=10, frameon=False, ncols=2)
+    figure.savefig(path, dpi=200, metadata={"Software": None})  # no version: the same bytes again
+
+
+def draw_front_panel(axes, row):
+    """Draw a row and the published curves of its algorithm."""
+    draw_row(axes, row, row.name, COLOURS[0])
+    draw_published(axes, algorithm(row.script), row.env_id, row.steps, GREY)
+    axes.set_title(f"{algorithm(row.script).upper()}, {row.env_id}", fontsize=10)
+    axes.tick_params(labelsize=9)
+    axes.set_xlim(0, row.steps)
+    axes.locator_params(axis="both", nbins=4)
+    axes.xaxis.set_major_formatter(steps_word)
+    axes.grid(color="0.92", lw=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def write_pages(root):
+    """Write the pages and figures of the committed runs; return the figures' paths."""
+    found, rows = pages(root)
+    for path, text in found.items():
+        (root / path).write_text(text, "utf-8")
+    folder = root / "results" / "plots"
+    paths = plot(rows, folder)
+    draw_front(rows, folder / "front.png")
+    return [*paths, folder / "front.png"]
 
 
 def main():
-    """Print the tables of the runs given, or write README's."""
+    """Print the tables of the runs given, or write those of README and docs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "folders", nargs="*", help="run folders, folders of runs, or patterns such as 'runs/*'"
     )
     parser.add_argument("--plots", type=Path, metavar="FOLDER", help="write learning curves as PNG")
     parser.add_argument("--markdown", action="store_true", help="print Markdown on a terminal, too")
-    parser.add_argument("--readme", action="store_true", help="write README's results and plots")
+    parser.add_argument(
+        "--readme", action="store_true", help="write README's and docs' results, and plots"
+    )
     args = parser.parse_args()
     if not (args.readme or args.folders):
         parser.error("name run folders, or --readme")
     sys.stdout.reconfigure(errors="backslashreplace")  # for terminals that lack a letter
     if args.readme:
-        text, rows = readme(HERE.parent)
-        (HERE.parent / "README.md").write_text(text, "utf-8")
-        args.plots = HERE.parent / "results" / "plots"
-    else:
-        table = fitted if sys.stdout.isatty() and not args.markdown else markdown
-        rows, apart = results(run_folders(args.folders))
-        text = scores(rows, table) + remarks(rows, apart) + details(rows, table)
-        say(text.strip())
+        for path in write_pages(HERE.parent):
+            say(path)
+        return
+    table = fitted if sys.stdout.isatty() and not args.markdown else markdown
+    rows, apart = results(run_folders(args.folders))
+    text = scores(rows, table) + remarks(rows, apart) + details(rows, table)
+    say(text.strip())
     if args.plots:
         try:
             paths = plot(rows, args.plots)

@@ -12,6 +12,7 @@ that you see from where you are.
 python tools/speed.py --file speed.json \\
     "ours=python sac_continuous.py --env-id speed:Counted-v0 --eval-every 0 --no-capture-video" \\
     "peer=python peer.py --env-id speed:Counted-v0"
+python tools/speed.py --summary speed.json other.json    a line of ratios for each file
 """
 
 import argparse
@@ -303,7 +304,17 @@ def measure(args, commands):
                 program.process.wait()
 
 
-# --- the table ------------------------------------------------------------------------------------
+# --- the tables -----------------------------------------------------------------------------------
+def read_figures(flag, file):
+    """Return what is in a file that this tool wrote."""
+    try:
+        found = json.loads(file.read_text())
+        describe(found)  # whatever is missing is missed here
+    except (OSError, ValueError, LookupError, TypeError, StopIteration) as error:
+        refuse(f"{flag} {file} holds no figures ({error!r:.100}): name what this tool wrote")
+    return found
+
+
 def describe(found):
     """Return all figures in Markdown: medians of the windows, with the range in brackets."""
     programs = {name: Figures(**one) for name, one in found["programs"].items()}
@@ -321,18 +332,50 @@ def describe(found):
         "---|---|---|---|---",
     ]
     for name, one in programs.items():
-        pairs = zip(ours.windows, one.windows, strict=False)  # the last round may lack some
         cells = [
             name,
             f"{one.first:.0f}",
             f"{ours.first / one.first:.2f}",
             spread(one.windows, digits=0),
-            spread([a / b for a, b in pairs], digits=2),
+            spread(ratios(ours, one), digits=2),
         ]
         lines.append(" | ".join(cells))
     lines += ["", "Commands:", ""]
     lines += [f"    {name}: {one.command}" for name, one in programs.items()]
     return "\n".join(lines)
+
+
+def ratios(ours, peer):
+    """Return how many times the peer's steps the first program made, in each round."""
+    pairs = zip(ours.windows, peer.windows, strict=False)  # the last round may lack some
+    return [a / b for a, b in pairs]
+
+
+def summarise(files):
+    """Return a table of ratios in Markdown, a line for each file and a column for each peer."""
+    files = [{name: Figures(**one) for name, one in file["programs"].items()} for file in files]
+    peers = sorted({name for programs in files for name in list(programs)[1:]})
+    lines = [
+        f"| program | steps/s | {' | '.join(f'times {peer}' for peer in peers)} |",
+        "|---|---" + "|---" * len(peers) + "|",
+    ]
+    for programs in files:
+        ours = next(iter(programs.values()))
+        cells = [short_command(ours.command), spread(ours.windows, digits=0)]
+        for peer in peers:
+            known = peer in programs
+            cells.append(spread(ratios(ours, programs[peer]), digits=2) if known else "not run")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def short_command(command):
+    """Return the script of a command, and how many environments it has if the command says so."""
+    words = shlex.split(command)
+    text = next((word for word in words if word.endswith(".py")), words[0])
+    if "--num-envs" in words:
+        text += f" --num-envs {words[words.index('--num-envs') + 1]}"
+    return f"`{text}`"
 
 
 def spread(values, digits):
@@ -352,11 +395,17 @@ def main():
     parser.add_argument("--windows", type=int, default=5, help="rounds after that")
     parser.add_argument("--seconds", type=float, default=30, help="length of a window")
     parser.add_argument("--note", default="", help="versions and the like, kept beside the figures")
-    parser.add_argument("--file", type=Path, required=True, help="JSON file of all figures")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--file", type=Path, help="JSON file of all figures")
+    where.add_argument(
+        "--summary", type=Path, nargs="+", metavar="FILE", help="such files to sum up"
+    )
     args = parser.parse_args()
     for name in ("first", "windows", "seconds"):
         if getattr(args, name) <= 0:
             refuse(f"--{name} must be positive: leave it out for {parser.get_default(name)}")
+    if args.programs and args.summary:
+        refuse("--summary measures no programs: name a --file for their figures")
     if args.programs:
         commands = read_commands(args.programs)
         place = args.file if args.file.exists() else args.file.parent
@@ -364,11 +413,10 @@ def main():
             refuse(f"--file {args.file} cannot be written: name a file in a folder that exists")
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # leave no stopped process
         measure(args, commands)
-    try:
-        text = describe(json.loads(args.file.read_text()))
-    except (OSError, ValueError, LookupError, TypeError, StopIteration) as error:
-        refuse(f"--file {args.file} holds no figures ({error!r:.100}): name what this tool wrote")
-    print(text)
+    if args.summary:
+        print(summarise([read_figures("--summary", file) for file in args.summary]))
+    else:
+        print(describe(read_figures("--file", args.file)))
 
 
 if __name__ == "__main__":
