@@ -1307,10 +1307,10 @@ def play(env, other=None):
     outcomes = []
     for action in actions:
         if other:
-            *_, terminated, truncated, _ = other.step(actions[0])
+            *_, terminated, truncated, _ = other.step(copy.deepcopy(actions[0]))
             if terminated or truncated:
                 other.reset()
-        obs, reward, terminated, truncated, _ = env.step(action)
+        obs, reward, terminated, truncated, _ = env.step(copy.deepcopy(action))
         outcomes.append((np.array(obs).tobytes(), reward, terminated, truncated))
         if terminated or truncated:
             break
@@ -1983,11 +1983,11 @@ class Run:
 
     def stop(self, number, frame):
         """Remember a signal; before the first step there is nothing to wait for."""
+        if self.phase == "ending":
+            return  # nothing disturbs a run that writes its end
+        self.stopping = signal.Signals(number).name
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
-        if self.phase == "ending":
-            return  # nothing disturbs a run that writes its end, but a second Ctrl-C
-        self.stopping = signal.Signals(number).name
         if self.phase == "starting":
             raise KeyboardInterrupt
         more = "; Ctrl-C again ends at once" if number == signal.SIGINT else ""
