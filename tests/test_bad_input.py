@@ -146,6 +146,7 @@ def test_text_comes_back(S, tmp_path, text):
 @pytest.mark.parametrize("number", ["1e4", "10_000", "10000.0", "10000"])
 @pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["", "byte order mark"])
 def test_numbers_in_a_file(S, tmp_path, mark, number):
+    need(S, "parse_args")
     (tmp_path / "config.toml").write_text(f"{mark}total_timesteps = {number}", "utf-8")
     args = S.parse_args(S.Args, ["--config", str(tmp_path / "config.toml")])
     assert args.total_timesteps == 10_000 and type(args.total_timesteps) is int

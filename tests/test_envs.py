@@ -225,6 +225,7 @@ def test_mujoco_warns_once(S, spaces, launch, tmp_path):
 
 
 def test_seeds_of_episodes_are_c_ints(S):
+    need(S, "episode_seed")
     seeds = [S.episode_seed(S.TRAIN, 1, 0, episode) for episode in range(1000)]
     assert max(seeds) < 2**31 and min(seeds) >= 0 and len(set(seeds)) == 1000
     assert sum(seed > 2**30 for seed in seeds) > 400

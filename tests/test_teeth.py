@@ -1117,7 +1117,7 @@ RESUME_BUGS = {
     "metrics after the checkpoint stay": (
         'truncate(saved["metrics_bytes"] if saved else 0)',
         "truncate(self.folder.metrics.size() if saved else 0)",
-        f"{RESUME}killed_while_writing[a state]",
+        f"{RESUME}killed_at_random_instants[hidden-3]",
     ),
     "metrics not yet logged are lost": (
         "            self.pending[names] = list(rows.to(self.args.device))\n",
