@@ -1225,10 +1225,10 @@ class Film:
         return None
 
 
-def evaluate_run(cls, args, make_envs, sizes_of):
+def evaluate_run(cls, args, build_envs, sizes_of):
     """Score and film the agent of the run folder --evaluate; print what is found.
 
-    make_envs(args) builds environments, whose sizes_of(envs, env_id) an agent is built with.
+    build_envs(args) returns environments, whose sizes_of(envs, env_id) an agent is built with.
     """
     limit_threads(args.threads)
     agent = cls.load(args.evaluate, choose_device(args.device, "cpu"))
@@ -1236,7 +1236,7 @@ def evaluate_run(cls, args, make_envs, sizes_of):
     env_id = agent.args.env_id
     number = 10**6  # no evaluation of the training itself has it, and so its episodes
     path = Path(args.evaluate, "videos", f"evaluate-{args.seed}.mp4").absolute()
-    envs = make_envs(replace(agent.args, **asked))
+    envs = build_envs(replace(agent.args, **asked))
     try:
         sentence = f"{args.evaluate} was trained on another {env_id}, with other sizes or bounds"
         require(same_sizes(agent.sizes, sizes_of(envs, env_id)), "evaluate", sentence)
