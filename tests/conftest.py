@@ -37,7 +37,9 @@ HOUSE = {"sac_continuous", "td3_continuous", "ppo_continuous", "dqn_atari"}
 SCRIPTS = sorted(path for path in ROOT.glob("*.py") if path.stem in HOUSE)
 SCRIPTS_BUT_SAC = [path for path in SCRIPTS if path.stem != "sac_continuous"]
 OURS = {
+    "test_benchmark.py",
     "test_readme.py",
+    "test_report.py",
     "test_teeth.py",
     "test_third_party.py",
     "test_tools.py",

@@ -231,7 +231,10 @@ def rows(run):
 
 
 def in_the_middle(folder, most=10**9):
-    """Return how many processes train runs that have rows of metrics, so many at most."""
+    """Return how many processes train runs that have rows of metrics, so many at most.
+
+    Seed 4 does not count: FAULTY kills it after its first rows.
+    """
     commands = []
     for process in living(folder, "python"):
         with suppress(psutil.Error):
@@ -239,6 +242,7 @@ def in_the_middle(folder, most=10**9):
     runs = [
         folder / words[words.index("--run-dir") + 1] for words in commands if "--run-dir" in words
     ]
+    runs = [run for run in runs if run.name != "4"]
     return sum(0 < rows(run) <= most and not (run / "summary.json").exists() for run in runs)
 
 
