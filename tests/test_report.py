@@ -1,7 +1,7 @@
 """tools/report.py: what it counts, what it keeps apart, its statistics, and what it made."""
 
 import gzip
-import importlib.util
+import importlib
 import json
 import os
 import re
@@ -17,9 +17,9 @@ from scipy import stats
 
 ROOT = Path(__file__).resolve().parents[1]
 
-spec = importlib.util.spec_from_file_location("report", ROOT / "tools" / "report.py")
-report = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(report)
+sys.path.insert(0, str(ROOT / "tools"))
+report = importlib.import_module("report")
+run_folders = importlib.import_module("run_folders")
 
 VERSIONS = {"python": "3.11.7 (main)", "torch": "2.13.0", "gymnasium": "1.4.0"}
 VERSIONS |= {"mujoco": "3.17.0", "ale-py": "0.12.1"}
@@ -108,7 +108,7 @@ def test_scores_training_and_times(tmp_path, run_report):
 def test_scores_are_those_of_the_summaries():
     for path in (ROOT / "results").glob("*_continuous/*/*/summary.json"):
         summary = json.loads(path.read_text())
-        run = report.read(path.parent)
+        run = report.read_run(path.parent)
         assert run.score == pytest.approx(summary["eval_last_tenth"])
         assert run.sps == pytest.approx(summary["SPS"])
 
@@ -401,7 +401,7 @@ def test_settings_on_which_no_weight_depends_do_not_keep_runs_apart(name):
     (names,) = re.findall(r"(?ms)^FREE = {\n(.+?)^}", source)
     free = set(re.findall(r'"(\w+)"', names)) - {"total_timesteps"}
     assert free <= report.ASIDE
-    defaults = report.read_defaults(source.encode())
+    defaults = run_folders.read_defaults(source.encode())
     assert {*defaults} >= report.ASIDE and report.ASIDE - free == {"seed", "log_every", "resume"}
     assert defaults["seed"] == 1 and defaults["gamma"] == 0.99 and defaults["notes"] == ""
 
