@@ -39,6 +39,7 @@ python td3_continuous.py --env-id InvertedPendulum-v4 --total-timesteps 5000 --l
 # ]
 # ///
 
+import ast
 import copy
 import fcntl
 import gc
@@ -906,10 +907,8 @@ class Episodes(gym.Wrapper):
 
 def make_env(env_id, index, film=False, max_steps=None):
     """Build one environment of flat observations; filmed, it renders rgb_array frames if it can."""
-    env = gym.make(env_id, disable_env_checker=True)
-    if film and "rgb_array" in (env.metadata.get("render_modes") or []):
-        close_envs(env)  # it had to be built to tell how it renders
-        env = make_filmed_env(env_id)
+    env = build_env(env_id, film)
+    if env.render_mode == "rgb_array":
         render_cheaply(env.unwrapped)
     try:
         flat_space = gym.spaces.flatten_space(env.observation_space)
@@ -923,9 +922,13 @@ def make_env(env_id, index, film=False, max_steps=None):
     return Episodes(env, index)
 
 
-def make_filmed_env(env_id, **options):
-    """Build an environment that renders frames, or, with a warning, one that does not."""
+def build_env(env_id, film, **options):
+    """Build an environment; filmed, it renders frames, or a warning says why it does not."""
     options["disable_env_checker"] = True
+    env = gym.make(env_id, **options)
+    if not film or "rgb_array" not in (env.metadata.get("render_modes") or []):
+        return env
+    close_envs(env)  # it had to be built to tell how it renders
     try:
         return gym.make(env_id, render_mode="rgb_array", **options)
     except Exception as error:  # environments raise all kinds
@@ -1612,6 +1615,77 @@ class RunFolder:
         self.write("config.toml", "".join(lines).encode())
 
 
+# --- what changed ---------------------------------------------------------------------------------
+# Settings that are no change from one run to the next
+NO_CHANGE = FREE | SETTLED | {"seed", "resume", "log_every"}
+
+
+def say_changes(args, folder):
+    """Say what changed since the latest run beside a run folder, if there is one.
+
+    That is a run in the same environment, of this script or of a copy with the same settings.
+    """
+    others = [path for path in folder.parent.glob("*/config.toml") if path.parent != folder]
+    others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in others[:200]:  # reading thousands would take seconds
+        try:
+            saved = type(args)(**tomllib.loads(path.read_text("utf-8")))
+            script = (path.parent / "script.py").read_bytes()
+        except (OSError, ValueError, TypeError):
+            continue  # the run of another script
+        if saved.env_id == args.env_id:
+            changes = changed_settings(saved, args) + changed_code(script, source())
+            number = f"{len(changes)} changes" if len(changes) != 1 else "1 change"
+            say(f"since {os.path.relpath(path.parent)}: {', '.join([*changes[:8], number])}")
+            return
+
+
+def changed_settings(old, new):
+    """Name the settings that differ, with both values."""
+    changes = []
+    for field in fields(new):
+        before = getattr(old, field.name)
+        after = getattr(new, field.name)
+        if before != after and field.name not in NO_CHANGE:
+            changes.append(f"{field.name} {before} -> {after}")
+    return changes
+
+
+def changed_code(old, new):
+    """Name what differs between two sources, but for comments, docstrings and imports."""
+    try:
+        before = code_by_name(old)
+        after = code_by_name(new)
+    except (SyntaxError, ValueError):
+        return ["the source"]
+    names = dict.fromkeys([*after, *before])
+    return [name for name in names if before.get(name) != after.get(name)]
+
+
+def code_by_name(text):
+    """Return the syntax of each method, function and constant; not Args, whose values count."""
+    code = {}
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.Assign):
+            code[ast.unparse(node.targets[0])] = ast.dump(node)
+        elif isinstance(node, ast.FunctionDef):
+            code[node.name] = without_docstring(node)
+        elif isinstance(node, ast.ClassDef) and node.name != "Args":
+            methods = [part for part in node.body if isinstance(part, ast.FunctionDef)]
+            for method in methods:
+                code[f"{node.name}.{method.name}"] = without_docstring(method)
+            node.body = [part for part in node.body if part not in methods]
+            code[node.name] = without_docstring(node)
+    return code
+
+
+def without_docstring(node):
+    """Return the syntax of a function or a class without the sentence that describes it."""
+    if node.body and ast.get_docstring(node) is not None:
+        node.body = node.body[1:]
+    return ast.dump(node)
+
+
 # --- checkpoints ----------------------------------------------------------------------------------
 # A checkpoint is checkpoint/state.pt and the rows of the replay buffer, in a file beside it. Those
 # are too many to be written anew each time, so that file is a ring as well, of as many rows as the
@@ -1857,6 +1931,7 @@ class Run:
         args, folder = self.args, self.folder.shown
         if not saved:
             self.board.describe(config_of(args))
+            attempt("no word on what changed", say_changes, args, self.path)
         if args.threads > 1 and os.getloadavg()[0] > os.cpu_count() / 2:
             say("other programs use this machine: --threads 1 may be faster")
         say(f"device {args.device}, {args.threads} threads, compile {args.compile}")

@@ -461,6 +461,65 @@ def test_a_second_compilation_says_why(S, capfd):
 
 
 @pytest.mark.quick
+def test_what_changed_since_the_run_before(train, S, capfd):
+    """Each run says it of the latest one in its environment; seeds and comments are no change."""
+    need(S, "say_changes")
+
+    def since():
+        return re.findall(r"^since (.*)$", capfd.readouterr().out, re.M)
+
+    train("--run-dir runs/a")
+    train("--run-dir runs/b --env-id tests.toy_envs:Limited-v0")
+    assert since() == []
+    train("--run-dir runs/c --seed 2")
+    assert since() == [f"{Path('runs/a')}: 0 changes"]
+    train("--run-dir runs/d --gamma 0.5 --batch-size 24")
+    found = since()
+    assert found == ["runs/c: batch_size 32 -> 24, gamma 0.99 -> 0.5, 2 changes"], found
+    earlier = Path("runs/d/script.py")
+    earlier.write_bytes(earlier.read_bytes() + b"# a comment\nEARLIER = 1\n")
+    train("--run-dir runs/e --gamma 0.5 --batch-size 24")
+    assert since() == ["runs/d: EARLIER, 1 change"]
+    Path("runs/e/config.toml").write_text("another = 1\n")  # the run of another script
+    Path("runs/d/script.py").write_text("def")
+    train("--run-dir runs/f --gamma 0.5 --batch-size 24")
+    assert since() == ["runs/d: the source, 1 change"]
+
+
+@pytest.mark.quick
+def test_what_changed_in_a_source(S):
+    """Functions, methods and constants count, each by its name."""
+    need(S, "changed_code")
+    old = '''"""A script."""
+import os
+RATE = 1
+class Args:
+    gamma: float = 0.9
+class Agent(Base):
+    """An agent."""
+    size = 3
+    def act(self):
+        """Act."""
+        return 1
+def main():
+    return RATE
+'''
+
+    def changes(before, after):
+        assert before in old
+        return S.changed_code(old.encode(), old.replace(before, after).encode())
+
+    assert changes("1", "1") == changes("RATE = 1", "RATE = 1  # a comment") == []
+    assert changes("A script", "Another") == changes("Act.", "Acts.") == []
+    assert changes("An agent", "The agent") == changes("0.9", "0.8") == changes("os", "re") == []
+    assert changes("return 1", "return 2") == ["Agent.act"]
+    assert changes("(Base)", "") == changes("size = 3", "size = 4") == ["Agent"]
+    assert changes("RATE = 1", "RATE = 2") == ["RATE"]
+    assert changes("return RATE", "return 2 * RATE") == ["main"]
+    assert changes("def main", "def start") == ["start", "main"]
+
+
+@pytest.mark.quick
 @pytest.mark.parametrize("load, threads, advised", [(9e9, 2, 1), (9e9, 1, 0), (0, 2, 0)])
 def test_a_busy_machine(train, S, monkeypatch, capfd, load, threads, advised):
     need(S, "limit_threads")

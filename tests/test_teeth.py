@@ -1366,6 +1366,31 @@ RESUME_BUGS = {
         'status != "finished"',
         f"{RESUME}end_cannot_be_saved[summary]",
     ),
+    "what changed is told since the first run, not the last": (
+        "others.sort(key=lambda path: path.stat().st_mtime, reverse=True)",
+        "others.sort(key=lambda path: path.stat().st_mtime)",
+        f"{RUNS}what_changed_since_the_run_before",
+    ),
+    "another seed counts as a change": (
+        'SETTLED | {"seed", "resume", "log_every"}',
+        'SETTLED | {"resume", "log_every"}',
+        f"{RUNS}what_changed_since_the_run_before",
+    ),
+    "what changed is told since a run in another environment": (
+        "if saved.env_id == args.env_id:\n            changes",
+        "if True:\n            changes",
+        f"{RUNS}what_changed_since_the_run_before",
+    ),
+    "another docstring counts as a change": (
+        "        node.body = node.body[1:]\n",
+        "        pass\n",
+        f"{RUNS}what_changed_in_a_source",
+    ),
+    "a function that is gone is no change": (
+        "dict.fromkeys([*after, *before])",
+        "dict.fromkeys(after)",
+        f"{RUNS}what_changed_in_a_source",
+    ),
     "the model of an earlier end stays": (
         'for name in ["summary.json", "model.pt"]',
         'for name in ["summary.json"]',
