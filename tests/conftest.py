@@ -74,7 +74,7 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("script", SCRIPTS, ids=stems, scope="session")
 
 
-@pytest.hookimpl(trylast=True)
+@pytest.hookimpl(tryfirst=True)  # before pytest looks at -m, since it marks tests
 def pytest_collection_modifyitems(config, items):
     items.sort(key=lambda item: item.path.name != "test_learning.py")  # the longest begin first
     if foreign(config.option.script):

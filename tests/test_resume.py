@@ -1322,6 +1322,7 @@ def test_changed_settings_are_refused(interrupt, whole, refuse, S, finished, aut
     asked = replace(saved, run_dir="a" if auto else None, resume="auto" if auto else "a")
     free = {"run_dir", "resume", "config", "evaluate", "device", "total_timesteps", "notes"}
     free |= {"compile"}  # has a test of its own
+    free |= {"desired_kl"}  # beside --anneal it is refused in any run
     free |= {"capture_video", "checkpoint_every", "track", "wandb_project_name", "wandb_entity"}
     tried = 0
     for field in fields(saved):
