@@ -33,7 +33,7 @@ LAB |= {"exploration_fraction": 1.0, "end_e": 0.1}
 LAB |= {"eval_every": 0, "capture_video": False, "threads": 1, "compile": "off", "device": "cpu"}
 LAB |= {"log_every": 100, "run_dir": "run"}
 SPACES = {"box": "Const-v0", "discrete": "Const-discrete-v0", "pixels": "ConstPixels-v0"}
-HOUSE = {"sac_continuous", "td3_continuous", "ppo_continuous", "dqn_atari"}
+HOUSE = {"sac_continuous", "td3_continuous", "tqc_continuous", "ppo_continuous", "dqn_atari"}
 SCRIPTS = sorted(path for path in ROOT.glob("*.py") if path.stem in HOUSE)
 SCRIPTS_BUT_SAC = [path for path in SCRIPTS if path.stem != "sac_continuous"]
 OURS = {
@@ -96,11 +96,14 @@ def tests_plumbing_again(item):
 
     test_copies.py proves that it is. By default it is tested in the first script alone.
     """
-    shared = item.path.name in ("test_resume.py", "test_envs.py")
-    if not shared or item.get_closest_marker("every_script"):
+    if item.get_closest_marker("every_script"):
         return False
     callspec = getattr(item, "callspec", None)
-    return callspec and callspec.params.get("script") in SCRIPTS_BUT_SAC
+    script = callspec and callspec.params.get("script")
+    files = {"test_resume.py", "test_envs.py"}
+    if script and script.stem == "tqc_continuous":  # differs from SAC in its critics alone
+        files |= {"test_runs.py", "test_bad_input.py", "test_async.py", "test_learning.py"}
+    return item.path.name in files and script in SCRIPTS_BUT_SAC
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ REFUSED = {  # the remedy: flags
     "--env-id tests.toy_envs:Small-shown-v0",
     "between 36 and 160": "--frame-size 35; --frame-size 161",
     "at most 1,000": "--utd 1e300",
+    "below --num-quantiles": "--drop-atoms 25; --drop-atoms -1; --drop-atoms 3 --num-quantiles 3",
     "8 an environment": "--buffer-size 7 --train-every 4",
     "finite low": "--env-id tests.toy_envs:Unbounded-v0; --env-id tests.toy_envs:Clipped-v0",
     "--learning-starts": "--batch-size 101; --total-timesteps 100; --total-timesteps 50",
@@ -39,6 +40,7 @@ REFUSED = {  # the remedy: flags
     "--start-e 1.1; --end-e -1; --eval-e nan",
     "positive": "--total-timesteps 0; --num-envs 0; --buffer-size 0; --batch-size 0; --utd 0;"
     "--hidden-size 0; --alpha 0; --critic-lr 0; --actor-lr inf; --alpha-lr -1;"
+    "--num-critics 0; --num-quantiles 0;"
     "--eval-episodes 0; --policy-delay 0; --rollout-steps 0; --update-epochs 0;"
     "--learning-rate 0; --learning-rate inf; --clip-coef 0; --max-grad-norm 0;"
     "--target-kl 0; --target-kl nan; --target-kl inf; --desired-kl 0;"

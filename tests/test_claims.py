@@ -197,6 +197,11 @@ DEFAULTS = {
         "eval_episodes": 10,
     },
 }
+DEFAULTS["tqc_continuous"] = DEFAULTS["sac_continuous"] | {
+    "num_critics": 2,
+    "num_quantiles": 25,
+    "drop_atoms": 2,
+}
 RUN = {"device": "auto", "threads": None, "compile": "auto", "log_every": 1_000, "eval_every": None}
 RUN |= {"capture_video": True, "checkpoint_every": None, "resume": None, "track": False}
 RUN |= {"wandb_project_name": None, "wandb_entity": None, "notes": "", "run_dir": None}
@@ -219,6 +224,7 @@ def test_defaults(S, script):
 OPTIMIZERS = {
     "sac_continuous": {"critic_opt": 1e-3, "actor_opt": 3e-4, "alpha_opt": 3e-4},
     "td3_continuous": {"critic_opt": 3e-4, "actor_opt": 3e-4},
+    "tqc_continuous": {"critic_opt": 1e-3, "actor_opt": 3e-4, "alpha_opt": 3e-4},
     "ppo_continuous": {"opt": 3e-4},
     "dqn_atari": {"q_opt": 1e-4},
 }

@@ -7,7 +7,9 @@ Names test_t09_... refer to known bugs of published implementations.
 import itertools
 import json
 import types
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -32,12 +34,22 @@ from tests.reference import (
 )
 
 
+def has_quantiles(S):
+    """Tell whether critics predict quantiles, atoms [C, B, M], as in TQC."""
+    return "num_quantiles" in S.Args.__annotations__
+
+
 def lower_critics(agent, batch):
     """Count where the first critic is lower than the second, before and after the update."""
     obs, action, *_, next_obs = batch
     with torch.no_grad():
         pairs = agent.critic(obs, action), agent.critic_target(next_obs, action)
-        return [int((q[0] < q[1]).sum()) for q in pairs]
+        return [int((values(q)[0] < values(q)[1]).sum()) for q in pairs]
+
+
+def values(q):
+    """Return the values [C, B] of critics, which are the means of atoms [C, B, M]."""
+    return q if q.ndim == 2 else q.mean(-1)
 
 
 @pytest.fixture
@@ -47,7 +59,8 @@ def agent(S, batch):
     low, high = np.float32([-1, 0, -2]), np.float32([1, 4, -0.5])
     for seed in range(100):
         torch.manual_seed(seed)
-        agent = S.Agent(arguments(S, alpha=0.3, gamma=0.8, tau=0.1), O, low, high)
+        few = {"num_quantiles": 7, "drop_atoms": 2} if has_quantiles(S) else {}
+        agent = S.Agent(arguments(S, alpha=0.3, gamma=0.8, tau=0.1, **few), O, low, high)
         for module in (agent.critic, agent.critic_target):
             for parameter in module.parameters():
                 nn.init.normal_(parameter, 0, 0.4)
@@ -68,8 +81,21 @@ def policy(agent, w, obs, noise):
     return action.numpy(), squashed.log_prob(action).sum(1).numpy()
 
 
+class Reference(NamedTuple):
+    """What an update of SAC, or of TQC, has to come to."""
+
+    target: np.ndarray  # [B], the mean of the target's atoms in TQC
+    critic: list  # weights before the update
+    losses: Callable  # of each critic, as a function of the weights
+    actor: list  # weights before the update
+    actor_loss: Callable  # a function of the weights
+
+    def critic_loss(self, w):
+        return sum(self.losses(w))
+
+
 def reference(agent, batch, noise):
-    """Return the target, and the three losses as functions of their own parameters."""
+    """Return the target, and the losses as functions of their own parameters."""
     obs, action, reward, terminated, next_obs = (c.double().numpy() for c in batch)
     noise, alpha = noise.double().numpy(), agent.log_alpha.exp().item()
     actor, critic, critic_target = (
@@ -77,39 +103,65 @@ def reference(agent, batch, noise):
     )
     next_action, next_logp = policy(agent, actor, next_obs, noise[0])
     next_q = forward(agent, "critic_target", critic_target, next_obs, next_action)
-    for q in (next_q, forward(agent, "critic", critic, obs, action)):
-        assert 0 < (q[0] < q[1]).sum() < B, "the test needs both critics to be the lower one"
-    target = np.zeros(B)
-    for i in range(B):
-        target[i] = reward[i]
-        if not terminated[i]:
-            target[i] += 0.8 * (min(next_q[0, i], next_q[1, i]) - alpha * next_logp[i])
+    atoms = next_q.ndim == 3
 
-    def critic_loss(w):
+    targets = []  # for each transition one, or all its atoms
+    for i in range(B):
+        ahead = lowest(next_q[:, i]) if atoms else [min(next_q[0, i], next_q[1, i])]
+        if not atoms:
+            assert 0 < (next_q[0] < next_q[1]).sum() < B, "both must be the lower one somewhere"
+        if terminated[i]:
+            targets.append([reward[i] for _ in ahead])
+        else:
+            targets.append([reward[i] + 0.8 * (q - alpha * next_logp[i]) for q in ahead])
+
+    def losses(w):
         q = forward(agent, "critic", w, obs, action)
-        return sum(np.mean([(q[k, i] - target[i]) ** 2 for i in range(B)]) for k in (0, 1))
+        if atoms:
+            return [np.mean([quantile_loss(one[i], targets[i]) for i in range(B)]) for one in q]
+        return [np.mean([(one[i] - targets[i][0]) ** 2 for i in range(B)]) for one in q]
 
     def actor_loss(w):
         new_action, logp = policy(agent, w, obs, noise[1])
         critic = weights(agent, "critic")  # of the moment of the call
         q = forward(agent, "critic", critic, obs, new_action)
-        return np.mean([alpha * logp[i] - min(q[0, i], q[1, i]) for i in range(B)])
+        q = q.mean((0, 2)) if atoms else q.min(0)
+        return np.mean([alpha * logp[i] - q[i] for i in range(B)])
 
-    return target, critic, critic_loss, actor, actor_loss
+    target = np.array([np.mean(one) for one in targets])
+    return Reference(target, critic, losses, actor, actor_loss)
+
+
+def lowest(atoms):
+    """Pool the atoms [C, M] of all critics and leave out the largest, two for each critic."""
+    pooled = sorted(atoms.ravel())
+    return pooled[: len(pooled) - 2 * len(atoms)]
+
+
+def quantile_loss(atoms, targets):
+    """Return the quantile Huber loss of arXiv 2005.04269, equation 14, pair by pair."""
+    found = []
+    for m, atom in enumerate(atoms, 1):
+        level = (2 * m - 1) / (2 * len(atoms))
+        for target in targets:
+            u = target - atom
+            huber = u * u / 2 if abs(u) <= 1 else abs(u) - 1 / 2
+            found.append(level * huber if u >= 0 else (1 - level) * huber)
+    return np.mean(found)
 
 
 # --- losses and targets ---------------------------------------------------------------------------
 def test_t04_t09_t14_critic_loss_and_gradient(agent, batch):
     """Target: min of both targets, entropy, termination; loss and gradient by brute force."""
     columns, noise = batch
-    target, w, loss, _, _ = reference(agent, columns, noise)
+    known = reference(agent, columns, noise)
     recorded(agent.critic_opt)
     alpha = agent.log_alpha.detach().exp()
     metrics = agent.update_critic(*columns, alpha, noise[0])
-    assert metrics["q/target_mean"].item() == pytest.approx(target.mean(), rel=1e-5)
-    assert metrics["q/target_sd"].item() == pytest.approx(target.std(), rel=1e-5)
-    assert agent.critic_opt.loss == pytest.approx(loss(w), rel=1e-5)
-    assert_gradient(loss, w, agent.critic_opt.seen_gradient)
+    assert metrics["q/target_mean"].item() == pytest.approx(known.target.mean(), rel=1e-5)
+    assert metrics["q/target_sd"].item() == pytest.approx(known.target.std(), rel=1e-5)
+    assert agent.critic_opt.loss == pytest.approx(known.critic_loss(known.critic), rel=1e-5)
+    assert_gradient(known.critic_loss, known.critic, agent.critic_opt.seen_gradient)
 
 
 @pytest.mark.parametrize("terminated", [0.0, 1.0])
@@ -117,7 +169,7 @@ def test_t04_only_termination_stops_bootstrapping(agent, batch, terminated):
     """Truncation never reaches the update: each single transition has its hand-made target."""
     columns, noise = batch
     columns[3] = torch.full((B,), terminated)
-    target, *_ = reference(agent, columns, noise)
+    target = reference(agent, columns, noise).target
     for i in range(B):
         one = [column[i : i + 1] for column in columns]
         metrics = agent.update_critic(*one, agent.log_alpha.detach().exp(), noise[0, i : i + 1])
@@ -129,12 +181,12 @@ def test_t04_only_termination_stops_bootstrapping(agent, batch, terminated):
 def test_t09_t14_actor_loss_and_gradient(agent, batch):
     """The actor's loss takes min of both critics, and its gradient goes through action and logp."""
     columns, noise = batch
-    *_, w, loss = reference(agent, columns, noise)
+    known = reference(agent, columns, noise)
     recorded(agent.actor_opt)
-    expected = loss(w)
+    expected = known.actor_loss(known.actor)
     agent.update_actor(columns[0], agent.log_alpha.detach().exp(), noise[1])
     assert agent.actor_opt.loss == pytest.approx(expected, rel=1e-5)
-    assert_gradient(loss, w, agent.actor_opt.seen_gradient)
+    assert_gradient(known.actor_loss, known.actor, agent.actor_opt.seen_gradient)
 
 
 def test_t09_a_permuted_batch_gives_the_same_losses(S, agent, batch):
@@ -178,7 +230,7 @@ def test_target_follows_the_closed_form(agent, batch):
 def test_update_order(agent, batch):
     """The actor is improved against the critics after their step, with the temperature before."""
     columns, noise = batch
-    target, *_, w, loss = reference(agent, columns, noise)
+    known = reference(agent, columns, noise)
     before = agent.log_alpha.exp().item()
     recorded(agent.actor_opt)
     steps = []
@@ -190,10 +242,11 @@ def test_update_order(agent, batch):
         setattr(opt, way, spy)
     critic_step = getattr(agent.critic_opt, way)
     expected = []
-    setattr(agent.critic_opt, way, lambda x: (critic_step(x), expected.append(loss(w)))[0])
+    after_critic_step = lambda: expected.append(known.actor_loss(known.actor))  # noqa: E731
+    setattr(agent.critic_opt, way, lambda x: (critic_step(x), after_critic_step())[0])
     metrics = agent.update(columns, noise)
     assert steps == ["critic_opt", "actor_opt", "alpha_opt"]
-    assert metrics["q/target_mean"].item() == pytest.approx(target.mean(), rel=1e-5)
+    assert metrics["q/target_mean"].item() == pytest.approx(known.target.mean(), rel=1e-5)
     assert agent.actor_opt.loss == pytest.approx(expected[0], rel=1e-5)
     assert metrics["losses/alpha"].item() == pytest.approx(before)
 
@@ -216,7 +269,8 @@ def test_critics_are_two_networks_of_two_hidden_layers(S, script):
     w, obs, action = weights(agent, "critic"), rng.normal(size=(B, O)), rng.normal(size=(B, A))
     for k in (0, 1):
         out = network([v[k] for v in w], np.concatenate([obs, action], 1))
-        np.testing.assert_allclose(forward(agent, "critic", w, obs, action)[k], out[:, 0])
+        out = out if has_quantiles(S) else out[:, 0]
+        np.testing.assert_allclose(forward(agent, "critic", w, obs, action)[k], out)
 
 
 # --- policy ---------------------------------------------------------------------------------------
@@ -275,10 +329,12 @@ def test_t10_t33_actions_are_scaled_per_dimension(agent):
     assert np.std([agent.act(obs[:1], deterministic=False) for _ in range(20)], 0).min() > 0
 
 
-def test_value_is_the_lower_critic_at_the_mode(agent):
+def test_value_is_that_of_the_critics_at_the_mode(agent):
+    """The lower of both, or in TQC the mean of all atoms."""
     obs = np.random.default_rng(0).normal(size=(B, O))
     mode = np.tanh(forward(agent, "actor", weights(agent, "actor"), obs)[0])
-    expected = forward(agent, "critic", weights(agent, "critic"), obs, mode).min(0)
+    q = forward(agent, "critic", weights(agent, "critic"), obs, mode)
+    expected = q.min(0) if q.ndim == 2 else q.mean((0, 2))
     np.testing.assert_allclose(agent.value(obs), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -566,33 +622,33 @@ def test_metrics_of_an_update(agent, batch):
     columns, noise = batch
     with torch.no_grad():
         [*agent.actor.parameters()][-1][0] += 3  # the mean of one action: it saturates
-    target, critic, *_ = reference(agent, columns, noise)
+    known = reference(agent, columns, noise)
     obs, action = (columns[i].double().numpy() for i in (0, 1))
-    q = forward(agent, "critic", critic, obs, action)
-    error = q - target
+    q = values(forward(agent, "critic", known.critic, obs, action))
+    losses = known.losses(known.critic)
+    target = known.target
     found = agent.update_critic(*columns, agent.log_alpha.detach().exp(), noise[0])
     expected = {
         "losses/qf1_values": q[0].mean(),
         "losses/qf2_values": q[1].mean(),
-        "losses/qf1_loss": np.square(error[0]).mean(),
-        "losses/qf2_loss": np.square(error[1]).mean(),
-        "losses/qf_loss": np.square(error).mean(),
-        "q/td_rel": np.sqrt(np.square(error).mean()) / target.std(),
+        "losses/qf1_loss": losses[0],
+        "losses/qf2_loss": losses[1],
+        "losses/qf_loss": np.mean(losses),
+        "q/td_rel": np.sqrt(np.square(q - target).mean()) / target.std(),
         "q/twin_gap": np.abs(q[0] - q[1]).mean() / q.std(),
     }
     reward = columns[2].double().numpy()
     described = {"env/obs": obs, "env/reward": reward, "q/value": q, "q/target": target}
-    for name, values in described.items():
-        expected |= {f"{name}_mean": values.mean(), f"{name}_sd": values.std()}
-        expected |= {f"{name}_min": values.min(), f"{name}_max": values.max()}
-    actor, critic = weights(agent, "actor"), weights(agent, "critic")
-    _, log_std = forward(agent, "actor", actor, obs)
-    new_action, logp = policy(agent, actor, obs, noise[1].double().numpy())
-    new_q = forward(agent, "critic", critic, obs, new_action).min(0)
+    for name, x in described.items():
+        expected |= {f"{name}_mean": x.mean(), f"{name}_sd": x.std()}
+        expected |= {f"{name}_min": x.min(), f"{name}_max": x.max()}
+    _, log_std = forward(agent, "actor", known.actor, obs)
+    new_action, logp = policy(agent, known.actor, obs, noise[1].double().numpy())
+    actor_loss = known.actor_loss(known.actor)  # with the critics after their step
     found |= agent.update_actor(columns[0], agent.log_alpha.detach().exp(), noise[1])
     found |= agent.update_alpha(found["policy/entropy"])
     expected |= {
-        "losses/actor_loss": (0.3 * logp - new_q).mean(),
+        "losses/actor_loss": actor_loss,
         "losses/alpha_loss": -np.log(0.3) * (logp - A).mean(),
         "losses/alpha": 0.3,
         "policy/entropy": -logp.mean(),

@@ -2410,7 +2410,133 @@ DQN = {
         f"{RUNS}environments_in_processes_of_their_own_give_the_same_bits",
     ),
 }
-MUTANTS = {"sac_continuous": SAC, "td3_continuous": TD3, "ppo_continuous": PPO, "dqn_atari": DQN}
+TQC = {
+    # the target's atoms
+    "termination is ignored": (
+        "discount = self.args.gamma * (1 - terminated)",
+        "discount = self.args.gamma * torch.ones_like(terminated)",
+        f"{MATH}t04_only_termination_stops_bootstrapping[1.0]",
+    ),
+    "the target has no entropy": (
+        "next_atoms - alpha * next_logp[:, None]",
+        "next_atoms",
+        f"{MATH}t04_t09_t14_critic_loss_and_gradient",
+    ),
+    "the target's entropy is shared by the batch": (
+        "alpha * next_logp[:, None]",
+        "alpha * next_logp.mean()",
+        f"{MATH}t04_t09_t14_critic_loss_and_gradient",
+    ),
+    "the target comes from the critics that learn": (
+        "self.critic_target(next_obs, next_action)",
+        "self.critic(next_obs, next_action)",
+        f"{MATH}t04_t09_t14_critic_loss_and_gradient",
+    ),
+    "the smallest atoms are dropped": (
+        "values[:, :kept]",
+        "values[:, -kept:]",
+        f"{MATH}t04_t09_t14_critic_loss_and_gradient",
+    ),
+    "no atom is dropped": (
+        "values[:, :kept]",
+        "values",
+        f"{MATH}t04_t09_t14_critic_loss_and_gradient",
+    ),
+    "as many atoms are dropped for any number of critics": (
+        "self.args.num_critics * self.args.drop_atoms",
+        "self.args.drop_atoms",
+        f"{MATH}t04_t09_t14_critic_loss_and_gradient",
+    ),
+    "the last atoms are dropped, not the largest": (
+        "pooled.sort(1).values[:, :kept]",
+        "pooled[:, :kept]",
+        f"{MATH}t04_t09_t14_critic_loss_and_gradient",
+    ),
+    "each critic drops its own largest atoms": (
+        "pooled.sort(1).values[:, :kept]",
+        "atoms.sort(2).values[..., : kept // len(atoms)].transpose(0, 1).flatten(1)",
+        f"{MATH}t04_t09_t14_critic_loss_and_gradient",
+    ),
+    "atoms of different transitions are pooled": (
+        "atoms.transpose(0, 1).flatten(1)",
+        "atoms.reshape(atoms.shape[1], -1)",
+        f"{MATH}t04_t09_t14_critic_loss_and_gradient",
+    ),
+    # the loss
+    "levels are at the edges, not in the middle": (
+        "device=atoms.device) + 0.5) / num",
+        "device=atoms.device) + 1.0) / num",
+        f"{MATH}t04_t09_t14_critic_loss_and_gradient",
+    ),
+    "large errors weigh by the other side's level": (
+        "(error < 0).float()",
+        "(error > 0).float()",
+        f"{MATH}t04_t09_t14_critic_loss_and_gradient",
+    ),
+    "the error has the other sign": (
+        "target_atoms[:, None, :] - atoms[..., None]",
+        "atoms[..., None] - target_atoms[:, None, :]",
+        f"{MATH}t04_t09_t14_critic_loss_and_gradient",
+    ),
+    "the linear part of the loss does not meet the square one": (
+        "size - 0.5)",
+        "size)",
+        f"{MATH}t04_t09_t14_critic_loss_and_gradient",
+    ),
+    "the loss is square for any error": (
+        "torch.where(size < 1, 0.5 * error.square(), size - 0.5)",
+        "0.5 * error.square()",
+        f"{MATH}t04_t09_t14_critic_loss_and_gradient",
+    ),
+    "the loss is summed over atoms": (
+        "(weight * huber).mean((1, 2, 3))",
+        "(weight * huber).mean((1, 3)).sum(1)",
+        f"{MATH}t04_t09_t14_critic_loss_and_gradient",
+    ),
+    "all quantiles are the median": (
+        "weight = (levels[:, None] - (error < 0).float()).abs()",
+        "weight = 0.5",
+        f"{MATH}t04_t09_t14_critic_loss_and_gradient",
+    ),
+    # the actor, the critics, what is shown of them
+    "the actor trusts the lower critic": (
+        "q = self.critic(obs, action).mean((0, 2))",
+        "q = self.critic(obs, action).mean(2).min(0).values",
+        f"{MATH}t09_t14_actor_loss_and_gradient",
+    ),
+    "the actor looks at the largest atoms alone": (
+        "q = self.critic(obs, action).mean((0, 2))",
+        "q = self.critic(obs, action).amax((0, 2))",
+        f"{MATH}t09_t14_actor_loss_and_gradient",
+    ),
+    "all critics start the same": (
+        "[nn.Linear(inputs, outputs) for _ in range(critics)]",
+        "[nn.Linear(inputs, outputs)] * critics",
+        f"{MATH}the_two_critics_start_different",
+    ),
+    "the value is that of the first critic": (
+        "self.critic(obs, torch.tanh(mean)).mean((0, 2))",
+        "self.critic(obs, torch.tanh(mean))[0].mean(1)",
+        f"{MATH}value_is_that_of_the_critics_at_the_mode",
+    ),
+    "the error that is logged is that of the loss": (
+        "(q - td_target).square().mean().sqrt()",
+        "losses.mean().sqrt()",
+        f"{MATH}metrics_of_an_update",
+    ),
+    "all atoms may be dropped": (
+        "0 <= args.drop_atoms < args.num_quantiles",
+        "0 <= args.drop_atoms <= args.num_quantiles",
+        f"{REFUSED}[--drop-atoms 25-below --num-quantiles]",
+    ),
+}
+MUTANTS = {
+    "sac_continuous": SAC,
+    "td3_continuous": TD3,
+    "tqc_continuous": TQC,
+    "ppo_continuous": PPO,
+    "dqn_atari": DQN,
+}
 MUTANTS["tests/tabular_q"] = TABULAR
 EQUIVALENT = {"sac_continuous": SAC_EQUIVALENT}
 
