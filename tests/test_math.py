@@ -47,6 +47,12 @@ def lower_critics(agent, batch):
         return [int((values(q)[0] < values(q)[1]).sum()) for q in pairs]
 
 
+def drops(atoms):
+    """Return how many of the largest atoms [C, M], two for each critic, the first critic has."""
+    largest = np.argsort(atoms.ravel())[-2 * len(atoms) :]
+    return (largest < atoms.shape[1]).sum()
+
+
 def values(q):
     """Return the values [C, B] of critics, which are the means of atoms [C, B, M]."""
     return q if q.ndim == 2 else q.mean(-1)
@@ -64,6 +70,8 @@ def agent(S, batch):
         for module in (agent.critic, agent.critic_target):
             for parameter in module.parameters():
                 nn.init.normal_(parameter, 0, 0.4)
+        if has_quantiles(S):  # let one critic lose more atoms than the other
+            [*agent.critic_target.parameters()][-1].data[0] += 0.5
         if all(2 <= count <= B - 2 for count in lower_critics(agent, batch[0])):
             return agent
     raise AssertionError("one critic is always the lower one")
@@ -105,6 +113,9 @@ def reference(agent, batch, noise):
     next_q = forward(agent, "critic_target", critic_target, next_obs, next_action)
     atoms = next_q.ndim == 3
 
+    if atoms:
+        ahead = [drops(next_q[:, i]) for i in range(B) if not terminated[i]]
+        assert not ahead or {*ahead} != {2}, "one critic must lose more atoms than the other"
     targets = []  # for each transition one, or all its atoms
     for i in range(B):
         ahead = lowest(next_q[:, i]) if atoms else [min(next_q[0, i], next_q[1, i])]
