@@ -684,6 +684,10 @@ def check(args):
         require(rows % value == 0, name, f"{value} must divide --rollout-steps {rows}")
     require(args.batch_size > 1, "batch_size", "must be above 1, to normalise advantages")
     sentence = f"{args.total_timesteps} must reach --rollout-steps, {rows}"
+    least = math.lcm(args.num_envs, args.batch_size)
+    if args.total_timesteps >= least:
+        shorter = args.total_timesteps // least * least
+        sentence += f": for a short run add --rollout-steps {shorter}"
     require(args.total_timesteps >= rows, "total_timesteps", sentence)
 
 

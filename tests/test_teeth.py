@@ -2134,6 +2134,11 @@ PPO = {
         "False",
         f"{RESUME}more_steps_would_change_what_is_annealed_over_them",
     ),
+    "a short run is told of a rollout that does not fit": (
+        "shorter = args.total_timesteps // least * least",
+        "shorter = args.total_timesteps",
+        "test_bad_input.py::test_the_remedy_for_a_short_run_works",
+    ),
 }
 DQN_MATH = "test_dqn.py::test_"
 DQN = {
