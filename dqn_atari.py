@@ -79,6 +79,7 @@ import numpy as np
 import psutil
 import torch
 import tyro
+from gymnasium.vector import async_vector_env
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -1195,7 +1196,7 @@ class WorkerEnvs(gym.vector.AsyncVectorEnv):
 
     def __init__(self, makers, threads, **options):
         makers = [partial(make_worker, maker, os.getpid(), threads) for maker in makers]
-        super().__init__(makers, **options)
+        super().__init__(makers, worker=work, **options)
         atexit.register(self.kill)  # else multiprocessing waits for those that heed no signal
 
     def kill(self):
@@ -1209,6 +1210,12 @@ class WorkerEnvs(gym.vector.AsyncVectorEnv):
             self.kill()
         super().close_extras(timeout, terminate)
         atexit.unregister(self.kill)
+
+
+def work(*inputs):
+    """Serve an environment as Gymnasium does, but say nothing of a run that is gone."""
+    with suppress(OSError, EOFError):  # it reports the environment's own errors to the run
+        async_vector_env._async_worker(*inputs)
 
 
 def make_worker(maker, run_pid, threads):

@@ -82,6 +82,7 @@ import numpy as np
 import psutil
 import torch
 import tyro
+from gymnasium.vector import async_vector_env
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -1230,7 +1231,7 @@ class WorkerEnvs(gym.vector.AsyncVectorEnv):
 
     def __init__(self, makers, threads, **options):
         makers = [partial(make_worker, maker, os.getpid(), threads) for maker in makers]
-        super().__init__(makers, **options)
+        super().__init__(makers, worker=work, **options)
         atexit.register(self.kill)  # else multiprocessing waits for those that heed no signal
 
     def kill(self):
@@ -1244,6 +1245,12 @@ class WorkerEnvs(gym.vector.AsyncVectorEnv):
             self.kill()
         super().close_extras(timeout, terminate)
         atexit.unregister(self.kill)
+
+
+def work(*inputs):
+    """Serve an environment as Gymnasium does, but say nothing of a run that is gone."""
+    with suppress(OSError, EOFError):  # it reports the environment's own errors to the run
+        async_vector_env._async_worker(*inputs)
 
 
 def make_worker(maker, run_pid, threads):
