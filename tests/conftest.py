@@ -43,6 +43,7 @@ OURS = {
     "test_teeth.py",
     "test_third_party.py",
     "test_tools.py",
+    "test_tune.py",
 }  # no test of a script
 WALL_CLOCK = re.compile("time/.*|charts/SPS|seconds")  # all else is the same in a repeated run
 
