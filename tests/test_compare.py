@@ -465,8 +465,10 @@ def test_no_verdict_before_all_runs_have_ended(tmp_path, run_compare, state):
     code, out, _ = run_compare(a, b)
     assert code == 0 and "No verdict yet" in out and "higher" not in out and "| p |" not in out
     assert f"{folder} of B: {state}, 500,000 of 1,000,000 steps." in out
+    assert "up to step 500,000 on Hopper-v4, 1,000,000 steps." in out
     one, other = cells(out)
     assert (one["end"], other["end"], other["highest"]) == ("0", "7", "9")
+    assert (one["failed"], other["failed"]) == ("0 of 5", "0 of 5")
 
 
 @quick
@@ -485,6 +487,19 @@ def test_failed_runs_count_with_what_they_reached(tmp_path, run_compare):
         "5, exploratory",
     )
     assert "Verdict: B is higher" in out
+
+
+@quick
+def test_runs_of_a_sweep_that_is_under_way(tmp_path, run_compare):
+    """A living run of benchmark.sh ab is called a-sac_continuous, after its folder."""
+    for name, scores in (("a", LOW), ("b", HIGH)):
+        folder = tmp_path / f"{name}-sac_continuous" / "Hopper-v4"
+        make_side(folder, scores)
+        for seed in ("101", "102"):
+            (folder / seed / "summary.json").unlink()
+    code, out, err = run_compare(*sorted(tmp_path.iterdir()))
+    assert (code, err) == (0, "") and "No verdict yet" in out and counted(out) == []
+    assert "A: 5 runs of sac_continuous in" in out
 
 
 @quick
@@ -948,9 +963,10 @@ def test_table_has_what_differs(tmp_path, run_compare):
 def test_table_of_equal_and_unfinished_runs(tmp_path, run_compare):
     make_side(tmp_path, LOW)
     living = tmp_path / "Hopper-v4__sac_continuous__9__9"
-    make_run(living, 9, [], status="", source=SOURCE, config=toml(SETTINGS))
+    make_run(living, 9, [0, 1], status="", source=SOURCE, config=toml(SETTINGS))
     (line,) = cells(run_compare("--table", tmp_path)[1])
     assert line["seeds"] == "5, exploratory, 1 unfinished" and line["changes"] == "baseline"
+    assert (line["IQM"], line["lowest"], line["failed"]) == ("120", "100", "0 of 5")
     (line,) = cells(run_compare("--table", living)[1])
     assert (line["seeds"], line["IQM"]) == ("0, 1 unfinished", "none")
 
