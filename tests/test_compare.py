@@ -376,6 +376,46 @@ def test_changes_of_the_documentation(tmp_path, run_compare):
     assert code == 2 and "CONFOUNDED: gamma, n-step returns. " in out
 
 
+@quick
+def test_a_bundle_is_of_code_alone(tmp_path, run_compare):
+    a = make_side(tmp_path / "a", LOW)
+    two = edited(MLP, FORWARD)
+    cases = [
+        ({"source": two}, 0, "2 layers"),
+        ({"source": two, "settings": {"gamma": 0.9}}, 2, "CONFOUNDED: gamma, 2 layers. "),
+        ({"settings": {"gamma": 0.9, "double": True}}, 2, "CONFOUNDED: gamma, double. "),
+    ]
+    for number, (options, expected, words) in enumerate(cases):
+        b = make_side(tmp_path / str(number), HIGH, **options)
+        code, out, _ = run_compare(a, b, "--bundle", "2 layers")
+        assert code == expected and words in out
+    assert (
+        "# make these in mine/only-2-layers.py"
+        in run_compare(a, tmp_path / "1", "--bundle", "2 layers")[1]
+    )
+
+
+@quick
+def test_changes_are_those_of_all_tasks(tmp_path, run_compare):
+    """A setting may differ on one task only, and be another on each."""
+    values = {"Ant-v4": {"gamma": 0.9, "double": True}, "Hopper-v4": {"gamma": 0.8}}
+    for env_id, settings in values.items():
+        make_side(tmp_path / "a" / env_id, LOW, env_id=env_id)
+        make_side(tmp_path / "b" / env_id, HIGH, env_id=env_id, settings=settings)
+    code, out, _ = run_compare(tmp_path / "a", tmp_path / "b")
+    assert code == 2 and "CONFOUNDED: gamma, double. " in out
+    where = "on Ant-v4, 1,000,000 steps"
+    assert f"gamma 0.99 -> 0.9 {where}; gamma 0.99 -> 0.8 on Hopper-v4" in out
+    assert f"Not the same on all tasks: double false -> true {where}." in out
+    flags = re.findall("ENVS=.([^ ]+). .+\n.+\n.+--total-timesteps 1000000(.*)", out)
+    assert flags == [
+        ("Ant-v4", " --gamma 0.9"),
+        ("Hopper-v4", " --gamma 0.8"),
+        ("Ant-v4", " --double"),
+        ("Hopper-v4", ""),
+    ]
+
+
 @pytest.mark.parametrize("other", ["td3_continuous", "ppo_continuous", "dqn_atari"])
 def test_our_scripts_are_no_copies_of_each_other(other):
     """Though most of their functions are the same; a copy is one whatever its docstring says."""
@@ -899,7 +939,7 @@ def test_journal(tmp_path, run_compare, monkeypatch):
     assert (
         "- A: `a`, 5 runs of sac_continuous, seeds 101 to 105; Hopper-v4, 1,000,000 steps\n" in text
     )
-    verdict = next(line for line in out.splitlines() if line.startswith("Verdict"))
+    (verdict,) = re.findall("^Verdict: (.+)$", out, re.MULTILINE)
     assert f"- Outcome: {verdict}\n" in text and cells(text) == cells(out, 1)
     assert run_compare("a", "c", "--journal")[0] == 2
     more = Path("JOURNAL.md").read_text()

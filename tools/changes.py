@@ -96,7 +96,7 @@ def versions_that_matter(config, versions):
     found = {}
     for name in (*PACKAGES, simulator_of(config)):
         if name in versions:
-            found[name] = versions[name].split("+")[0]  # +cpu: the device tells
+            found[name] = str(versions[name]).split("+")[0]  # +cpu: the device tells
     if "python" in versions:
         found["python"] = ".".join(versions["python"].split()[0].split(".")[:2])
     return found
@@ -104,7 +104,7 @@ def versions_that_matter(config, versions):
 
 # --- differences ----------------------------------------------------------------------------------
 def difference(one, other):
-    """Return in what two records of one task, or of two, differ."""
+    """Return in what two records differ, apart from their task."""
     is_other_script = differs_in_script(one, other)
     changes = []
     if is_other_script:

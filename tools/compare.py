@@ -645,7 +645,7 @@ def journal_entry(comparison, report):
         seeds = list_of([record.run.seed for record in side.records])
         text += f"- {side.letter}: `{side.name}`, {count_of(side.records)} of {side.script}, "
         text += f"seeds {seeds}; {tasks_of(side)}\n"
-    text += f"- Outcome: {report.verdict}\n"
+    text += f"- Outcome: {report.verdict.removeprefix('Verdict: ')}\n"
     for remark in comparison.remarks:
         text += f"- {remark}\n"
     return text + (markdown(table_of_differences(report)) if report.lines else "")
