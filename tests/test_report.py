@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 report = importlib.import_module("report")
 run_folders = importlib.import_module("run_folders")
+text_tables = importlib.import_module("text_tables")
 
 VERSIONS = {"python": "3.11.7 (main)", "torch": "2.13.0", "gymnasium": "1.4.0"}
 VERSIONS |= {"mujoco": "3.17.0", "ale-py": "0.12.1"}
@@ -712,7 +713,7 @@ def test_long_cells_are_notes(tmp_path, run_report):
             for line in cells(out, number)
             for cell in line.values()
         )
-        <= report.LONGEST
+        <= text_tables.LONGEST
     )
     assert [line["script"] for line in lines] == [lines[0]["script"]] * 2
     assert lines[0]["script"].endswith("... (note 1)") and name.startswith(lines[0]["script"][:60])

@@ -18,13 +18,10 @@ import argparse
 import csv
 import math
 import re
-import shutil
 import sys
-import textwrap
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cache, cached_property
-from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,12 +42,13 @@ from run_folders import (
     rules,
     safe,
     say,
+    strength,
 )
+from text_tables import fitted, markdown, number, wrap
 
 HERE = Path(__file__).resolve().parent
 ALGORITHMS = ("sac", "td3", "ppo", "dqn")
 SCRIPTS = ("sac_continuous", "td3_continuous", "ppo_continuous", "dqn_atari")  # README's order
-LONGEST = 100  # characters of a cell in Markdown; a note holds what is longer
 MARKS = ("<!-- made by tools/report.py -->\n", "<!-- end -->\n")  # in pages, around the results
 FRONT = ("HalfCheetah-v4", "Hopper-v4")  # the tasks of README's figure
 FRONT_SCRIPTS = SCRIPTS[:3]  # its scripts, a column each
@@ -298,97 +296,7 @@ def label_of(run, traits, varied):
     return " ".join(words)
 
 
-# --- tables ---------------------------------------------------------------------------------------
-def markdown(lines):
-    """Return a table of lines, each a dict by title; notes below it hold what is too long."""
-    notes = []
-    titles = list(lines[0])
-    rows = [titles, ["---"] * len(titles)]
-    for line in lines:
-        rows.append([shorten(str(cell), notes).replace("|", "\\|") for cell in line.values()])
-    text = "\n"
-    for row in rows:
-        text += f"| {' | '.join(row)} |\n"
-    for number, note in enumerate(notes, 1):
-        text += f"\nNote {number}: {note}\n"
-    return text
-
-
-def shorten(cell, notes):
-    """Return a cell that is not too long, which may point to one of the notes."""
-    if len(cell) <= LONGEST:
-        return cell
-    if cell not in notes:
-        notes.append(cell)
-    return textwrap.shorten(cell, LONGEST, placeholder=f" ... (note {notes.index(cell) + 1})")
-
-
-def fitted(lines):
-    """Return a table that fits the terminal: in columns, or else a block for each line."""
-    width = shutil.get_terminal_size().columns
-    rows = [[str(cell) for cell in line.values()] for line in lines]
-    rows.insert(0, list(lines[0]))
-    widths = column_widths(rows, width)
-    if widths is None:
-        return blocks(rows, width)
-    return columns(rows, widths)
-
-
-def column_widths(rows, width):
-    """Return widths of columns that fit beside each other without broken words, or None."""
-    widths = []
-    least = []
-    for cells in zip(*rows, strict=True):
-        words = " ".join(cells).split()
-        widths.append(max(len(cell) for cell in cells))
-        least.append(max((len(word) for word in words), default=0))
-    gaps = 2 * (len(widths) - 1)
-    while sum(widths) + gaps > width:
-        wide = [place for place, size in enumerate(widths) if size > least[place]]
-        if not wide:
-            return None
-        widths[max(wide, key=lambda place: widths[place])] -= 1
-    return widths
-
-
-def columns(rows, widths):
-    """Return rows in columns of these widths, their cells wrapped."""
-    text = ""
-    for row in rows:
-        cells = [wrap(cell, width) for cell, width in zip(row, widths, strict=True)]
-        for parts in zip_longest(*cells, fillvalue=""):
-            padded = [part.ljust(width) for part, width in zip(parts, widths, strict=True)]
-            text += "  ".join(padded).rstrip() + "\n"
-    return f"\n{text}"
-
-
-def blocks(rows, width):
-    """Return a block for every row, a line "title  cell" for every cell."""
-    titles, *rows = rows
-    indent = max(len(title) for title in titles) + 2
-    text = ""
-    for row in rows:
-        text += "\n"
-        for title, cell in zip(titles, row, strict=True):
-            first, *more = wrap(cell, max(width - indent, 20))
-            text += f"{title.ljust(indent)}{first}\n"
-            for part in more:
-                text += " " * indent + part + "\n"
-    return text
-
-
-def wrap(cell, width):
-    """Return the lines of a cell, at least one."""
-    options = {"break_long_words": False, "break_on_hyphens": False}
-    return textwrap.wrap(cell, width, **options) or [""]
-
-
 # --- cells ----------------------------------------------------------------------------------------
-def number(x):
-    """Write a return with three digits at least."""
-    return f"{x:.0f}" if abs(x) >= 100 else f"{x:.3g}"
-
-
 def estimate(statistic, *tasks):
     """Write a statistic with its interval, or with the range of few runs."""
     runs = np.concatenate(tasks)
@@ -414,14 +322,7 @@ def score_of_seed(run):
 def seeds_of(row):
     """Write how many seeds a row has, and what they allow to say."""
     count = len(row.scores_by_seed)
-    if count >= 10:
-        text = f"{count}, claim"
-    elif count >= 5:
-        text = f"{count}, exploratory"
-    elif count >= 2:
-        text = f"{count}, smoke"
-    else:
-        text = f"{count}, anecdote"
+    text = f"{count}, {strength(count)}"
     living = sum(run.state == "living" for run in row.runs)
     if living:
         text += f", {living} living"
@@ -798,7 +699,7 @@ def scores_at_steps(seeds):
 def draw_published(axes, name, env_id, end, colour):
     """Draw the published curves of an algorithm."""
     curves = published_curves(name, env_id)
-    for number, curve in enumerate(curves):
+    for place, curve in enumerate(curves):
         steps, returns = curve.steps, curve.returns
         shown = steps < end
         if not any((steps > 0) & (steps <= end)):
@@ -807,7 +708,7 @@ def draw_published(axes, name, env_id, end, colour):
             [*steps[shown], end],
             [*returns[shown], np.interp(end, steps, returns)],
             color=colour,
-            ls=DASHES[number % len(DASHES)],
+            ls=DASHES[place % len(DASHES)],
             lw=1.2,
             label=curve.name,
             zorder=1,
@@ -902,8 +803,8 @@ def short_table(rows):
             }
         )
     text = markdown(lines) if lines else ""
-    for number, label in enumerate(labels, 1):
-        text += f"\n({number}) `{label}`\n"
+    for place, label in enumerate(labels, 1):
+        text += f"\n({place}) `{label}`\n"
     return text
 
 

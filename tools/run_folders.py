@@ -439,6 +439,15 @@ def enough_for_interval(*tasks):
     return all(len(task) >= 5 for task in tasks)
 
 
+def strength(seeds):
+    """Return what a number of seeds amounts to."""
+    if seeds >= 10:
+        return "claim"
+    if seeds >= 5:
+        return "exploratory"
+    return "smoke" if seeds >= 2 else "anecdote"
+
+
 # --- printing -------------------------------------------------------------------------------------
 def say(text):
     """Print to whoever still reads: head may have seen enough."""

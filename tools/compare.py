@@ -1,0 +1,797 @@
+"""Say what changed between two groups of runs, and whether the scores differ by more than chance.
+
+python tools/compare.py runs/old runs/new             two runs, folders of runs, or quoted patterns
+python tools/compare.py 'runs/a/*' 'runs/b/*' --journal    and write the outcome into JOURNAL.md
+python tools/compare.py --table runs                  all runs in one table, by what differs
+
+A is the baseline. First comes what changed: settings, code, versions of packages, the device. What
+cannot act on a score does not count: comments, docstrings, the order of functions, names, notes,
+videos. A new function counts with the code that calls it, a new setting at its default with the
+code that reads it; another algorithm counts as a whole. One change gets a verdict. Two or more are
+CONFOUNDED: no verdict, exit code 2, and the commands of the runs that would settle it. Changed code
+is one change for each function; --bundle "n-step returns" declares that all of it is one idea.
+
+The score of a run is the mean return over the last tenth of its evaluations; runs of one seed count
+once, as their mean. B - A is the difference of IQMs, with a 95 % percentile interval of 20,000
+bootstrap samples. P(B > A) is the probability that a run of B beats one of A. p is that of a
+permutation test of P(B > A), of Mann and Whitney: of all ways to share out the runs, or of 20,000
+where there are more. Several tasks are pooled as means over tasks, their differences in standard
+deviations of all runs of a task, permuted and drawn within tasks. Holm's method corrects the p of a
+table. B is called higher or lower only where the interval excludes 0 and p is at most 0.05, from 4
+seeds a side on. Between groups drawn from the same runs it was in 3.8 % of cases with 5 seeds a
+side, in 4.2 % with 10, at most (results/aa.md). The mean over the whole curve stands beside the end
+and is not judged: two looks are two chances to be wrong.
+
+Seeds need not be the same, as runs are not paired, but you are told. All runs of a side must have
+the same settings, and both sides the same number of steps: a run that was planned for more steps is
+another one from its start where anything is annealed. A run that failed counts with what it had
+reached. While runs are living, interrupted or killed there is no verdict, since who looks twice has
+two chances; the numbers shown are those at the last step that all have reached.
+
+A terminal gets tables that fit its width; files and other programs get Markdown, and so do you with
+--markdown. Exit code 0, or 2 for CONFOUNDED and for bad input.
+"""
+
+import argparse
+import math
+import shlex
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from changes import (
+    Change,
+    Record,
+    Task,
+    difference,
+    differs_in_script,
+    hash_of,
+    is_default,
+    names_of_settings,
+    read_record,
+    setting,
+    show,
+)
+from run_folders import NO_RUN, ROOT, find_runs, flag, iqm, say, strength
+from text_tables import fitted, markdown, number
+
+try:
+    from evidence import (
+        HIGHER,
+        LEAST,
+        LOWER,
+        NO_DIFFERENCE,
+        TOO_FEW,
+        UNFINISHED,
+        Line,
+        Pair,
+        Scores,
+        common_end,
+        judged,
+        least_score,
+        lines_of,
+        runs_until,
+        scores_of,
+    )
+except ImportError as error:
+    print(f"error: {error.name} is missing: pip install -r requirements.txt", file=sys.stderr)
+    raise SystemExit(2) from None
+
+CLAIM = 10  # seeds a side for a claim
+SMALL = 0.1  # an effect below this share of A needs MANY seeds a side
+MANY = 20
+MOST_CHANGES = 4  # for which the runs that would settle it are written out
+
+NOTES = """
+Each side shows IQMs over seeds, the mean below 4. A run has failed if its summary says so, or if it
+learned less than a tenth of what the better side did since the evaluation at step 0.
+"""
+
+
+def fail(text):
+    """End with one sentence."""
+    print(f"error: {text}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+# --- sides ----------------------------------------------------------------------------------------
+@dataclass(eq=False)
+class Side:
+    """A group of runs that differ in their seeds and tasks only."""
+
+    letter: str
+    name: str  # as it was given
+    tasks: dict[Task, list[Record]]
+
+    @property
+    def records(self):
+        return [record for records in self.tasks.values() for record in records]
+
+    @property
+    def script(self):
+        return representative(self.records).run.script
+
+
+def read_records(names):
+    """Return the records of all runs that names stand for; say what else is there."""
+    records = []
+    reasons = []
+    for folder in find_runs(names):
+        try:
+            records.append(read_record(folder))
+        except NO_RUN as error:
+            reasons.append(f"{folder} is no run ({error!r:.150})")
+    if not records:
+        fail(f"{reasons[0]}: name run folders, folders of runs, or quoted patterns")
+    for reason in reasons:
+        print(f"not counted: {reason}", file=sys.stderr)
+    return records
+
+
+def read_side(letter, name):
+    """Return a side; exit with 2 if its runs are not of one kind."""
+    tasks = defaultdict(list)
+    for record in read_records([name]):
+        tasks[record.task].append(record)
+    side = Side(letter, name, dict(sorted(tasks.items())))
+    check_scripts(side)
+    for records in side.tasks.values():
+        records.sort(key=lambda record: record.run.seed)
+        check_uniform(side, records)
+    return side
+
+
+def check_scripts(side):
+    """Exit with 2 if a side holds runs of several scripts."""
+    first = representative(side.records)
+    for other in side.records:
+        if differs_in_script(first, other):
+            names = f"{first.run.script} and {other.run.script}"
+            fail(f"{side.letter} holds runs of several scripts, {names}: name those of one")
+
+
+def check_uniform(side, records):
+    """Exit with 2 if runs of one task differ in anything that counts."""
+    first = representative(records)
+    for other in records:
+        changes = difference(first, other).changes
+        if changes:
+            words = "; ".join(map(str, changes))
+            where = f"{first.folder} and {other.folder}"
+            fail(
+                f"the runs of {side.letter} are not alike: between {where} differs {words}: "
+                f"name runs of one kind, which --table {shlex.quote(side.name)} lists"
+            )
+
+
+def representative(records):
+    """Return a record that stands for all of a task, with versions if any has them."""
+    return next((record for record in records if record.versions), records[0])
+
+
+# --- what changed ---------------------------------------------------------------------------------
+class Cause(NamedTuple):
+    """What counts as one change: a single one, or all those of the code that are one idea."""
+
+    name: str
+    changes: list[Change]
+
+
+@dataclass(eq=False)
+class Comparison:
+    """Two sides, and all in which they differ."""
+
+    a: Side
+    b: Side
+    tasks: list[Task]  # that both have
+    by_task: dict[tuple, dict[Task, Change]]  # by kind and name
+    causes: list[Cause]
+    remarks: list[str]
+
+    @property
+    def is_confounded(self):
+        return len(self.causes) > 1
+
+    @property
+    def is_complete(self):
+        """Whether source and versions of both sides are known."""
+        shown = [
+            representative(side.tasks[task]) for side in (self.a, self.b) for task in self.tasks
+        ]
+        return all(record.source and record.versions for record in shown)
+
+    @property
+    def names(self):
+        """The names of all causes, in words."""
+        return ", ".join(cause.name for cause in self.causes)
+
+    def title(self, task):
+        """Return by what a task is called in tables."""
+        alike = [other for other in self.tasks if other.env_id == task.env_id]
+        return task.env_id if len(alike) == 1 else str(task)
+
+
+def compare(a, b, bundle):
+    """Return the comparison of two sides; exit with 2 if they share runs or no task."""
+    check_apart(a, b)
+    tasks = [task for task in a.tasks if task in b.tasks]
+    if not tasks:
+        words = f"A has {tasks_of(a)}; B has {tasks_of(b)}"
+        fail(f"A and B have no task in common ({words}): name runs of one environment and length")
+    changes = defaultdict(dict)
+    remarks = []
+    for task in tasks:
+        found = difference(representative(a.tasks[task]), representative(b.tasks[task]))
+        for change in found.changes:
+            changes[change.kind, change.name][task] = change
+        remarks += found.remarks
+    for by_task in changes.values():
+        if len(by_task) < len(tasks) or len(set(map(str, by_task.values()))) > 1:
+            words = "; ".join(f"{change} on {task}" for task, change in by_task.items())
+            remarks.append(f"Not the same on all tasks: {words}.")
+    remarks += remarks_on_runs(a, b, tasks)
+    merged = [next(iter(by_task.values())) for by_task in changes.values()]
+    causes = causes_of(merged, bundle)
+    return Comparison(a, b, tasks, dict(changes), causes, list(dict.fromkeys(remarks)))
+
+
+def check_apart(a, b):
+    """Exit with 2 if a run is on both sides."""
+    folders = {record.folder.resolve() for record in a.records}
+    shared = [record.folder for record in b.records if record.folder.resolve() in folders]
+    if shared:
+        fail(f"{shared[0]} is in A and in B: name it once")
+
+
+def causes_of(changes, bundle):
+    """Return the causes: each change, or all changes of the code as the one that bundle names."""
+    code = [change for change in changes if change.kind == "code"]
+    if bundle and code:
+        others = [change for change in changes if change.kind != "code"]
+        return [*(Cause(change.name, [change]) for change in others), Cause(bundle, code)]
+    return [Cause(change.name, [change]) for change in changes]
+
+
+def tasks_of(side):
+    """Write the tasks of a side."""
+    return "; ".join(map(str, side.tasks))
+
+
+def remarks_on_runs(a, b, tasks):
+    """Return sentences on tasks of one side only, on seeds, and on runs that did not finish."""
+    remarks = []
+    for side, other in ((a, b), (b, a)):
+        for task in side.tasks:
+            if task not in other.tasks:
+                remarks.append(f"Only {side.letter} has {task}: left out.")
+    for task in tasks:
+        remarks += remarks_on_seeds(a, b, task)
+        for side in (a, b):
+            remarks += remarks_on_states(side, task)
+    return remarks
+
+
+def remarks_on_seeds(a, b, task):
+    """Return sentences on seeds that are not the same, for tuning, or repeated."""
+    remarks = []
+    seeds = {side: [record.run.seed for record in side.tasks[task]] for side in (a, b)}
+    if {*seeds[a]} != {*seeds[b]}:
+        words = " and ".join(f"{list_of(seeds[side])} of {side.letter}" for side in (a, b))
+        remarks.append(f"Seeds differ on {task}: {words}. Choose none after a look at its score.")
+    if len({seed > 100 for side in (a, b) for seed in seeds[side]}) > 1:
+        remarks.append(f"Seeds up to 100, for tuning, are mixed with later ones on {task}.")
+    for side in (a, b):
+        if len(seeds[side]) > len({*seeds[side]}):
+            remarks.append(
+                f"Runs of one seed of {side.letter} count once, as their mean, on {task}."
+            )
+    return remarks
+
+
+def remarks_on_states(side, task):
+    """Return a sentence for each run of a side that did not finish, or was never evaluated."""
+    remarks = []
+    for record in side.tasks[task]:
+        run = record.run
+        where = f"{record.folder} of {side.letter}"
+        if not run.evaluations:
+            remarks.append(f"{where} ({run.state}) has no evaluation: left out.")
+        elif run.state != "finished":
+            remarks.append(f"{where}: {run.state}, {run.step:,} of {run.steps:,} steps.")
+    return remarks
+
+
+def list_of(seeds):
+    """Write seeds: 1, 2, 5 to 9."""
+    spans = []
+    for seed in sorted({*seeds}):
+        if spans and spans[-1][1] == seed - 1:
+            spans[-1][1] = seed
+        else:
+            spans.append([seed, seed])
+    words = []
+    for first, last in spans:
+        words += [str(first)] if first == last else [f"{first} to {last}"]
+    return ", ".join(words)
+
+
+# --- verdicts -------------------------------------------------------------------------------------
+def scores_on(comparison, task):
+    """Return the scores of A and of B on a task; exit with 2 if a side has none."""
+    sides = comparison.a, comparison.b
+    end = end_on(comparison, task)
+    groups = [runs_until(side.tasks[task], end) for side in sides]
+    for side, runs in zip(sides, groups, strict=True):
+        if not runs:
+            fail(f"{side.letter} has no evaluations on {task}: train without --eval-every 0")
+    least = least_score(groups) if math.isinf(end) else -math.inf  # too early to call it failed
+    return [scores_of(runs, least) for runs in groups]
+
+
+def end_on(comparison, task):
+    """Return the last step that all runs on a task have reached; infinity if all have ended."""
+    sides = comparison.a, comparison.b
+    return common_end([record for side in sides for record in side.tasks[task]])
+
+
+class Report(NamedTuple):
+    """What is said of a comparison; of a confounded one no scores, unless they were asked for."""
+
+    verdict: str
+    scores: dict[str, list[Scores]]  # by task, of A and of B
+    lines: list[Line]
+    is_judged: bool
+
+
+def report_on(comparison, describe_only):
+    """Return the report on a comparison."""
+    verdict = ""
+    if comparison.is_confounded:
+        verdict = f"CONFOUNDED: {comparison.names}. No verdict, as each of them can be the cause."
+        if not describe_only:
+            return Report(verdict, {}, [], is_judged=False)
+    scores = {comparison.title(task): scores_on(comparison, task) for task in comparison.tasks}
+    ends = {task: Pair(a.ends, b.ends) for task, (a, b) in scores.items()}
+    curves = {task: Pair(a.curves, b.curves) for task, (a, b) in scores.items()}
+    lines = lines_of(ends, curves)
+    if describe_only:
+        verdict += " Described only: the numbers below say nothing of causes."
+        return Report(verdict.strip(), scores, lines, is_judged=False)
+    if any(has_unfinished(side, comparison.tasks) for side in (comparison.a, comparison.b)):
+        return Report(no_verdict_yet(comparison), scores, lines, is_judged=False)
+    return Report(verdict_on(scores, lines), scores, lines, is_judged=True)
+
+
+def verdict_on(scores, lines):
+    """Return the verdict in a line."""
+    *tasks, main = judged(lines)
+    if main.verdict == TOO_FEW:
+        text = too_few(scores)
+    else:
+        text = f"Verdict: {main.verdict}. {evidence_for(main)} {strength_of(scores)}{caution(main)}"
+    for line in tasks:
+        if line.verdict in (HIGHER, LOWER) and line.verdict != main.verdict:
+            text += f" On {line.task} alone {line.verdict}."
+    return text
+
+
+def evidence_for(line):
+    """Write the numbers that a verdict rests on."""
+    one = line.estimate
+    where = ""
+    if len(line.pairs) > 1:
+        where = f" over {len(line.pairs)} tasks, in standard deviations"
+    numbers = f"B - A is {with_interval(one)}{where}"
+    return f"{numbers}, p {p_text(line.p)}, P(B > A) {one.chance:.2f}."
+
+
+def has_unfinished(side, tasks):
+    """Tell whether a run of a side can still go on."""
+    return any(record.run.state in UNFINISHED for task in tasks for record in side.tasks[task])
+
+
+def no_verdict_yet(comparison):
+    """Say that runs can still go on, and up to which steps scores are those of all runs."""
+    ends = {task: end_on(comparison, task) for task in comparison.tasks}
+    cut = [f"step {end:,} on {task}" for task, end in ends.items() if not math.isinf(end)]
+    where = f"; the numbers are those up to {' and '.join(cut)}" if cut else ""
+    return f"No verdict yet, as not all runs have ended{where}."
+
+
+def too_few(scores):
+    """Say how many seeds are there, and how many more are needed for what."""
+    task, (a, b) = min(scores.items(), key=lambda pair: min(len(one.ends) for one in pair[1]))
+    counts = len(a.ends), len(b.ends)
+    missing, for_claim = ([max(0, need - count) for count in counts] for need in (LEAST, CLAIM))
+    text = f"No verdict: too few seeds, {counts[0]} of A and {counts[1]} of B"
+    text += f" on {task}" if len(scores) > 1 else ""
+    text += f". A verdict takes {LEAST} a side, {missing[0]} and {missing[1]} more; "
+    return text + f"a claim {CLAIM}, {for_claim[0]} and {for_claim[1]} more."
+
+
+def strength_of(scores):
+    """Say what the number of seeds allows, by the task and side that have the fewest."""
+    counts = [len(one.ends) for pair in scores.values() for one in pair]
+    least = min(counts)
+    seeds = f"{least} seeds a side" if least == max(counts) else f"As few as {least} seeds a side"
+    words = {
+        "claim": "allow a claim",
+        "exploratory": "are exploratory",
+        "smoke": "are a smoke test",
+    }
+    return f"{seeds} {words[strength(least)]}."
+
+
+def caution(line):
+    """Return a sentence if a difference is smaller than its number of seeds can show well."""
+    if line.verdict == NO_DIFFERENCE or len(line.pairs) > 1:
+        return ""
+    (pair,) = line.pairs
+    small = abs(line.estimate.difference) < SMALL * abs(iqm(pair.a))
+    if small and min(map(len, pair)) < MANY:
+        return f" Effects below {100 * SMALL:g} % need {MANY} seeds a side."
+    return ""
+
+
+# --- text -----------------------------------------------------------------------------------------
+def signed(value):
+    """Write a difference."""
+    return f"+{number(value)}" if value > 0 else number(value)
+
+
+def with_interval(one):
+    """Write an estimate with its interval, if it has one."""
+    if math.isnan(one.low):
+        return signed(one.difference)
+    return f"{signed(one.difference)} [{signed(one.low)}, {signed(one.high)}]"
+
+
+def p_text(p):
+    """Write a p value."""
+    return "below 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def heading(comparison):
+    """Return what the sides are, what changed, and remarks."""
+    text = ""
+    for side in (comparison.a, comparison.b):
+        text += f"- {side.letter}: {count_of(side.records)} of {side.script} in {side.name}\n"
+    text += f"- Tasks: {'; '.join(map(str, comparison.tasks))}\n"
+    text += f"\n{changes_in_words(comparison)}\n\n"
+    for cause in comparison.causes:
+        for change in cause.changes:
+            text += f"- {change.kind}: {change}\n"
+    for remark in comparison.remarks:
+        text += f"- {remark}\n"
+    return text.rstrip("\n") + "\n"
+
+
+def count_of(records):
+    """Write a number of runs."""
+    return f"{len(records)} {'run' if len(records) == 1 else 'runs'}"
+
+
+def changes_in_words(comparison):
+    """Say how many changes count, and what that means."""
+    count = len(comparison.causes)
+    known = "" if comparison.is_complete else ", as far as these folders tell"
+    if count == 0:
+        return f"Nothing that counts has changed{known}: this is A/A, and what differs is noise."
+    if count > 1:
+        return f"{count} changes count."
+    (cause,) = comparison.causes
+    if cause.changes[0].kind == "script":
+        return f"1 change counts{known}: another algorithm as a whole, no part of it."
+    if cause.name != cause.changes[0].name:
+        return f'1 change counts{known}: "{cause.name}", which you declare to be one idea.'
+    return f"1 change counts{known}: what differs is due to it, or to chance."
+
+
+def table_of_sides(scores):
+    """Return the lines of the table of scores."""
+    lines = []
+    for task, pair in scores.items():
+        for letter, one in zip("AB", pair, strict=True):
+            lines.append(
+                {
+                    "task": str(task),
+                    "side": letter,
+                    "seeds": f"{len(one.ends)}, {strength(len(one.ends))}",
+                    "end": number(iqm(one.ends)),
+                    "lowest": number(one.ends.min()),
+                    "highest": number(one.ends.max()),
+                    "whole curve": number(iqm(one.curves)),
+                    "failed": f"{one.failed} of {one.runs}",
+                }
+            )
+    return lines
+
+
+def table_of_differences(report):
+    """Return the lines of the table of differences."""
+    cells = []
+    for line in report.lines:
+        row = {
+            "task": line.task,
+            "measured at": line.measure,
+            "B - A": with_interval(line.estimate),
+            "P(B > A)": f"{line.estimate.chance:.2f}",
+        }
+        if report.is_judged:
+            row["p"] = "" if math.isnan(line.p) else p_text(line.p)
+            row["verdict"] = line.verdict if line.measure == "end" else "not judged"
+        cells.append(row)
+    return cells
+
+
+# --- the runs that would settle it ----------------------------------------------------------------
+def slug(text):
+    """Return a text as a name of a folder."""
+    letters = [letter if letter.isalnum() else " " for letter in text.lower()]
+    return "-".join("".join(letters).split())
+
+
+def remedies(comparison):
+    """Return the commands of runs that differ in one cause only, from A and from B."""
+    causes = comparison.causes
+    text = "These runs would settle it, each one change away from A, or from B:\n"
+    for cause in causes[:MOST_CHANGES]:
+        folder = f"runs/only-{slug(cause.name)}"
+        text += f"\nA with only {cause.name} of B:\n\n"
+        text += runs_with(comparison, comparison.a, cause, folder)
+        text += comparing(comparison.a.name, folder)
+        if len(causes) == 2:
+            text += comparing(folder, comparison.b.name)
+            continue
+        folder = f"runs/without-{slug(cause.name)}"
+        text += f"\nB without {cause.name}:\n\n"
+        text += runs_with(comparison, comparison.b, cause, folder)
+        text += comparing(folder, comparison.b.name)
+    if len(causes) > MOST_CHANGES:
+        rest = ", ".join(cause.name for cause in causes[MOST_CHANGES:])
+        text += f"\nAnd in the same way for {rest}.\n"
+    return text
+
+
+def comparing(one, other):
+    """Return the command that compares two sides."""
+    return f"    python tools/compare.py {shlex.quote(one)} {shlex.quote(other)}\n"
+
+
+def runs_with(comparison, base, cause, folder):
+    """Return the commands that train a side with one cause taken from the other side."""
+    donor = comparison.b if base is comparison.a else comparison.a
+    moved = [cause]
+    if cause.changes[0].kind == "script":  # the other script, and all else as it is here
+        moved = [one for one in comparison.causes if one is not cause]
+        base, donor = donor, base
+    changes = [change for one in moved for change in one.changes]
+    code = [change.name for change in changes if change.kind == "code"]
+    script = script_of(base)
+    text = ""
+    if code:
+        own = shlex.quote(str(base.records[0].folder / "script.py"))
+        script = f"mine/{slug(Path(folder).name)}.py"
+        text += f"    mkdir -p mine && cp {own} {script}\n"
+        there = donor.records[0].folder / "script.py"
+        text += f"    # make these in {script} as they are in {there}: {', '.join(code)}\n"
+    for change in changes:
+        if change.kind == "versions":
+            wanted = of_side(change, donor)
+            words = ", ".join(f"{name} {version}" for name, version in wanted.items())
+            text += f"    # in an environment with {words}\n"
+    alike = defaultdict(list)  # tasks that take the same flags
+    for task in comparison.tasks:
+        flags = flags_of(comparison, changes, task, donor)
+        alike[("--total-timesteps", str(task.steps), *flags)].append(task)
+    for flags, tasks in alike.items():
+        text += sweep(base, tasks, script, folder, flags)
+    return text
+
+
+def of_side(change, side):
+    """Return what a side has where a change is."""
+    return change.before if side.letter == "A" else change.after
+
+
+def flags_of(comparison, changes, task, donor):
+    """Return the flags that give a run on a task what the donor has there."""
+    flags = []
+    for change in changes:
+        here = comparison.by_task[change.kind, change.name].get(task)
+        if here and change.kind in ("setting", "device"):
+            flags.append(flag(change.name, of_side(here, donor)))
+    return flags
+
+
+def script_of(side):
+    """Return the script of a side: its name if it is as in this checkout, else a run's own copy."""
+    here = ROOT / f"{side.script}.py"
+    record = side.records[0]
+    if not record.source:
+        return side.script
+    if here.exists() and hash_of(here.read_bytes()) == hash_of(record.source):
+        return side.script
+    return str(record.folder / "script.py")
+
+
+def sweep(base, tasks, script, folder, flags):
+    """Return the command that trains a script on tasks as a side was trained, with other flags."""
+    environments = " ".join(task.env_id for task in tasks)
+    seeds = {record.run.seed for task in tasks for record in base.tasks[task]}
+    text = (
+        f'    SCRIPTS={script} ENVS="{environments}" SEEDS="{" ".join(map(str, sorted(seeds)))}" '
+    )
+    text += f'OUT={folder} \\\n        CONFIGS="'
+    files = [f"* {task.env_id} {base.tasks[task][0].folder}/config.toml" for task in tasks]
+    text += "\n        ".join(files)
+    return f'{text}" \\\n        ./benchmark.sh {" ".join(flags)}\n'
+
+
+# --- journal --------------------------------------------------------------------------------------
+def journal_entry(comparison, report):
+    """Return an entry: date, question, change, runs and outcome; no claim that is not measured."""
+    notes = [str(setting(record, "notes") or "").strip() for record in comparison.b.records]
+    question = "; ".join(dict.fromkeys(note for note in notes if note)) or "none noted (--notes)"
+    changes = [str(change) for cause in comparison.causes for change in cause.changes]
+    text = f"\n## {time.strftime('%Y-%m-%d')}: {comparison.names or 'A/A'}\n\n"
+    text += f"- Question: {' '.join(question.split())}\n"
+    text += f"- Changed: {', '.join(changes) or 'nothing that counts'}\n"
+    for side in (comparison.a, comparison.b):
+        seeds = list_of([record.run.seed for record in side.records])
+        text += f"- {side.letter}: `{side.name}`, {count_of(side.records)} of {side.script}, "
+        text += f"seeds {seeds}; {tasks_of(side)}\n"
+    text += f"- Outcome: {report.verdict.removeprefix('Verdict: ')}\n"
+    for remark in comparison.remarks:
+        text += f"- {remark}\n"
+    return text + (markdown(table_of_differences(report)) if report.lines else "")
+
+
+def append_to_journal(path, entry):
+    """Append an entry; exit with 2 if that cannot be done."""
+    try:
+        is_new = not path.exists()
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(("# Journal\n" if is_new else "") + entry)
+    except OSError as error:
+        fail(f"--journal cannot write to {path} ({error.strerror}): name another file")
+
+
+# --- all runs in one table ------------------------------------------------------------------------
+def grouped(records):
+    """Sort records into lists of one task that differ in nothing that counts."""
+    groups = []
+    for record in sorted(records, key=lambda one: (one.run.script, one.task, one.run.seed)):
+        for group in groups:
+            if group[0].task == record.task and not difference(group[0], record).changes:
+                group.append(record)
+                break
+        else:
+            groups.append([record])
+    return groups
+
+
+def columns_of(records):
+    """Return the titles of all columns that could differ, each with a function of a record."""
+    columns: dict[str, Callable[[Record], str]] = {
+        "script": lambda record: record.run.script,
+        "environment": lambda record: record.run.env_id,
+        "steps": lambda record: f"{record.run.steps:,}",
+    }
+    for name in [*names_of_settings(*records), "device"]:
+        columns[name] = lambda record, name=name: show(setting(record, name))
+    columns["code"] = lambda record: hash_of(record.source)
+    for name in dict.fromkeys(name for record in records for name in record.versions):
+        columns[name] = lambda record, name=name: record.versions.get(name, "unknown")
+    return columns
+
+
+def table_of_runs(records):
+    """Return the lines of a table of all runs, equal ones in one line, with what differs."""
+    groups = grouped(records)
+    shown = [representative(group) for group in groups]
+    columns = columns_of(shown)
+    differing = [title for title, cell in columns.items() if len({cell(one) for one in shown}) > 1]
+    lines = []
+    for one, group in zip(shown, groups, strict=True):
+        rivals = [other for other in groups if other[0].task == group[0].task]
+        line = {title: columns[title](one) for title in differing}
+        lines.append(line | result_of(group, rivals))
+    return lines
+
+
+def result_of(group, rivals):
+    """Return the cells on the outcome of a group of runs, beside all groups of its task."""
+    least = least_score([ended_runs(records) for records in rivals])
+    one = scores_of(ended_runs(group), least)
+    baseline = min(rivals, key=lambda records: len(settings_of_its_own(records[0])))
+    changes = difference(representative(baseline), representative(group)).changes
+    words = f"{len(changes)}: {', '.join(change.name for change in changes)}"
+    count = len(one.ends)
+    seeds = f"{count}, {strength(count)}" if count else "0"
+    unfinished = sum(record.run.state in UNFINISHED for record in group)
+    if unfinished:
+        seeds += f", {unfinished} unfinished"
+    return {
+        "seeds": seeds,
+        "IQM": number(iqm(one.ends)) if count else "none",
+        "lowest": number(one.ends.min()) if count else "none",
+        "failed": f"{one.failed} of {one.runs}",
+        "changes": "baseline" if group is baseline else words,
+    }
+
+
+def ended_runs(records):
+    """Return the runs that have ended and were evaluated."""
+    ended = [record for record in records if record.run.state not in UNFINISHED]
+    return runs_until(ended, math.inf)
+
+
+def settings_of_its_own(record):
+    """Return the settings of a run that are not the defaults of its script."""
+    return [name for name in names_of_settings(record) if not is_default(record, name)]
+
+
+# --- main -----------------------------------------------------------------------------------------
+def parse_arguments():
+    """Return what the command line says; exit with 2 if it makes no sense."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "sides", nargs="*", metavar="A B", help="two runs, folders of runs, or quoted patterns"
+    )
+    parser.add_argument(
+        "--bundle", default="", metavar="TEXT", help="declare all changed code to be one idea"
+    )
+    parser.add_argument("--describe-only", action="store_true", help="print numbers, no verdict")
+    parser.add_argument("--markdown", action="store_true", help="print Markdown on a terminal, too")
+    parser.add_argument(
+        "--table", nargs="+", metavar="RUNS", help="print a table of all runs instead"
+    )
+    parser.add_argument(
+        "--journal",
+        nargs="?",
+        type=Path,
+        const=Path("JOURNAL.md"),
+        metavar="FILE.md",
+        help="append the outcome to FILE.md, by default JOURNAL.md",
+    )
+    args = parser.parse_args()
+    if args.journal and args.journal.suffix != ".md":
+        fail(f"--journal takes a file that ends in .md, not {args.journal}: write it after A and B")
+    if args.table and args.sides:
+        fail("--table takes all runs, and no A and B: leave them out")
+    if not args.table and len(args.sides) != 2:
+        fail(f"name two sides, A and B, not {len(args.sides)}: quote patterns such as 'runs/a/*'")
+    return args
+
+
+def main():
+    """Compare two sides, or print the table of all runs."""
+    args = parse_arguments()
+    sys.stdout.reconfigure(errors="backslashreplace")  # for terminals that lack a letter
+    table = fitted if sys.stdout.isatty() and not args.markdown else markdown
+    if args.table:
+        say(table(table_of_runs(read_records(args.table))).strip())
+        return
+    a, b = read_side("A", args.sides[0]), read_side("B", args.sides[1])
+    comparison = compare(a, b, args.bundle)
+    report = report_on(comparison, args.describe_only)
+    if args.journal:
+        append_to_journal(args.journal, journal_entry(comparison, report))
+    say(heading(comparison))
+    say(report.verdict)
+    if report.lines:
+        say(table(table_of_sides(report.scores)).rstrip())
+        say(table(table_of_differences(report)).rstrip())
+        say(NOTES.rstrip())
+    if comparison.is_confounded:
+        say(f"\n{remedies(comparison)}".rstrip())
+        raise SystemExit(2)
+
+
+if __name__ == "__main__":
+    main()

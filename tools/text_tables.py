@@ -1,0 +1,99 @@
+"""Tables for terminals and in Markdown: what the tools share in printing them.
+
+A table is a list of lines, each a dict of cells by title.
+"""
+
+import shutil
+import textwrap
+from itertools import zip_longest
+
+LONGEST = 100  # characters of a cell in Markdown; a note holds what is longer
+
+
+def markdown(lines):
+    """Return a table of lines, each a dict by title; notes below it hold what is too long."""
+    notes = []
+    titles = list(lines[0])
+    rows = [titles, ["---"] * len(titles)]
+    for line in lines:
+        rows.append([shorten(str(cell), notes).replace("|", "\\|") for cell in line.values()])
+    text = "\n"
+    for row in rows:
+        text += f"| {' | '.join(row)} |\n"
+    for number, note in enumerate(notes, 1):
+        text += f"\nNote {number}: {note}\n"
+    return text
+
+
+def shorten(cell, notes):
+    """Return a cell that is not too long, which may point to one of the notes."""
+    if len(cell) <= LONGEST:
+        return cell
+    if cell not in notes:
+        notes.append(cell)
+    return textwrap.shorten(cell, LONGEST, placeholder=f" ... (note {notes.index(cell) + 1})")
+
+
+def fitted(lines):
+    """Return a table that fits the terminal: in columns, or else a block for each line."""
+    width = shutil.get_terminal_size().columns
+    rows = [[str(cell) for cell in line.values()] for line in lines]
+    rows.insert(0, list(lines[0]))
+    widths = column_widths(rows, width)
+    if widths is None:
+        return blocks(rows, width)
+    return columns(rows, widths)
+
+
+def column_widths(rows, width):
+    """Return widths of columns that fit beside each other without broken words, or None."""
+    widths = []
+    least = []
+    for cells in zip(*rows, strict=True):
+        words = " ".join(cells).split()
+        widths.append(max(len(cell) for cell in cells))
+        least.append(max((len(word) for word in words), default=0))
+    gaps = 2 * (len(widths) - 1)
+    while sum(widths) + gaps > width:
+        wide = [place for place, size in enumerate(widths) if size > least[place]]
+        if not wide:
+            return None
+        widths[max(wide, key=lambda place: widths[place])] -= 1
+    return widths
+
+
+def columns(rows, widths):
+    """Return rows in columns of these widths, their cells wrapped."""
+    text = ""
+    for row in rows:
+        cells = [wrap(cell, width) for cell, width in zip(row, widths, strict=True)]
+        for parts in zip_longest(*cells, fillvalue=""):
+            padded = [part.ljust(width) for part, width in zip(parts, widths, strict=True)]
+            text += "  ".join(padded).rstrip() + "\n"
+    return f"\n{text}"
+
+
+def blocks(rows, width):
+    """Return a block for every row, a line "title  cell" for every cell."""
+    titles, *rows = rows
+    indent = max(len(title) for title in titles) + 2
+    text = ""
+    for row in rows:
+        text += "\n"
+        for title, cell in zip(titles, row, strict=True):
+            first, *more = wrap(cell, max(width - indent, 20))
+            text += f"{title.ljust(indent)}{first}\n"
+            for part in more:
+                text += " " * indent + part + "\n"
+    return text
+
+
+def wrap(cell, width):
+    """Return the lines of a cell, at least one."""
+    options = {"break_long_words": False, "break_on_hyphens": False}
+    return textwrap.wrap(cell, width, **options) or [""]
+
+
+def number(x):
+    """Write a return with three digits at least."""
+    return f"{x:.0f}" if abs(x) >= 100 else f"{x:.3g}"
