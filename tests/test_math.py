@@ -769,6 +769,7 @@ def test_every_update_gets_new_normal_noise(S, spied, monkeypatch):
     del seen[0]  # the trial
     assert len(seen) == 100 and not torch.isclose(seen[0], seen[1]).any()
     draws = torch.stack(seen)
+    assert draws.shape[-2:] == (32, 2)  # a number for each transition and dimension
     assert abs(draws.mean()) < 0.05 and abs(draws.std() - 1) < 0.05
     if draws.dim() == 4:  # [updates, 2, B, A]
         pair = torch.stack([draws[:, 0].flatten(), draws[:, 1].flatten()])

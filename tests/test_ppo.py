@@ -525,6 +525,21 @@ def test_t23_target_kl_ends_after_a_pass_whose_mean_is_above(S, target, passes):
     assert len(calls) == len(rows) == 3 * passes
 
 
+def test_t23_target_kl_looks_at_one_pass_at_a_time(S):
+    """The first passes move the policy little, and must not hide what later ones do."""
+    need(S, "Args.target_kl", "Agent.update")
+    agent = build(S, target_kl=0.3, update_epochs=4)
+    calls = []
+
+    def learn(batch, index):
+        calls.append(index)
+        kl = [0.0, 0.2, 0.4, 0.6][(len(calls) - 1) // 3]  # of a pass; of all: 0, 0.1, 0.2, 0.3
+        return S.Metrics(("losses/approx_kl", "ppo/ratio_gap"), torch.tensor([kl, 0.7]))
+
+    agent.update(collect(S, agent), learn)
+    assert len(calls) == 3 * 3
+
+
 STEPS = [
     (0.2001, 1e-3, 1e-3 / 1.5),  # (mean KL of the rollout, step size before, after)
     (0.1999, 1e-3, 1e-3),

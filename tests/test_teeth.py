@@ -1684,6 +1684,11 @@ TD3 = {
         "self.critic(obs, self.actor(obs))[0]",
         f"{TD3_MATH}value_is_the_lower_critic_at_the_actors_action",
     ),
+    "all dimensions of a target's action get the same noise": (
+        "noise = torch.zeros(args.batch_size, action_dim, device=args.device)",
+        "noise = torch.zeros(args.batch_size, 1, device=args.device)",
+        f"{MATH}every_update_gets_new_normal_noise",
+    ),
 }
 PPO_MATH = "test_ppo.py::test_"
 GAE = f"{PPO_MATH}t05_t07_advantages_equal_the_sum_over_the_episode[True]"
@@ -2133,6 +2138,11 @@ PPO = {
         "grows and saved.anneal",
         "False",
         f"{RESUME}more_steps_would_change_what_is_annealed_over_them",
+    ),
+    "the KL of all passes decides when to stop": (
+        "mean_kl(epoch_metrics) > target_kl",
+        "mean_kl(minibatches) > target_kl",
+        f"{PPO_MATH}t23_target_kl_looks_at_one_pass_at_a_time",
     ),
     "a short run is told of a rollout that does not fit": (
         "shorter = args.total_timesteps // least * least",
