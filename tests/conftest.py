@@ -63,6 +63,7 @@ def need_own_networks(script):
 def pytest_configure(config):
     config.addinivalue_line("markers", "quick: together under 90 seconds")
     config.addinivalue_line("markers", "slow: runs only with -m slow, or when named with ::")
+    config.addinivalue_line("markers", "plumbing: what it tests is the same in all scripts")
     config.addinivalue_line(
         "markers", "every_script: what it tests has a part in each script of its own"
     )
@@ -83,14 +84,24 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if item.path.name in OURS:
                 item.add_marker(pytest.mark.skip(reason="tests this repository, not your script"))
-    for item in items:
-        if tests_plumbing_again(item):
-            item.add_marker(pytest.mark.slow)
+    again = [item for item in items if tests_plumbing_again(item)]
+    for item in again:
+        item.add_marker(pytest.mark.slow)
+    left_out = {*again} - {*share(again)}
+    config.hook.pytest_deselected(items=[*left_out])
+    items[:] = [item for item in items if item not in left_out]
     if "slow" in config.option.markexpr or any("::" in arg for arg in config.args):
         return
     slow = [item for item in items if item.get_closest_marker("slow")]
     config.hook.pytest_deselected(items=slow)
     items[:] = [item for item in items if item not in slow]
+
+
+def share(rows):
+    """Return all rows, or with TEETH_SHARE=k/n those whose position modulo n is k, from 0 on."""
+    k, n = map(int, os.environ.get("TEETH_SHARE", "0/1").split("/"))
+    assert 0 <= k < n, "TEETH_SHARE must be 0/n, 1/n, ... or n-1/n"
+    return rows[k::n]
 
 
 def tests_plumbing_again(item):
@@ -105,7 +116,8 @@ def tests_plumbing_again(item):
     files = {"test_resume.py", "test_envs.py"}
     if script and script.stem == "tqc_continuous":  # differs from SAC in its critics alone
         files |= {"test_runs.py", "test_bad_input.py", "test_async.py", "test_learning.py"}
-    return item.path.name in files and script in SCRIPTS_BUT_SAC
+    shared = item.path.name in files or item.get_closest_marker("plumbing")
+    return shared and script in SCRIPTS_BUT_SAC
 
 
 @pytest.fixture(scope="session")

@@ -460,6 +460,7 @@ def test_a_second_compilation_says_why(S, capfd):
     assert "Recompiling" in capfd.readouterr().err
 
 
+@pytest.mark.plumbing
 @pytest.mark.quick
 def test_what_changed_since_the_run_before(train, S, capfd):
     """Each run says it of the latest one in its environment; seeds and comments are no change."""
@@ -486,6 +487,7 @@ def test_what_changed_since_the_run_before(train, S, capfd):
     assert since() == ["runs/d: the source, 1 change"]
 
 
+@pytest.mark.plumbing
 @pytest.mark.quick
 def test_what_changed_in_a_source(S):
     """Functions, methods and constants count, each by its name."""
@@ -519,6 +521,7 @@ def main():
     assert changes("def main", "def start") == ["start", "main"]
 
 
+@pytest.mark.plumbing
 @pytest.mark.quick
 @pytest.mark.parametrize("load, threads, advised", [(9e9, 2, 1), (9e9, 1, 0), (0, 2, 0)])
 def test_a_busy_machine(train, S, monkeypatch, capfd, load, threads, advised):
@@ -692,6 +695,7 @@ print(outcomes)
 """
 
 
+@pytest.mark.plumbing
 def test_called_by_a_program(S, script, spaces, tmp_path):
     """As by a search over settings: it goes on after a failure, and trains in a thread, too."""
     need(S, "Exit")
@@ -708,6 +712,7 @@ def test_called_by_a_program(S, script, spaces, tmp_path):
     assert "--gamma must be between 0 and 1" in refused and "is not finite" in failed
 
 
+@pytest.mark.plumbing
 @pytest.mark.quick
 def test_failures_pass_between_processes(S):
     need(S, "Exit")
@@ -716,6 +721,7 @@ def test_failures_pass_between_processes(S):
     assert isinstance(again, Exception) and isinstance(again, SystemExit)
 
 
+@pytest.mark.plumbing
 @pytest.mark.parametrize("how", ["stdin", "cell"])
 def test_a_script_without_a_file(S, script, spaces, tmp_path, how):
     """Piped into Python, or pasted into a notebook's cell, it trains and goes on."""
@@ -739,6 +745,7 @@ def run_in(folder, *words, text=""):
     return done.stdout
 
 
+@pytest.mark.plumbing
 @pytest.mark.parametrize("redirection", ["| head -n 1", ">&- 2>&-"])
 def test_nobody_listens(S, script, spaces, launch, tmp_path, redirection):
     """A pipe that closes after a line, or no terminal at all, is not worth a run."""
@@ -755,6 +762,7 @@ def test_nobody_listens(S, script, spaces, launch, tmp_path, redirection):
     assert summary(tmp_path / "run")["status"] == "finished"
 
 
+@pytest.mark.plumbing
 def test_git_commit_and_changes(S, script, spaces, tmp_path):
     """The summary names the commit; what differs from it, in the whole checkout, is kept."""
     need(S, "git_state")
@@ -793,6 +801,7 @@ ctypes.CDLL.__init__ = refuse
 """
 
 
+@pytest.mark.plumbing
 def test_no_opengl(launch, spaces, tmp_path):
     apply(spaces, "box")  # games draw themselves
     (tmp_path / "sitecustomize.py").write_text(NO_OPENGL)
@@ -805,6 +814,7 @@ def test_no_opengl(launch, spaces, tmp_path):
     assert summary(tmp_path / "run")["status"] == "finished" and len(read(tmp_path / "run")) > 3
 
 
+@pytest.mark.plumbing
 @pytest.mark.quick
 def test_full_disk_for_the_video(train, S, monkeypatch, capfd):
     def write(path, *inputs, **options):
@@ -822,6 +832,7 @@ def test_full_disk_for_the_video(train, S, monkeypatch, capfd):
     assert not [*Path("run/videos").iterdir()]
 
 
+@pytest.mark.plumbing
 @pytest.mark.quick
 def test_a_video_that_wandb_refuses(S, capfd):
     need(S, "Tracker")
@@ -835,6 +846,7 @@ def test_a_video_that_wandb_refuses(S, capfd):
     assert tracker.run is None and "no W&B from here on" in capfd.readouterr().out
 
 
+@pytest.mark.plumbing
 @pytest.mark.quick
 def test_wandb_is_not_installed(train, monkeypatch, capfd):
     monkeypatch.setitem(sys.modules, "wandb", None)
@@ -854,6 +866,7 @@ TROUBLE = [
 ]
 
 
+@pytest.mark.plumbing
 @pytest.mark.parametrize("env, warned, environ", TROUBLE)
 def test_tracking_in_trouble(launch, tmp_path, env, warned, environ):
     flags = f"--env-id tests.toy_envs:{env}-v0 --track --run-dir run"
@@ -869,6 +882,7 @@ def test_tracking_in_trouble(launch, tmp_path, env, warned, environ):
     assert online or [*tmp_path.glob("wandb/offline-run-*/*.wandb")]
 
 
+@pytest.mark.plumbing
 # --- unfamiliar environments ----------------------------------------------------------------------
 @pytest.mark.quick
 def test_a_module_in_the_working_directory(S, spaces, train, tmp_path):
@@ -882,6 +896,7 @@ def test_a_module_in_the_working_directory(S, spaces, train, tmp_path):
     assert summary("run")["status"] == "finished"
 
 
+@pytest.mark.plumbing
 @pytest.mark.quick
 def test_a_video_stays_when_another_evaluation_makes_none(S, train):
     need(S, "compile_update")
@@ -892,6 +907,7 @@ def test_a_video_stays_when_another_evaluation_makes_none(S, train):
     assert video.exists()
 
 
+@pytest.mark.plumbing
 @pytest.mark.quick
 @pytest.mark.parametrize("notes", ["a\x7fb", 'a "b" \\ ü\n\t', "\U0001f600"])
 def test_notes_come_back(S, train, notes):

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import share
+
 ROOT = Path(__file__).resolve().parent.parent
 WARM = multiprocessing.get_context("forkserver")  # its children find imported what takes long
 LONG = "torch.utils.tensorboard gymnasium mujoco tyro imageio pytest ale_py cv2 psutil xdist.plugin"
@@ -2554,13 +2556,6 @@ MUTANTS = {
 }
 MUTANTS["tests/tabular_q"] = TABULAR
 EQUIVALENT = {"sac_continuous": SAC_EQUIVALENT}
-
-
-def share(rows):
-    """Return all rows, or with TEETH_SHARE=k/n those whose position modulo n is k, from 0 on."""
-    k, n = map(int, os.environ.get("TEETH_SHARE", "0/1").split("/"))
-    assert 0 <= k < n, "TEETH_SHARE must be 0/n, 1/n, ... or n-1/n"
-    return rows[k::n]
 
 
 ROWS = share([(script, bug) for script, bugs in MUTANTS.items() for bug in bugs])
