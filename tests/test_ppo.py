@@ -585,9 +585,10 @@ def test_advantages_are_of_the_first_networks_or_of_every_pass(S, recompute):
         return agent_step(S, agent)(batch, index)
 
     agent.update(rollout, learn)
-    firsts = [batches[i].advantage for i in (0, 3, 6)]
-    assert torch.equal(firsts[0], batches[2].advantage)
-    assert all(torch.equal(firsts[0], x) != recompute for x in firsts[1:])
+    for name in ("advantage", "returns", "value"):
+        firsts = [getattr(batches[i], name) for i in (0, 3, 6)]
+        assert torch.equal(firsts[0], getattr(batches[2], name)), name
+        assert all(torch.equal(firsts[0], x) != recompute for x in firsts[1:]), name
     for batch in batches:
         assert torch.equal(batch.logp, batches[0].logp)  # logp stays that of acting
 

@@ -1794,6 +1794,12 @@ PPO = {
         "elif False:",
         f"{PPO_MATH}advantages_are_of_the_first_networks_or_of_every_pass[True]",
     ),
+    "returns are of the first networks with --recompute-advantages": (
+        "                batch, _ = self.compute_advantages(rollout)\n",
+        "                fresh, _ = self.compute_advantages(rollout)\n"
+        "                batch = batch._replace(advantage=fresh.advantage)\n",
+        f"{PPO_MATH}advantages_are_of_the_first_networks_or_of_every_pass[True]",
+    ),
     "advantages are always recomputed": (
         "elif self.args.recompute_advantages:",
         "else:",
