@@ -21,8 +21,9 @@ class Counter(gym.Env):
     action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
     metadata = {"render_modes": []}
 
-    def __init__(self, ending, reuse=False):
+    def __init__(self, ending, reuse=False, pay=1.0):
         self.ending, self.reuse, self.obs = ending, reuse, np.zeros(2, np.float32)
+        self.pay = pay
 
     def observe(self):
         self.obs[:] = self.t, self.T
@@ -40,7 +41,7 @@ class Counter(gym.Env):
             over and "terminated" in self.ending,
             over and "trunc" in self.ending,
         )
-        return self.observe(), float(self.t), terminated, truncated, {}
+        return self.observe(), self.pay * self.t, terminated, truncated, {}
 
 
 class Target(gym.Env):
@@ -69,6 +70,7 @@ class Target(gym.Env):
 for ending in ("terminated", "trunc", "terminated-trunc"):
     gym.register(f"Counter-{ending}-v0", Counter, kwargs={"ending": ending})
 gym.register("Counter-reuse-v0", Counter, kwargs={"ending": "trunc", "reuse": True})
+gym.register("Counter-unpaid-v0", Counter, kwargs={"ending": "terminated", "pay": 0.0})
 gym.register("Target-v0", Target)
 gym.register("Target-times4-v0", Target, kwargs={"scale": 4.0})
 clip = gym.wrappers.ClipAction.wrapper_spec()

@@ -397,11 +397,14 @@ def test_t13_fixed_temperature_and_logs_before_the_first_update(spied):
 
 
 # --- optimizer ------------------------------------------------------------------------------------
+def small_network():
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+
+
 def test_adam_equals_torch_adam(S):
-    gain = [1.0] if on_policy(S) else []
-    need(S, "Adam", "mlp")
+    need(S, "Adam")
     torch.manual_seed(0)
-    ours, theirs = (S.mlp(4, 8, 2, *gain) for _ in range(2))
+    ours, theirs = small_network(), small_network()
     theirs.load_state_dict(ours.state_dict())
     opt = S.Adam(ours.parameters(), 1e-2, (0.8, 0.95), 1e-5)
     torch_opt = torch.optim.Adam(theirs.parameters(), 1e-2, (0.8, 0.95), 1e-5)
@@ -419,10 +422,9 @@ def test_adam_equals_torch_adam(S):
 
 def test_adam_with_decay_and_a_schedule_equals_torch_adamw(S):
     """Weights decay by lr * weight_decay; lr.fill_ takes effect at once, compiled code included."""
-    need(S, "Adam", "mlp", "compile_update")
+    need(S, "Adam", "compile_update")
     torch.manual_seed(0)
-    gain = [1.0] if on_policy(S) else []
-    ours, theirs = (S.mlp(4, 8, 2, *gain) for _ in range(2))
+    ours, theirs = small_network(), small_network()
     theirs.load_state_dict(ours.state_dict())
     opt = S.Adam(ours.parameters(), 1e-2, weight_decay=0.3)
     torch_opt = torch.optim.AdamW(theirs.parameters(), 1e-2, weight_decay=0.3)
@@ -470,6 +472,14 @@ def test_bounds_are_rounded_inwards(S):
         assert (outwards * (bound - exact) <= 0).all()
         further = np.nextafter(bound, np.float32(outwards * np.inf))
         assert (outwards * (further - exact) > 0).all()
+
+
+def test_an_agent_keeps_within_bounds_of_float64(S):
+    """Rounded to float32, 0.1 would be above the bound 0.1 of float64."""
+    need(S, "float32_within", "Agent.scale")
+    low, high = np.array([-0.1, 0.3]), np.array([0.1, 0.6])
+    agent = S.Agent(arguments(S), O, low, high)
+    assert (np.float64(agent.low) >= low).all() and (np.float64(agent.high) <= high).all()
 
 
 # --- replay buffer --------------------------------------------------------------------------------
@@ -824,6 +834,15 @@ def test_t31_every_finished_episode_is_logged(spied, envs):
     for row in logged:
         length = row["charts/episodic_length"]
         assert row["charts/episodic_return"] == length * (length + 1) / 2
+
+
+def test_t31_an_episode_without_reward_is_logged(spied):
+    """As one that fails is, where only success pays."""
+    seen = spied(env_id="Counter-unpaid-v0")
+    ends = seen.rows["next_obs"][:, 0] == seen.rows["next_obs"][:, 1]
+    logged = [row for row in seen.logs if "charts/episodic_return" in row]
+    assert len(logged) >= ends.sum() > 0
+    assert {row["charts/episodic_return"] for row in logged} == {0}
 
 
 def test_denormal_numbers_are_taken_as_zero(S):

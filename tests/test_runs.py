@@ -20,6 +20,7 @@ import time
 import tomllib
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import imageio.v3 as imageio
 import numpy as np
@@ -830,6 +831,23 @@ def test_full_disk_for_the_video(train, S, monkeypatch, capfd):
         len(warned) == 1 and "No space left" in warned[0] and summary("run")["status"] == "finished"
     )
     assert not [*Path("run/videos").iterdir()]
+
+
+@pytest.mark.plumbing
+@pytest.mark.quick
+def test_a_film_shows_frames_as_they_are(S, tmp_path):
+    """Those of Atari are higher than wide."""
+    need(S, "Film")
+    frame = np.zeros((64, 32, 3), np.uint8)
+    frame[:32] = 255
+    env = SimpleNamespace(render_mode="rgb_array", render=lambda: frame)
+    envs = SimpleNamespace(envs=[env], metadata={"render_fps": 20})
+    film = S.Film(tmp_path / "film.mp4", envs, wanted=True)
+    for _ in range(5):
+        film.shoot()
+    shown = imageio.imread(film.close())
+    assert shown.shape == (5, *frame.shape)
+    assert shown[:, :28].min() > 200 and shown[:, 36:].max() < 55
 
 
 @pytest.mark.plumbing

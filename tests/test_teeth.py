@@ -1393,6 +1393,21 @@ RESUME_BUGS = {
         "dict.fromkeys(after)",
         f"{RUNS}what_changed_in_a_source",
     ),
+    "height and width of a film are swapped": (
+        "(width, height), self.fps",
+        "(height, width), self.fps",
+        f"{RUNS}a_film_shows_frames_as_they_are",
+    ),
+    "episodes without reward are not logged": (
+        'np.flatnonzero(infos.get("_episode_return", []))',
+        'np.flatnonzero(infos.get("episode_return", []))',
+        f"{MATH}t31_an_episode_without_reward_is_logged",
+    ),
+    "bounds are rounded before they are rounded inwards": (
+        "self.low, self.high = float32_within(low, high)",
+        "self.low, self.high = float32_within(np.float32(low), np.float32(high))",
+        f"{MATH}an_agent_keeps_within_bounds_of_float64",
+    ),
     "the model of an earlier end stays": (
         'for name in ["summary.json", "model.pt"]',
         'for name in ["summary.json"]',
@@ -2431,6 +2446,11 @@ DQN = {
         "if args.async_envs:",
         "if False:",
         f"{RUNS}environments_in_processes_of_their_own_give_the_same_bits",
+    ),
+    "epsilon is added below the root": (
+        "(self.exp_avg_sq / self.bias_correction2).sqrt() + self.eps",
+        "(self.exp_avg_sq / self.bias_correction2 + self.eps).sqrt()",
+        f"{MATH}adam_equals_torch_adam",
     ),
 }
 TQC = {
