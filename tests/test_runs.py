@@ -28,6 +28,7 @@ import psutil
 import pytest
 import torch
 
+from tests import toy_envs
 from tests.conftest import (
     ENVIRON,
     ROOT,
@@ -330,6 +331,22 @@ def test_environments_in_processes_of_their_own_give_the_same_bits(train, S, mon
         train(f"--num-envs 3 {flags} --run-dir {name}")
     assert made == [3]
     assert steady("a") == steady("b") and same(weights("a"), weights("b"))
+
+
+@pytest.mark.quick
+def test_every_episode_has_a_seed_of_its_own(untried, train, monkeypatch):
+    """Of every environment, frames or not."""
+    seeds = []
+    reset = toy_envs.Toy.reset
+
+    def spy(env, seed=None, options=None):
+        seeds.append(seed)
+        return reset(env, seed=seed, options=options)
+
+    monkeypatch.setattr(toy_envs.Toy, "reset", spy)
+    train("--num-envs 3 --eval-every 0")
+    assert len(seeds) > 20 and None not in seeds
+    assert len({*seeds}) == len(seeds)
 
 
 @pytest.mark.quick

@@ -2452,6 +2452,11 @@ DQN = {
         "(self.exp_avg_sq / self.bias_correction2 + self.eps).sqrt()",
         f"{MATH}adam_equals_torch_adam",
     ),
+    "environments share the seeds of their episodes": (
+        "episode_seed(*self.stream, self.index, self.episode)",
+        "episode_seed(*self.stream, self.index + self.episode)",
+        f"{RUNS}every_episode_has_a_seed_of_its_own",
+    ),
 }
 TQC = {
     # the target's atoms
