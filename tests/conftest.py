@@ -38,6 +38,7 @@ SCRIPTS = sorted(path for path in ROOT.glob("*.py") if path.stem in HOUSE)
 SCRIPTS_BUT_SAC = [path for path in SCRIPTS if path.stem != "sac_continuous"]
 OURS = {
     "test_benchmark.py",
+    "test_doctor.py",
     "test_readme.py",
     "test_report.py",
     "test_teeth.py",
