@@ -125,13 +125,14 @@ def timed(sps, **shares):
     return {"charts/SPS": sps, "losses/qf_loss": 1.0} | names
 
 
-def leak(growth, since=20):
-    """Return the columns of 40 rows; from one of them on stepping takes longer by a factor."""
+def leak(growth, others=1.0, since=20):
+    """Return the columns of 40 rows; from one of them on stepping, and others, take longer."""
     env = [1.0] * since + [growth] * (40 - since)  # in units of what an activity takes at first
-    totals = [3 + one for one in env]
+    other = [1.0] * since + [others] * (40 - since)
+    totals = [a + 3 * b for a, b in zip(env, other, strict=True)]
     columns = timed([400 / total for total in totals])
     for name in doctor.ACTIVITIES:
-        seconds = env if name == "env" else [1.0] * 40
+        seconds = env if name == "env" else other
         columns[f"time/{name}"] = [a / b for a, b in zip(seconds, totals, strict=True)]
     return columns
 
@@ -418,6 +419,7 @@ def both_sides():
             step=6500,
             well=[
                 made_up(leak(2.6), every=250),
+                made_up(leak(3.0, others=1.1), every=250),
                 made_up(timed([400.0] * 20 + [100.0] * 20), every=250),  # a busy machine
             ],
         ),
@@ -490,6 +492,11 @@ def test_checks_survive_runs_without_metrics():
         assert doctor.examine(logs) == []
         logs.intervals.clear()
         assert doctor.examine(logs) == []
+    for check in doctor.CHECKS:  # no row has two of the metrics
+        logs = made_up({"losses/qf_loss": [1.0] * len(check.needs)}, config=SAC)
+        for row, metric in zip(logs.intervals, check.needs, strict=True):
+            row[metric] = 1.0
+        assert check.function(logs) is None or len(check.needs) == 1, check.name
     logs = made_up({}, evaluated(*[5.0] * 21))
     del logs.evaluations[0]  # nobody knows what the untrained agent did
     assert doctor.examine(logs) == []
@@ -503,6 +510,7 @@ def other_signs():
     huge = {"ppo/adv_min": -1.0, "ppo/adv_max": 1.1e4}
     endless = targets(1.1, 0.5)
     del endless["train/length_mean"]
+    fit = {"losses/td_loss": 4.4, "q/target_sd": 2.0, "charts/updates": steps_of_updates()}
     nan = "FloatingPointError('obs') at step 9"
     return [
         ("not-finite", made_up(state="failed", reason=nan, step=9), 9),
@@ -519,6 +527,8 @@ def other_signs():
         ("still-target", made_up(targets(1.1, 0.5), config=DQN | {"target_every": 50}), 5000),
         ("limit-as-end", made_up(limit, episodes=whole_first, every=10_000), 10_000),
         ("limit-as-end", made_up(limit, episodes=whole_first, every=10_100), None),
+        ("poor-fit", made_up(fit, config=DQN), 4500),
+        ("poor-fit", made_up(fit), None),  # that loss is DQN's
         ("obs-scale", made_up({"env/obs_sd": 0.009}), 2500),
         ("noise-size", made_up({"policy/log_std": 1.1}), 2500),
         ("temperature-range", made_up({"losses/alpha": 9e-6}), 500),
@@ -711,12 +721,18 @@ def test_watch_prints_findings_as_they_come_and_ends_with_the_run(tmp_path):
     assert line.startswith("run: temperature-range (living at step 2,500")
     assert watched.process.poll() is None
     watched.append(3000, **{"losses/alpha": 21.0, "ppo/ratio_first_mb": 1.0})
+    lines = []
     while "first-ratio, since" not in line:
         line = watched.process.stdout.readline()
-        assert line and "temperature-range, since step 3,000" not in line
+        lines.append(line)
+        assert line
+    watched.append(3500, **{"losses/alpha": 22.0})
+    time.sleep(1)  # some looks later
     write_summary(watched.run, "interrupted")
     code, out = watched.finish()
     assert code == 1
+    out = "".join(lines) + out
+    assert out.count("WARN temperature-range") == out.count("ERROR first-ratio") == 1
     assert out.splitlines()[-1].startswith("run: first-ratio, temperature-range (interrupted at")
 
 

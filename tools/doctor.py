@@ -36,7 +36,6 @@ from run_folders import (
     read_config,
     read_metrics,
     read_summary,
-    rules,
     state_without_summary,
 )
 
@@ -426,13 +425,15 @@ def limit_as_end(logs):
 
 
 def time_limit(config):
-    """Return the time limit of an environment that Gymnasium registers, or None."""
+    """Return the time limit of an environment that Gymnasium has by itself, or None.
+
+    Environments of other packages are not imported. Among them are Atari's games, whose limit
+    counts frames.
+    """
     import gymnasium  # few runs need it, and it takes a while
 
     spec = gymnasium.registry.get(config["env_id"])
-    if spec is None or rules(config):  # of Atari's games it counts frames
-        return None
-    return spec.max_episode_steps
+    return spec.max_episode_steps if spec else None
 
 
 def equal_lengths(logs):
