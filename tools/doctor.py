@@ -53,6 +53,7 @@ ATARI_PATIENCE = 2_500_000  # steps, 10 million frames, before DQN must have lea
 IN_A_ROW = 5  # rows of metrics for which most signs must last
 UPDATES_OFF = 0.01  # share by which the number of updates may differ from what it should be
 BOUND_USE = 1.5  # largest |Q| in units of the largest that rewards allow; healthy: 0.6
+GROWN = 2.0  # times the first values
 FIRST_RATIO = 1e-3  # healthy: 4e-5
 SAME_TWINS = 1e-4  # difference of two critics in units of the deviation of Q; healthy: 0.009
 TWINS_APART = 1.0  # the same; healthy: 0.3, and 2 of constants
@@ -296,7 +297,11 @@ def updates_of_ppo(config, steps):
 
 
 def impossible_values(logs):
-    """Values beyond the largest reward, received for ever, with SAC's bonus for entropy."""
+    """Values beyond the largest reward, received for ever, with SAC's bonus for entropy.
+
+    They must have grown, since those of a new network may be large beside tiny rewards; and there
+    is no limit before there is a reward.
+    """
     names = ["q/value_min", "q/value_max", "env/reward_min", "env/reward_max"]
     steps, lowest, highest, least, most = columns(logs.intervals, *names)
     largest = np.maximum.accumulate(np.maximum(abs(least), abs(most)))
@@ -305,9 +310,10 @@ def impossible_values(logs):
     _, alpha, _ = columns(logs.intervals, "losses/alpha", "policy/entropy_gap")
     if len(alpha) == len(steps) > 0:
         largest = largest + np.maximum.accumulate(alpha) * dimensions(logs) * math.log(2)
-    values = np.maximum(abs(lowest), abs(highest)) * (1 - logs.discount)
-    use = values / np.maximum(largest, 1e-9)
-    return lasting(steps, use, use > BOUND_USE)
+    values = np.maximum(abs(lowest), abs(highest))
+    use = values * (1 - logs.discount) / np.maximum(largest, 1e-9)
+    grown = values > GROWN * values[:1]
+    return lasting(steps, use, (use > BOUND_USE) & (largest > 0) & grown)
 
 
 def first_ratio(logs):
@@ -684,7 +690,7 @@ CHECKS = [
         function=impossible_values,
         needs=("q/value_min", "q/value_max", "env/reward_min", "env/reward_max"),
         value="largest |Q| (1 - gamma) / largest |reward|",
-        limit=f"above {BOUND_USE:g} in {IN_A_ROW} rows",
+        limit=f"above {BOUND_USE:g} in {IN_A_ROW} rows, and |Q| has grown {GROWN:g} times",
         meaning="No policy can earn what the critic promises: its values feed on themselves.",
         next_step="Lower the step size of the critic. If that does not help look at the target: "
         "termination, the minimum of both critics, the pace of the target network.",
@@ -1008,7 +1014,7 @@ class Finding(NamedTuple):
     alarm: Alarm
 
     @property
-    def number(self):
+    def evidence(self):
         """What it saw, and its limit."""
         value = self.alarm.value
         shown = value if isinstance(value, str) else f"{value:.4g}"
@@ -1044,7 +1050,7 @@ def paragraph(finding, width):
     """Return a finding as lines of this width."""
     check = finding.check
     lines = [f"  {check.level} {check.name}, since step {finding.alarm.step:,}"]
-    for text in (finding.number, check.meaning, f"Next: {check.next_step}"):
+    for text in (finding.evidence, check.meaning, f"Next: {check.next_step}"):
         indents = {"initial_indent": "    ", "subsequent_indent": "    "}
         lines += textwrap.wrap(text, max(width, 40), break_on_hyphens=False, **indents)
     return "\n".join(lines)
@@ -1065,15 +1071,16 @@ def markdown(lines):
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def markdown_lines(folder, logs, found):
+def markdown_lines(folder, found):
     """Return the lines of a run in the Markdown table."""
     nothing = {"finding": "healthy", "since step": "", "what it saw": "", "meaning": "", "next": ""}
     lines = []
-    for check, alarm in found:
+    for finding in found:
+        check = finding.check
         line = {
             "finding": f"{check.level} {check.name}",
-            "since step": f"{alarm.step:,}",
-            "what it saw": Finding(check, alarm).number,
+            "since step": f"{finding.alarm.step:,}",
+            "what it saw": finding.evidence,
             "meaning": check.meaning,
             "next": check.next_step,
         }
@@ -1137,7 +1144,7 @@ def show(runs, as_markdown):
     if as_markdown:
         lines = []
         for folder, found in findings.items():
-            lines += markdown_lines(folder, runs[folder], found)
+            lines += markdown_lines(folder, found)
         print(markdown(lines), flush=True)
     else:
         for folder, found in findings.items():
