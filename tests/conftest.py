@@ -39,6 +39,7 @@ SCRIPTS_BUT_SAC = [path for path in SCRIPTS if path.stem != "sac_continuous"]
 OURS = {
     "test_benchmark.py",
     "test_compare.py",
+    "test_doctor.py",
     "test_readme.py",
     "test_report.py",
     "test_teeth.py",

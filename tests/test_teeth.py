@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import share
-
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tests.conftest import share  # noqa: E402, found now where this file is run by itself
+
 WARM = multiprocessing.get_context("forkserver")  # its children find imported what takes long
 LONG = "torch.utils.tensorboard gymnasium mujoco tyro imageio pytest ale_py cv2 psutil xdist.plugin"
 WARM.set_forkserver_preload(LONG.split())
