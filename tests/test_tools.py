@@ -4,6 +4,7 @@ import gzip
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,12 @@ def tool(name, *arguments, cwd=ROOT):
 def test_committed_speed_is_that_of_the_committed_figures(name):
     code, out, _ = tool("speed.py", "--file", f"results/{name}.json")
     assert code == 0 and out in (ROOT / "results" / f"{name.removesuffix('_64')}.md").read_text()
+
+
+def test_blind_bugs_that_were_tried():
+    code, out, _ = tool("../tests/blind.py", "--report")
+    tried = int(re.search(r"(\d+) tried", out)[1])
+    assert code == 0 and len(re.findall(r"^`.* \| test_", out, re.M)) > tried / 2
 
 
 def test_committed_mutants_are_those_of_the_committed_file():

@@ -1,0 +1,89 @@
+"""Blind bugs: planted by somebody who saw the scripts alone; which of them do the tests see?
+
+python tests/blind.py            try bugs without a verdict on the tests that run by default
+python tests/blind.py --again    try survivors on the tests as they are now
+python tests/blind.py --report   print what is in results/blind.json
+
+Each is put into a copy of its script, and the tests run on that up to the first failure, as with
+`pytest --script=PATH`: first those of mathematics and arguments, which are fast, then the others.
+Verdicts go into results/blind.json one by one, so that an interrupted search goes on. A bug whose
+text is gone from its script is not tried. Survivors for which a test was written before all tests
+had been tried count as not seen.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+FILE = ROOT / "results" / "blind.json"
+FIRST = ("math", "td3", "ppo", "dqn", "claims", "bad_input")
+THEN = ("runs", "resume", "probes", "envs", "async", "copies")
+SURVIVED = "no test"
+
+
+def test_that_fails(script, source):
+    """Return the first test that fails on a source in the place of a script, or SURVIVED."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, f"{script}.py")
+        path.write_text(source, "utf-8")
+        for names in (FIRST, THEN):
+            files = [f"tests/test_{name}.py" for name in names]
+            command = [sys.executable, "-m", "pytest", "-x", "-q", "-n0", f"--script={path}"]
+            command += ["-p", "no:cacheprovider", f"--basetemp={folder}/base", *files]
+            environ = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+            options = {"cwd": ROOT, "env": environ, "capture_output": True, "text": True}
+            done = subprocess.run([*command, "-m", "not slow"], **options)
+            if done.returncode == 1:
+                return re.search(r"^(?:FAILED|ERROR) tests/(\S+)", done.stdout, re.MULTILINE)[1]
+            if done.returncode != 0:
+                sys.exit(f"error: pytest has ended with {done.returncode}:\n{done.stdout[-500:]}")
+    return SURVIVED
+
+
+def report(bugs):
+    """Print how many bugs the tests saw, before and after tests were written for survivors."""
+    tried = [bug for bug in bugs if "killed_by" in bug]
+    survivors = [bug for bug in tried if bug["killed_by"] == SURVIVED]
+    mended = [bug for bug in survivors if bug.get("killed_later", SURVIVED) != SURVIVED]
+    seen = len(tried) - len(survivors)
+    print(f"{len(bugs)} blind bugs, {len(tried)} tried.")
+    print(f"{seen} were seen by the tests as they were: {seen / len(tried):.1%}")
+    now = seen + len(mended)
+    print(f"{now} are seen by the tests as they are now: {now / len(tried):.1%}")
+    print("\nscript | bug | test that sees it, * written since\n---|---|---")
+    for bug in bugs:
+        test = bug.get("killed_by", "not tried")
+        if bug in survivors:
+            test = bug.get("killed_later", SURVIVED) + " *"
+        print(f"`{bug['script']}` | {bug['name']} | {test}")
+
+
+def main():
+    """Try the bugs that are to be tried, one after the other."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--again", action="store_true", help="try the survivors again")
+    parser.add_argument("--report", action="store_true", help="print what is in the file")
+    args = parser.parse_args()
+    found = json.loads(FILE.read_text("utf-8"))
+    key = "killed_later" if args.again else "killed_by"
+    for bug in () if args.report else found["bugs"]:
+        survived = bug.get("killed_by") == SURVIVED
+        decided = bug.get(key, SURVIVED) != SURVIVED
+        source = (ROOT / f"{bug['script']}.py").read_text("utf-8")
+        there = source.count(bug["old"]) == 1
+        if decided or survived != args.again or not there:
+            continue
+        bug[key] = test_that_fails(bug["script"], source.replace(bug["old"], bug["new"]))
+        FILE.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+        print(f"{bug['script']}: {bug['name']}: {bug[key]}", flush=True)
+    report(found["bugs"])
+
+
+if __name__ == "__main__":
+    main()
