@@ -2,7 +2,15 @@
 
 from pathlib import Path
 
+import pytest
+
 pytest_plugins = ["tests.reference"]
+
+
+@pytest.hookimpl(trylast=True)  # pytest has sorted by fixtures
+def pytest_collection_modifyitems(items):
+    """Let the longest tests begin first."""
+    items.sort(key=lambda item: item.path.name != "test_learning.py")
 
 
 def pytest_addoption(parser):

@@ -1711,9 +1711,9 @@ NO_CHANGE = FREE | SETTLED | {"seed", "resume", "log_every"}
 def say_changes(args, folder):
     """Say what changed since the latest run beside a run folder, if there is one.
 
-    That is a run in the same environment, of this script or of a copy with the same settings.
+    That is a run in the same environment, of this script or of a copy that begins as it does.
     """
-    others = [path for path in folder.parent.glob("*/config.toml") if path.parent != folder]
+    others = [path for path in folder.parent.glob("[!.]*/config.toml") if path.parent != folder]
     others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
     for path in others[:200]:  # reading thousands would take seconds
         try:
@@ -1721,11 +1721,16 @@ def say_changes(args, folder):
             script = (path.parent / "script.py").read_bytes()
         except (OSError, ValueError, TypeError):
             continue  # the run of another script
-        if saved.env_id == args.env_id:
+        if saved.env_id == args.env_id and method_of(script) == method_of(source()):
             changes = changed_settings(saved, args) + changed_code(script, source())
             number = f"{len(changes)} changes" if len(changes) != 1 else "1 change"
             say(f"since {os.path.relpath(path.parent)}: {', '.join([*changes[:8], number])}")
             return
+
+
+def method_of(script):
+    """Return the first line of a script, which names the method: a copy has the same."""
+    return script.partition(b"\n")[0]
 
 
 def changed_settings(old, new):
@@ -1741,6 +1746,8 @@ def changed_settings(old, new):
 
 def changed_code(old, new):
     """Name what differs between two sources, but for comments, docstrings and imports."""
+    if old == new:
+        return []  # spares reading both
     try:
         before = code_by_name(old)
         after = code_by_name(new)
@@ -1754,11 +1761,14 @@ def code_by_name(text):
     """Return the syntax of each method, function and constant; not Args, whose values count."""
     code = {}
     for node in ast.parse(text).body:
-        if isinstance(node, ast.Assign):
-            code[ast.unparse(node.targets[0])] = ast.dump(node)
-        elif isinstance(node, ast.FunctionDef):
+        is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        if isinstance(node, ast.Import | ast.ImportFrom) or is_text:
+            continue
+        if isinstance(node, ast.FunctionDef):
             code[node.name] = without_docstring(node)
-        elif isinstance(node, ast.ClassDef) and node.name != "Args":
+        elif not isinstance(node, ast.ClassDef):
+            code[ast.unparse(node).splitlines()[0].partition(" =")[0]] = ast.dump(node)
+        elif node.name != "Args":
             methods = [part for part in node.body if isinstance(part, ast.FunctionDef)]
             for method in methods:
                 code[f"{node.name}.{method.name}"] = without_docstring(method)

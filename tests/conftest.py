@@ -80,7 +80,6 @@ def pytest_generate_tests(metafunc):
 
 @pytest.hookimpl(tryfirst=True)  # before pytest looks at -m, since it marks tests
 def pytest_collection_modifyitems(config, items):
-    items.sort(key=lambda item: item.path.name != "test_learning.py")  # the longest begin first
     if foreign(config.option.script):
         for item in items:
             if item.path.name in OURS:
@@ -116,7 +115,7 @@ def tests_plumbing_again(item):
     script = callspec and callspec.params.get("script")
     files = {"test_resume.py", "test_envs.py"}
     if script and script.stem == "tqc_continuous":  # differs from SAC in its critics alone
-        files |= {"test_runs.py", "test_bad_input.py", "test_async.py", "test_learning.py"}
+        files |= {"test_runs.py", "test_async.py", "test_learning.py"}
     shared = item.path.name in files or item.get_closest_marker("plumbing")
     return shared and script in SCRIPTS_BUT_SAC
 

@@ -584,7 +584,9 @@ def test_what_is_no_run_is_not_counted(tmp_path, run_report, capsys, monkeypatch
     assert (
         stop.value.code == 2
         and out == ""
-        and err.endswith("error: folders names no run: name others\n")
+        and err.endswith(
+            "error: no run among what you named: name run folders, or folders of runs\n"
+        )
     )
 
 

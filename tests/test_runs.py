@@ -499,7 +499,8 @@ def test_what_changed_since_the_run_before(train, S, capfd):
     earlier.write_bytes(earlier.read_bytes() + b"# a comment\nEARLIER = 1\n")
     train("--run-dir runs/e --gamma 0.5 --batch-size 24")
     assert since() == ["runs/d: EARLIER, 1 change"]
-    Path("runs/e/config.toml").write_text("another = 1\n")  # the run of another script
+    other = Path("runs/e/script.py")  # the run of another method, whose settings are the same
+    other.write_bytes(b'"""Another"""\n' + other.read_bytes().partition(b"\n")[2])
     Path("runs/d/script.py").write_text("def")
     train("--run-dir runs/f --gamma 0.5 --batch-size 24")
     assert since() == ["runs/d: the source, 1 change"]
@@ -535,6 +536,8 @@ def main():
     assert changes("return 1", "return 2") == ["Agent.act"]
     assert changes("(Base)", "") == changes("size = 3", "size = 4") == ["Agent"]
     assert changes("RATE = 1", "RATE = 2") == ["RATE"]
+    assert changes("RATE = 1", "RATE: int = 1") == ["RATE: int", "RATE"]
+    assert changes("RATE = 1", "RATE = 1\nset_default(2)") == ["set_default(2)"]
     assert changes("return RATE", "return 2 * RATE") == ["main"]
     assert changes("def main", "def start") == ["start", "main"]
 

@@ -142,7 +142,9 @@ def command(*flags):
 def start(*flags):
     """Start a search as a user does."""
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command(*flags), env=ENVIRON, start_new_session=True, **options)
+    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731, ignored behind a &
+    options |= {"start_new_session": True, "preexec_fn": heed}
+    return subprocess.Popen(command(*flags), env=ENVIRON, **options)
 
 
 @contextmanager

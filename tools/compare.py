@@ -739,7 +739,9 @@ def settings_of_its_own(record):
 # --- main -----------------------------------------------------------------------------------------
 def parse_arguments():
     """Return what the command line says; exit with 2 if it makes no sense."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "sides", nargs="*", metavar="A B", help="two runs, folders of runs, or quoted patterns"
     )

@@ -358,6 +358,8 @@ def constant_obs(logs):
 
 def same_critics(logs):
     """Two critics are one."""
+    if logs.config.get("num_critics") == 1:
+        return None  # there is one by intention
     steps, gap = columns(logs.intervals, "q/twin_gap")
     return lasting(steps, gap, gap < SAME_TWINS)
 
@@ -479,7 +481,7 @@ def poor_fit(logs):
     loss_name = "losses/qf_loss"
     if "target_every" in logs.config:
         loss_name = "losses/td_loss"
-    if logs.config.get("huber"):
+    if logs.config.get("huber") or "num_quantiles" in logs.config:
         return None  # that loss is no square
     names = (loss_name, "q/target_sd", "charts/updates")
     steps, loss, deviation, updates = columns(logs.intervals, *names)
@@ -1161,6 +1163,10 @@ def watch(folders, seconds):
     living = list(folders)
     while living:
         for folder in list(living):
+            if not folder.exists():
+                living.remove(folder)
+                print(f"{folder} is gone", flush=True)
+                continue
             try:
                 logs = read_logs(folder)
             except NO_RUN:
@@ -1221,7 +1227,7 @@ def main():
         code = 130
     except BrokenPipeError:  # head has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
+        code = 0
     raise SystemExit(code)
 
 

@@ -197,12 +197,14 @@ class Line(NamedTuple):
 
     @property
     def verdict(self):
-        """What may be said: the interval and p must agree."""
+        """What may be said: the interval and p must agree, also on the direction."""
         if not enough(self.pairs):
             return TOO_FEW
-        if self.p > LEVEL or self.estimate.low <= 0 <= self.estimate.high:
+        difference, low, high, chance = self.estimate
+        same_way = (difference > 0) == (chance > 0.5)
+        if self.p > LEVEL or low <= 0 <= high or not same_way:
             return NO_DIFFERENCE
-        return HIGHER if self.estimate.difference > 0 else LOWER
+        return HIGHER if difference > 0 else LOWER
 
 
 def lines_of(ends, curves, resamples=RESAMPLES):

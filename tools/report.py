@@ -739,7 +739,10 @@ def results(folders):
         except NO_RUN as error:
             print(f"not counted: {folder} is no run ({error!r:.150})", file=sys.stderr)
     if not runs:
-        print("error: folders names no run: name others", file=sys.stderr)
+        print(
+            "error: no run among what you named: name run folders, or folders of runs",
+            file=sys.stderr,
+        )
         raise SystemExit(2)
     return rows_of(runs)
 

@@ -430,7 +430,9 @@ class Worker:
                 return
 
     def check_hope(self):
-        """Raise Hopeless if the first trials have all failed."""
+        """Raise Hopeless if the first trials have all failed, and none is left."""
+        if self.trials(TrialState.RUNNING):
+            return  # it may be the one that works
         ended = [trial for trial in self.trials() if trial.state.is_finished()]
         failed = [trial for trial in ended if trial.state == TrialState.FAIL]
         first = min(HOPELESS, self.options.trials)
@@ -1012,8 +1014,10 @@ def start_helpers(worker):
     if options.no_confirm:
         command.append("--no-confirm")
     for _ in range(options.workers - 1):
-        helper = subprocess.Popen(command, start_new_session=True)
-        worker.stop.helpers.append(helper)
+        worker.stop.helpers.append(subprocess.Popen(command, start_new_session=True))
+    if worker.stop.count:  # a signal came meanwhile, and may have missed the last ones
+        for helper in worker.stop.helpers:
+            helper.terminate()
 
 
 def end_helpers(stop):
