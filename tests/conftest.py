@@ -109,15 +109,17 @@ def tests_plumbing_again(item):
 
     test_copies.py proves that it is. By default it is tested in the first script alone.
     """
-    if item.get_closest_marker("every_script"):
-        return False
     callspec = getattr(item, "callspec", None)
     script = callspec and callspec.params.get("script")
-    files = {"test_resume.py", "test_envs.py"}
-    if script and script.stem == "tqc_continuous":  # differs from SAC in its critics alone
-        files |= {"test_runs.py", "test_async.py", "test_learning.py"}
-    shared = item.path.name in files or item.get_closest_marker("plumbing")
-    return shared and script in SCRIPTS_BUT_SAC
+    if script not in SCRIPTS_BUT_SAC:
+        return False
+    if script.stem == "tqc_continuous":  # differs from SAC in its critics alone
+        of_critics = {"test_math.py", "test_probes.py", "test_bad_input.py", "test_copies.py"}
+        return item.path.name not in of_critics or item.get_closest_marker("slow")
+    if item.get_closest_marker("every_script"):
+        return False
+    shared = item.path.name in {"test_resume.py", "test_envs.py"}
+    return shared or item.get_closest_marker("plumbing")
 
 
 @pytest.fixture(scope="session")

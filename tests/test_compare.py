@@ -597,8 +597,11 @@ def test_verdicts(tmp_path, run_compare, one, other, words):
 )
 def test_interval_and_p_must_agree(low, high, p, words):
     pair = evidence.Pair(np.arange(4.0), np.arange(4.0))
-    middle = evidence.Estimate((low + high) / 2, low, high, 0.9)
+    chance = 0.9 if low + high > 0 else 0.1
+    middle = evidence.Estimate((low + high) / 2, low, high, chance)
     assert evidence.Line("Hopper-v4", "end", [pair], middle, p).verdict == words
+    against = middle._replace(chance=1 - chance)  # B wins less often, by more
+    assert evidence.Line("Hopper-v4", "end", [pair], against, p).verdict == "no difference seen"
 
 
 @quick
