@@ -718,16 +718,21 @@ class Watched:
 
     def finish(self):
         """Wait for the doctor; return its exit code and the rest of its output."""
-        try:
-            out, err = self.process.communicate(timeout=30)
-        finally:
-            self.process.kill()
+        out, err = self.process.communicate(timeout=30)
         assert err == ""
         return self.process.returncode, out
 
 
-def test_watch_prints_findings_as_they_come_and_ends_with_the_run(tmp_path):
-    watched = Watched(tmp_path)
+@pytest.fixture
+def watched(tmp_path):
+    """Start a doctor that watches; end it after the test, whatever comes of that."""
+    one = Watched(tmp_path)
+    yield one
+    one.process.kill()
+    one.process.communicate()
+
+
+def test_watch_prints_findings_as_they_come_and_ends_with_the_run(watched):
     watched.append(2500, **{"losses/alpha": 20.0})
     line = watched.process.stdout.readline()
     assert line.startswith("run: temperature-range (living at step 2,500")
@@ -748,8 +753,7 @@ def test_watch_prints_findings_as_they_come_and_ends_with_the_run(tmp_path):
     assert out.splitlines()[-1].startswith("run: first-ratio, temperature-range (interrupted at")
 
 
-def test_watch_of_a_healthy_run_ends_with_the_run(tmp_path):
-    watched = Watched(tmp_path)
+def test_watch_of_a_healthy_run_ends_with_the_run(watched):
     time.sleep(1)
     assert watched.process.poll() is None
     write_summary(watched.run, "finished")
@@ -757,8 +761,7 @@ def test_watch_of_a_healthy_run_ends_with_the_run(tmp_path):
     assert code == 0 and out.startswith("run: healthy (finished at step 2,000") and len(out) < 99
 
 
-def test_watch_ends_quietly_on_ctrl_c(tmp_path):
-    watched = Watched(tmp_path)
+def test_watch_ends_quietly_on_ctrl_c(watched):
     watched.append(2500, **{"losses/alpha": 20.0})
     watched.process.stdout.readline()
     watched.process.send_signal(signal.SIGINT)
@@ -1021,7 +1024,7 @@ DISEASES = {
         base="short",
         checks={"not-finite"},
         old=STEPPED,
-        new=f"reward = reward / (run.global_step < 600); {STEPPED}",
+        new=f"reward = reward if run.global_step < 600 else np.inf * reward; {STEPPED}",
     ),
     "an error": Disease(
         base="short",
