@@ -1901,14 +1901,17 @@ def say_changes(args, folder):
     """
     others = [path for path in folder.parent.glob("[!.]*/config.toml") if path.parent != folder]
     others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    own = source()
     for path in others[:200]:  # reading thousands would take seconds
         try:
             saved = type(args)(**tomllib.loads(path.read_text("utf-8")))
+            if saved.env_id != args.env_id:
+                continue
             script = (path.parent / "script.py").read_bytes()
         except (OSError, ValueError, TypeError):
             continue  # the run of another script
-        if saved.env_id == args.env_id and method_of(script) == method_of(source()):
-            changes = changed_settings(saved, args) + changed_code(script, source())
+        if method_of(script) == method_of(own):
+            changes = changed_settings(saved, args) + changed_code(script, own)
             number = f"{len(changes)} changes" if len(changes) != 1 else "1 change"
             say(f"since {os.path.relpath(path.parent)}: {', '.join([*changes[:8], number])}")
             return

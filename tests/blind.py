@@ -13,37 +13,26 @@ had been tried count as not seen.
 
 import argparse
 import json
-import os
-import re
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
+
+from mutate import kill
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / "results" / "blind.json"
-FIRST = ("math", "td3", "ppo", "dqn", "claims", "bad_input")
-THEN = ("runs", "resume", "probes", "envs", "async", "copies")
+TESTS = {
+    "test_math test_td3 test_ppo test_dqn test_claims test_bad_input": "not slow",
+    "test_runs test_resume test_probes test_envs test_async test_copies": "not slow",
+}
 SURVIVED = "no test"
 
 
 def test_that_fails(script, source):
     """Return the first test that fails on a source in the place of a script, or SURVIVED."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, f"{script}.py")
-        path.write_text(source, "utf-8")
-        for names in (FIRST, THEN):
-            files = [f"tests/test_{name}.py" for name in names]
-            command = [sys.executable, "-m", "pytest", "-x", "-q", "-n0", f"--script={path}"]
-            command += ["-p", "no:cacheprovider", f"--basetemp={folder}/base", *files]
-            environ = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-            options = {"cwd": ROOT, "env": environ, "capture_output": True, "text": True}
-            done = subprocess.run([*command, "-m", "not slow"], **options)
-            if done.returncode == 1:
-                return re.search(r"^(?:FAILED|ERROR) tests/(\S+)", done.stdout, re.MULTILINE)[1]
-            if done.returncode != 0:
-                sys.exit(f"error: pytest has ended with {done.returncode}:\n{done.stdout[-500:]}")
-    return SURVIVED
+    test = kill(Path(f"{script}.py"), source, TESTS, timeout=1800)
+    if test and test.startswith("exit code"):
+        sys.exit(f"error: pytest fails on a change of {script}: {test}")
+    return test or SURVIVED
 
 
 def report(bugs):

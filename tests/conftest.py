@@ -268,6 +268,12 @@ def untried(S, monkeypatch):
     monkeypatch.setattr(S, "try_out", lambda *inputs: None, raising=False)
 
 
+def heed_signals():
+    """Take signals in a process that is begun: behind a & or nohup they are ignored."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.fixture(scope="session")
 def launch(S, script, spaces):
     """Start the script as a user does: alone in a folder, in a process of its own."""
@@ -281,11 +287,7 @@ def launch(S, script, spaces):
         command = [sys.executable, *python.split(), script.name, *words]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
 
-        def heed():
-            for number in (signal.SIGINT, signal.SIGHUP):  # ignored behind a & or nohup
-                signal.signal(number, signal.SIG_DFL)
-
-        return subprocess.Popen(command, cwd=folder, env=environ, preexec_fn=heed, **pipes)
+        return subprocess.Popen(command, cwd=folder, env=environ, preexec_fn=heed_signals, **pipes)
 
     return launch
 

@@ -94,19 +94,22 @@ def put(holder, field, index, node):
         getattr(holder, field)[index] = node
 
 
-def kill(script, source):
-    """Return the test that fails on a changed source, "timeout", or None if none does."""
+def kill(script, source, tests=TESTS, timeout=300):
+    """Return the test that fails on a changed source, "timeout", or None if none does.
+
+    Tests are names of files and, for each group of them, a mark; a group has that many seconds.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, script.name)
         path.write_text(source, "utf-8")
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-n0", "-p", "no:cacheprovider"]
         command += [f"--script={path}", f"--basetemp={folder}/base"]
         environ = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-        for names, mark in TESTS.items():
+        for names, mark in tests.items():
             options = {"cwd": ROOT, "env": environ, "capture_output": True, "text": True}
             files = [f"tests/{name}.py" for name in names.split()]
             try:
-                done = subprocess.run([*command, "-m", mark, *files], timeout=300, **options)
+                done = subprocess.run([*command, "-m", mark, *files], timeout=timeout, **options)
             except subprocess.TimeoutExpired:
                 return f"timeout in {names}"
             if done.returncode:

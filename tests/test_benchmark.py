@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.conftest import ENVIRON, ROOT, steady, summary
+from tests.conftest import ENVIRON, ROOT, heed_signals, steady, summary
 
 BENCHMARK = ROOT / "benchmark.sh"
 NAMES = [f"InvertedPendulum-v4/{seed}" for seed in range(1, 9)]
@@ -159,8 +159,8 @@ def sweep(tmp_path):
         environ = ENVIRON | {"PYTHON": sys.executable, "JOBS": "3", "OUT": "out"} | variables
         bash = os.environ.get("BASH_TO_TEST", "bash")
         command = [bash, str(BENCHMARK), *(flags.split() if isinstance(flags, str) else flags)]
-        heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731, ignored behind a &
-        options = {"cwd": tmp_path, "env": environ, "start_new_session": True, "preexec_fn": heed}
+        options = {"cwd": tmp_path, "env": environ, "start_new_session": True}
+        options |= {"preexec_fn": heed_signals}
         number = len([*tmp_path.glob("*.stdout")])
         with (
             open(tmp_path / f"{number}.stdout", "w") as out,

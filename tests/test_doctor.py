@@ -19,7 +19,7 @@ from typing import NamedTuple
 import gymnasium as gym
 import pytest
 
-from tests.conftest import inside
+from tests.conftest import heed_signals, inside
 from tests.toy_envs import Toy
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -694,11 +694,6 @@ def test_command_survives_head(runs):
         assert done.stdout.count("\n") == 1 and done.stderr == "", arguments
 
 
-def heed_ctrl_c():
-    """Take an interrupt in a process that is begun; behind a & in a script it is ignored."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 class Watched:
     """The doctor as it watches a run that is only half written."""
 
@@ -707,7 +702,7 @@ class Watched:
         self.run = write_run(folder / "run", early, status=None)
         command = [sys.executable, "-u", ROOT / "tools" / "doctor.py", "run", "--watch"]
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        options |= {"preexec_fn": heed_ctrl_c, "cwd": folder}
+        options |= {"preexec_fn": heed_signals, "cwd": folder}
         self.process = subprocess.Popen([*command, "--every", "0.1"], **options)
 
     def append(self, step, **row):

@@ -1381,13 +1381,13 @@ RESUME_BUGS = {
         f"{RUNS}what_changed_since_the_run_before",
     ),
     "what changed is told since a run in another environment": (
-        "if saved.env_id == args.env_id and method_of",
-        "if method_of",
+        "if saved.env_id != args.env_id:\n                continue",
+        "if False:\n                continue",
         f"{RUNS}what_changed_since_the_run_before",
     ),
     "what changed is told since a run of another method": (
-        "if saved.env_id == args.env_id and method_of(script) == method_of(source()):",
-        "if saved.env_id == args.env_id:",
+        "if method_of(script) == method_of(own):",
+        "if True:",
         f"{RUNS}what_changed_since_the_run_before",
     ),
     "another docstring counts as a change": (

@@ -20,7 +20,7 @@ import psutil
 import pytest
 from optuna.trial import TrialState
 
-from tests.conftest import ENVIRON, ROOT
+from tests.conftest import ENVIRON, ROOT, heed_signals
 
 sys.path.insert(0, str(ROOT / "tools"))
 tune = importlib.import_module("tune")
@@ -142,8 +142,7 @@ def command(*flags):
 def start(*flags):
     """Start a search as a user does."""
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731, ignored behind a &
-    options |= {"start_new_session": True, "preexec_fn": heed}
+    options |= {"start_new_session": True, "preexec_fn": heed_signals}
     return subprocess.Popen(command(*flags), env=ENVIRON, **options)
 
 

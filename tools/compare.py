@@ -56,7 +56,7 @@ from changes import (
     setting,
     show,
 )
-from run_folders import NO_RUN, ROOT, find_runs, flag, iqm, say, strength
+from run_folders import NO_RUN, ROOT, find_runs, flag, iqm, refuse, say, strength
 from text_tables import fitted, markdown, number
 
 try:
@@ -78,8 +78,7 @@ try:
         scores_of,
     )
 except ImportError as error:
-    print(f"error: {error.name} is missing: pip install -r requirements.txt", file=sys.stderr)
-    raise SystemExit(2) from None
+    refuse(f"{error.name} is missing: pip install -r requirements.txt")
 
 CLAIM = 10  # seeds a side for a claim
 SMALL = 0.1  # an effect below this share of A needs MANY seeds a side
@@ -90,12 +89,6 @@ NOTES = """
 Each side shows IQMs over seeds, the mean below 4. A run has failed if its summary says so, or if it
 learned less than a tenth of what the better side did since the evaluation at step 0.
 """
-
-
-def fail(text):
-    """End with one sentence."""
-    print(f"error: {text}", file=sys.stderr)
-    raise SystemExit(2)
 
 
 # --- sides ----------------------------------------------------------------------------------------
@@ -126,7 +119,7 @@ def read_records(names):
         except NO_RUN as error:
             reasons.append(f"{folder} is no run ({error!r:.150})")
     if not records:
-        fail(f"{reasons[0]}: name run folders, folders of runs, or quoted patterns")
+        refuse(f"{reasons[0]}: name run folders, folders of runs, or quoted patterns")
     for reason in reasons:
         print(f"not counted: {reason}", file=sys.stderr)
     return records
@@ -151,7 +144,7 @@ def check_scripts(side):
     for other in side.records:
         if differs_in_script(first, other):
             names = f"{first.run.script} and {other.run.script}"
-            fail(f"{side.letter} holds runs of several scripts, {names}: name those of one")
+            refuse(f"{side.letter} holds runs of several scripts, {names}: name those of one")
 
 
 def check_uniform(side, records):
@@ -162,7 +155,7 @@ def check_uniform(side, records):
         if changes:
             words = "; ".join(map(str, changes))
             where = f"{first.folder} and {other.folder}"
-            fail(
+            refuse(
                 f"the runs of {side.letter} are not alike: between {where} differs {words}: "
                 f"name runs of one kind, which --table {shlex.quote(side.name)} lists"
             )
@@ -221,7 +214,7 @@ def compare(a, b, bundle):
     tasks = [task for task in a.tasks if task in b.tasks]
     if not tasks:
         words = f"A has {tasks_of(a)}; B has {tasks_of(b)}"
-        fail(f"A and B have no task in common ({words}): name runs of one environment and length")
+        refuse(f"A and B have no task in common ({words}): name runs of one environment and length")
     changes = defaultdict(dict)
     remarks = []
     for task in tasks:
@@ -244,7 +237,7 @@ def check_apart(a, b):
     folders = {record.folder.resolve() for record in a.records}
     shared = [record.folder for record in b.records if record.folder.resolve() in folders]
     if shared:
-        fail(f"{shared[0]} is in A and in B: name it once")
+        refuse(f"{shared[0]} is in A and in B: name it once")
 
 
 def causes_of(changes, bundle):
@@ -327,7 +320,7 @@ def scores_on(comparison, task):
     groups = [runs_until(side.tasks[task], end) for side in sides]
     for side, runs in zip(sides, groups, strict=True):
         if not runs:
-            fail(f"{side.letter} has no evaluations on {task}: train without --eval-every 0")
+            refuse(f"{side.letter} has no evaluations on {task}: train without --eval-every 0")
     least = least_score(groups) if math.isinf(end) else -math.inf  # too early to call it failed
     return [scores_of(runs, least) for runs in groups]
 
@@ -658,7 +651,7 @@ def append_to_journal(path, entry):
         with open(path, "a", encoding="utf-8") as file:
             file.write(("# Journal\n" if is_new else "") + entry)
     except OSError as error:
-        fail(f"--journal cannot write to {path} ({error.strerror}): name another file")
+        refuse(f"--journal cannot write to {path} ({error.strerror}): name another file")
 
 
 # --- all runs in one table ------------------------------------------------------------------------
@@ -763,11 +756,13 @@ def parse_arguments():
     )
     args = parser.parse_args()
     if args.journal and args.journal.suffix != ".md":
-        fail(f"--journal takes a file that ends in .md, not {args.journal}: write it after A and B")
+        refuse(
+            f"--journal takes a file that ends in .md, not {args.journal}: write it after A and B"
+        )
     if args.table and args.sides:
-        fail("--table takes all runs, and no A and B: leave them out")
+        refuse("--table takes all runs, and no A and B: leave them out")
     if not args.table and len(args.sides) != 2:
-        fail(f"name two sides, A and B, not {len(args.sides)}: quote patterns such as 'runs/a/*'")
+        refuse(f"name two sides, A and B, not {len(args.sides)}: quote patterns such as 'runs/a/*'")
     return args
 
 

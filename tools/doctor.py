@@ -33,11 +33,13 @@ from run_folders import (
     NO_RUN,
     find_runs,
     metrics_file,
+    read_all,
     read_config,
     read_metrics,
     read_summary,
     state_without_summary,
 )
+from text_tables import markdown_rows
 
 # Names that metrics have in runs of earlier scripts
 FORMER = {
@@ -1064,15 +1066,6 @@ def text_of(folder, logs, found):
     return "\n".join([verdict(folder, logs, found), *[paragraph(one, width) for one in found]])
 
 
-def markdown(lines):
-    """Return a table of lines, each a dict by title."""
-    titles = list(lines[0])
-    rows = [titles, ["---"] * len(titles)]
-    for line in lines:
-        rows.append([str(cell).replace("|", "\\|") for cell in line.values()])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
 def markdown_lines(folder, found):
     """Return the lines of a run in the Markdown table."""
     nothing = {"finding": "healthy", "since step": "", "what it saw": "", "meaning": "", "next": ""}
@@ -1102,7 +1095,7 @@ def table_of_checks():
             "look at next": check.next_step,
         }
         lines.append(line)
-    return markdown(lines)
+    return markdown_rows(lines)
 
 
 def calibration(runs):
@@ -1122,24 +1115,10 @@ def calibration(runs):
         }
         lines.append(line)
     total = f"Of {len(runs)} runs {len(alarmed)} have an alarm of any kind."
-    return f"{markdown(lines)}\n\n{total}"
+    return f"{markdown_rows(lines)}\n\n{total}"
 
 
 # --- main -----------------------------------------------------------------------------------------
-def read_all(folders):
-    """Return the logs of run folders, by folder; exit with 2 if none is a run."""
-    runs = {}
-    for folder in folders:
-        try:
-            runs[folder] = read_logs(folder)
-        except NO_RUN as error:
-            print(f"not examined: {folder} is no run ({error!r:.150})", file=sys.stderr)
-    if not runs:
-        print("error: no run among what you named: name folders of runs", file=sys.stderr)
-        raise SystemExit(2)
-    return runs
-
-
 def show(runs, as_markdown):
     """Print the findings of runs; return whether there are any."""
     findings = {folder: examine(logs) for folder, logs in runs.items()}
@@ -1147,7 +1126,7 @@ def show(runs, as_markdown):
         lines = []
         for folder, found in findings.items():
             lines += markdown_lines(folder, found)
-        print(markdown(lines), flush=True)
+        print(markdown_rows(lines), flush=True)
     else:
         for folder, found in findings.items():
             print(text_of(folder, runs[folder], found), flush=True)
@@ -1189,7 +1168,7 @@ def run(args):
     if args.checks:
         print(table_of_checks(), flush=True)
         return 0
-    runs = read_all(find_runs(args.runs))
+    runs = read_all(find_runs(args.runs), read_logs, "not examined")
     if args.calibrate:
         print(calibration(runs), flush=True)
         return 0

@@ -28,7 +28,6 @@ from typing import NamedTuple
 import numpy as np
 from run_folders import (
     ASIDE,
-    NO_RUN,
     TIMES,
     Run,
     changed_settings,
@@ -38,7 +37,9 @@ from run_folders import (
     iqm,
     mean,
     mean_or_nan,
+    read_all,
     read_run,
+    refuse,
     rules,
     safe,
     say,
@@ -732,18 +733,7 @@ def published_curves(name, env_id):
 # --- main -----------------------------------------------------------------------------------------
 def results(folders):
     """Return the rows of run folders and what kept them apart; exit with 2 if none is a run."""
-    runs = []
-    for folder in folders:
-        try:
-            runs.append(read_run(folder))
-        except NO_RUN as error:
-            print(f"not counted: {folder} is no run ({error!r:.150})", file=sys.stderr)
-    if not runs:
-        print(
-            "error: no run among what you named: name run folders, or folders of runs",
-            file=sys.stderr,
-        )
-        raise SystemExit(2)
+    runs = read_all(folders, read_run, "not counted").values()
     return rows_of(runs)
 
 
@@ -898,8 +888,7 @@ def main():
         try:
             paths = plot(rows, args.plots)
         except OSError as error:
-            print(f"error: --plots cannot write ({error}): name another folder", file=sys.stderr)
-            raise SystemExit(2) from None
+            refuse(f"--plots cannot write ({error}): name another folder")
         for path in paths:
             say(f"\n{path}")
 

@@ -59,6 +59,13 @@ UNNAMED = {
 }
 
 
+# --- bad input ------------------------------------------------------------------------------------
+def refuse(sentence):
+    """Say what is wrong and exit with 2."""
+    print(f"error: {sentence}", file=sys.stderr)
+    raise SystemExit(2)
+
+
 # --- finding --------------------------------------------------------------------------------------
 def find_runs(names):
     """Return the run folders that names or patterns stand for, each once."""
@@ -174,6 +181,22 @@ def read_run(folder):
         versions=versions_of_task(config, versions),
         machine=describe_machine(config, summary.get("hardware", "unknown"), versions),
     )
+
+
+def read_all(folders, read, lost):
+    """Return what read makes of each run folder; exit with 2 if none is a run.
+
+    The words in lost say what happens to the others: "not counted".
+    """
+    found = {}
+    for folder in folders:
+        try:
+            found[folder] = read(folder)
+        except NO_RUN as error:
+            print(f"{lost}: {folder} is no run ({error!r:.150})", file=sys.stderr)
+    if not found:
+        refuse("no run among what you named: name run folders, or folders of runs")
+    return found
 
 
 def read_config(folder):

@@ -9,7 +9,7 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from run_folders import ROOT, read_defaults
+from run_folders import ROOT, read_defaults, refuse
 
 KEYS = ("script", "env_id", "total_timesteps", "seeds", "fresh_seeds", "search", "fixed")
 NEEDED_KEYS = ("script", "env_id", "total_timesteps", "search")
@@ -27,12 +27,6 @@ SET_BY_US = dict.fromkeys(("threads", "capture_video", "run_dir", "resume"), "is
 SENSELESS = {"config": "is not possible: write its settings into [fixed]"}
 SENSELESS["evaluate"] = "is not possible: it does not train"
 NOT_FREE = SET_BY_KEYS | SET_BY_US | SENSELESS
-
-
-def refuse(sentence):
-    """Say what is wrong with the command or its file and exit with 2."""
-    print(f"error: {sentence}", file=sys.stderr)
-    raise SystemExit(2)
 
 
 def require(condition, sentence):

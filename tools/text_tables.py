@@ -13,16 +13,20 @@ LONGEST = 100  # characters of a cell in Markdown; a note holds what is longer
 def markdown(lines):
     """Return a table of lines, each a dict by title; notes below it hold what is too long."""
     notes = []
-    titles = list(lines[0])
-    rows = [titles, ["---"] * len(titles)]
-    for line in lines:
-        rows.append([shorten(str(cell), notes).replace("|", "\\|") for cell in line.values()])
-    text = "\n"
-    for row in rows:
-        text += f"| {' | '.join(row)} |\n"
+    short = [{title: shorten(str(cell), notes) for title, cell in line.items()} for line in lines]
+    text = f"\n{markdown_rows(short)}\n"
     for number, note in enumerate(notes, 1):
         text += f"\nNote {number}: {note}\n"
     return text
+
+
+def markdown_rows(lines):
+    """Return a table of lines as they are, without a line break at its ends."""
+    titles = list(lines[0])
+    rows = [titles, ["---"] * len(titles)]
+    for line in lines:
+        rows.append([str(cell).replace("|", "\\|") for cell in line.values()])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def shorten(cell, notes):

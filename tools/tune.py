@@ -73,9 +73,10 @@ from run_folders import (
     read_evaluations,
     read_run,
     read_summary,
+    refuse,
     say,
 )
-from search_space import Search, check_flags, last_words, read_search, read_toml, refuse, require
+from search_space import Search, check_flags, last_words, read_search, read_toml, require
 
 NEEDED = ("optuna", "scipy", "matplotlib")
 MISSING = [name for name in NEEDED if not importlib.util.find_spec(name)]
