@@ -102,6 +102,23 @@ def test_killed_runs_leave_no_process_in_the_middle_of_a_step(S, launch, tmp_pat
     finish(process)
 
 
+def test_processes_in_the_middle_of_a_step_end_at_once(S):
+    """Where the run ends in an error: the step would take a minute, and SIGTERM is not heeded."""
+    need(S, "WorkerEnvs", "make_envs")
+    envs = S.make_envs("tests.toy_envs:Stuck-v0", 2, vector=partial(S.WorkerEnvs, threads=1))
+    actions = np.zeros(envs.action_space.shape, envs.action_space.dtype)
+    envs.reset(options={"stream": (0, 1)})
+    for _ in range(150):
+        _, _, terminated, truncated, _ = envs.step(actions)
+        if (terminated | truncated).any():
+            envs.reset(options={"reset_mask": terminated | truncated})
+    envs.step_async(actions)
+    began = time.perf_counter()
+    envs.close(terminate=True)
+    assert time.perf_counter() - began < 30
+    assert not any(process.is_alive() for process in envs.processes)
+
+
 @pytest.mark.parametrize("end", ["", "del envs", "envs.close(terminate=True)"])
 def test_a_program_does_not_wait_for_its_processes(S, script, end):
     need(S, "WorkerEnvs", "make_envs")

@@ -2135,7 +2135,7 @@ PPO = {
     "processes that are to end at once do not": (
         "        if terminate:\n            self.kill()\n",
         "",
-        f"{ASYNC}a_program_does_not_wait_for_its_processes[envs.close(terminate=True)]",
+        f"{ASYNC}processes_in_the_middle_of_a_step_end_at_once",
     ),
     "processes have all threads": (
         "        limit_threads(threads)\n",
