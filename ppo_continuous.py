@@ -667,6 +667,7 @@ def check(args):
     positive += ["hidden_size", "clip_coef", "max_grad_norm", "learning_rate", "eval_episodes"]
     for name in positive:
         require(0 < getattr(args, name) < math.inf, name, "must be positive and finite")
+    require(args.hidden_size <= 16_384, "hidden_size", "must be at most 16,384")
     for name in ["ent_coef", "vf_coef"]:
         require(0 <= getattr(args, name) < math.inf, name, "must not be negative")
     for name in ["desired_kl", "target_kl"]:
@@ -1161,7 +1162,7 @@ def build_env(env_id, film, **options):
 
 
 @contextmanager
-def refusing(env_id):
+def refusing(env_id, remedy=""):
     """Refuse an environment that cannot be built; it may change the working directory."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # my_module is found from a run's copy of the script, too
@@ -1175,7 +1176,7 @@ def refusing(env_id):
         reason += place_of(error)
         if ":" in env_id and isinstance(error, gym.error.UnregisteredEnv):
             reason += f" Does {env_id.split(':')[0]} call gymnasium.register for it?"
-        refuse("env_id", f"{env_id} fails: {reason}")
+        refuse("env_id", f"{env_id} fails: {reason}{remedy}")
 
 
 def place_of(error):
@@ -1197,7 +1198,10 @@ def make_envs(env_id, num_envs, film=False, max_steps=None, vector=gym.vector.Sy
     gym.logger.min_level = gym.logger.ERROR  # no word on Hopper-v4 being out of date
     warn_once()
     makers = [partial(make_env, env_id, i, film and i == 0, max_steps) for i in range(num_envs)]
-    with refusing(env_id):
+    remedy = ""
+    if max_steps:  # for evaluations, while those of training are there
+        remedy = "; if there can be only one at a time, add --eval-every 0"
+    with refusing(env_id, remedy):
         return vector(makers, autoreset_mode="Disabled")
 
 
@@ -1234,6 +1238,19 @@ class WorkerEnvs(gym.vector.AsyncVectorEnv):
         super().__init__(makers, worker=work, **options)
         atexit.register(self.kill)  # else multiprocessing waits for those that heed no signal
 
+    def step(self, actions):
+        """Step all environments; say in one sentence whose process is gone."""
+        try:
+            return super().step(actions)
+        except (EOFError, ConnectionError):
+            for index, process in enumerate(self.processes):
+                process.join(1)
+                if process.exitcode is not None:
+                    how = f"exit code {process.exitcode}, -9 where memory is short"
+                    sentence = f"the process of environment {index} has ended: {how}"
+                    raise ChildProcessError(sentence) from None
+            raise
+
     def kill(self):
         """End all processes at once."""
         for process in self.processes:
@@ -1243,6 +1260,11 @@ class WorkerEnvs(gym.vector.AsyncVectorEnv):
         """Let the environments close, or end their processes at once."""
         if terminate:
             self.kill()
+        elif not all(process.is_alive() for process in self.processes):
+            for pipe in self.parent_pipes:
+                if pipe:
+                    pipe.close()  # the others close their environments then, and end
+            self._state = async_vector_env.AsyncState.DEFAULT  # no answer is waited for
         super().close_extras(timeout, terminate)
         atexit.unregister(self.kill)
 
@@ -2166,7 +2188,8 @@ class Run:
         self.say_farewell(status, reason)
         if status == "interrupted":
             raise SystemExit(130) from None
-        if kind is FloatingPointError or (kind is None and not (status == "finished" and written)):
+        in_one_sentence = kind in (FloatingPointError, ChildProcessError, SystemExit)
+        if in_one_sentence or (kind is None and not (status == "finished" and written)):
             raise Exit(1, reason or "summary.json cannot be written") from None
 
     def say_farewell(self, status, reason):

@@ -547,6 +547,7 @@ def check(args):
     positive += ["critic_lr", "actor_lr", "alpha", "alpha_lr", "eval_episodes"]
     for name in positive:
         require(0 < getattr(args, name) < math.inf, name, "must be positive and finite")
+    require(args.hidden_size <= 16_384, "hidden_size", "must be at most 16,384")
     require(args.utd <= 1_000, "utd", "must be at most 1,000")
     for name in ["gamma", "tau"]:
         require(0 <= getattr(args, name) <= 1, name, "must be between 0 and 1")
@@ -1025,7 +1026,7 @@ def build_env(env_id, film, **options):
 
 
 @contextmanager
-def refusing(env_id):
+def refusing(env_id, remedy=""):
     """Refuse an environment that cannot be built; it may change the working directory."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # my_module is found from a run's copy of the script, too
@@ -1039,7 +1040,7 @@ def refusing(env_id):
         reason += place_of(error)
         if ":" in env_id and isinstance(error, gym.error.UnregisteredEnv):
             reason += f" Does {env_id.split(':')[0]} call gymnasium.register for it?"
-        refuse("env_id", f"{env_id} fails: {reason}")
+        refuse("env_id", f"{env_id} fails: {reason}{remedy}")
 
 
 def place_of(error):
@@ -1061,7 +1062,10 @@ def make_envs(env_id, num_envs, film=False, max_steps=None, vector=gym.vector.Sy
     gym.logger.min_level = gym.logger.ERROR  # no word on Hopper-v4 being out of date
     warn_once()
     makers = [partial(make_env, env_id, i, film and i == 0, max_steps) for i in range(num_envs)]
-    with refusing(env_id):
+    remedy = ""
+    if max_steps:  # for evaluations, while those of training are there
+        remedy = "; if there can be only one at a time, add --eval-every 0"
+    with refusing(env_id, remedy):
         return vector(makers, autoreset_mode="Disabled")
 
 
@@ -2082,7 +2086,8 @@ class Run:
         self.say_farewell(status, reason)
         if status == "interrupted":
             raise SystemExit(130) from None
-        if kind is FloatingPointError or (kind is None and not (status == "finished" and written)):
+        in_one_sentence = kind in (FloatingPointError, ChildProcessError, SystemExit)
+        if in_one_sentence or (kind is None and not (status == "finished" and written)):
             raise Exit(1, reason or "summary.json cannot be written") from None
 
     def say_farewell(self, status, reason):

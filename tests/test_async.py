@@ -53,6 +53,17 @@ def test_a_signal_for_all_processes_saves_the_run(started, S, tmp_path, number):
     assert state["run"]["global_step"] == found["global_step"]
 
 
+def test_a_killed_process_ends_the_run_in_one_sentence(started, tmp_path):
+    """As where memory is short: the run is not cut, so that it goes on from its checkpoint."""
+    process, children = started()
+    children[1].kill()
+    code, out, err = finish(process)
+    assert code == 1 and "Traceback" not in err, err
+    assert "the process of environment 1 has ended: exit code -9" in out
+    assert summary(tmp_path / "run")["status"] == "failed"
+    assert not psutil.wait_procs(children, 10)[1]
+
+
 def test_killed_runs_leave_no_process(started):
     process, children = started()
     process.kill()

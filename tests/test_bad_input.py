@@ -23,6 +23,7 @@ REFUSED = {  # the remedy: flags
     "--env-id tests.toy_envs:Small-shown-v0",
     "between 36 and 160": "--frame-size 35; --frame-size 161",
     "at most 1,000": "--utd 1e300",
+    "at most 16,384": "--hidden-size 16385; --hidden-size 3000000",
     "below --num-quantiles": "--drop-atoms 25; --drop-atoms -1; --drop-atoms 3 --num-quantiles 3",
     "8 an environment": "--buffer-size 7 --train-every 4",
     "finite low": "--env-id tests.toy_envs:Unbounded-v0; --env-id tests.toy_envs:Clipped-v0",

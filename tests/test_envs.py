@@ -127,6 +127,28 @@ def test_an_environment_that_is_there_once(S, spaces, train):
         Lonely.alive = 0
 
 
+def test_a_second_environment_that_cannot_be(S, spaces, train, capfd):
+    """The sentence names the flag that trains without it."""
+    apply(spaces, "box")
+    try:
+        with pytest.raises(SystemExit) as stop:
+            train("--env-id tests.toy_envs:Lonely-v0 --run-dir run")
+    finally:
+        Lonely.alive = 0
+    said = capfd.readouterr().err
+    assert stop.value.code == 2 and "the port is taken" in said
+    assert said.endswith("; if there can be only one at a time, add --eval-every 0\n")
+
+
+def test_an_environment_that_quits(S, spaces, train, capfd):
+    """By sys.exit(0), as some simulators do whose window is closed: the run has not finished."""
+    apply(spaces, "box")
+    with pytest.raises(SystemExit) as stop:
+        train("--env-id tests.toy_envs:Quits-v0 --eval-every 0 --run-dir run")
+    assert stop.value.code == 1 and summary("run")["status"] == "failed"
+    assert "failed SystemExit(0) at step " in capfd.readouterr().out
+
+
 ENDS = {
     "finished": ("", 0),
     "refused": ("--buffer-size 1e12 --rollout-steps 96e10 --total-timesteps 1e12", 2),

@@ -677,6 +677,21 @@ SAC = {
         "        if True:\n            eval_envs",
         f"{ENVS}an_environment_that_is_there_once",
     ),
+    "an environment that quits ends a run as if it had finished": (
+        "kind in (FloatingPointError, ChildProcessError, SystemExit)",
+        "kind in (FloatingPointError, ChildProcessError)",
+        f"{ENVS}an_environment_that_quits",
+    ),
+    "nobody tells how to train with one environment": (
+        "    with refusing(env_id, remedy):\n",
+        "    with refusing(env_id):\n",
+        f"{ENVS}a_second_environment_that_cannot_be",
+    ),
+    "any size of hidden layers is taken": (
+        'require(args.hidden_size <= 16_384, "hidden_size", "must be at most 16,384")',
+        "pass",
+        f"{REFUSED}[--hidden-size 3000000-at most 16,384]",
+    ),
     "environments stay open when a folder is refused": (
         "    finally:\n        close_envs(envs, eval_envs)\n",
         "    finally:\n        pass\n",
@@ -2134,8 +2149,13 @@ PPO = {
     ),
     "processes that are to end at once do not": (
         "        if terminate:\n            self.kill()\n",
-        "",
+        "        if terminate:\n            pass\n",
         f"{ASYNC}processes_in_the_middle_of_a_step_end_at_once",
+    ),
+    "nobody says that a process is gone": (
+        "                    raise ChildProcessError(sentence) from None\n",
+        "                    break\n",
+        f"{ASYNC}a_killed_process_ends_the_run_in_one_sentence",
     ),
     "processes have all threads": (
         "        limit_threads(threads)\n",

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import sys
 import time
 from pathlib import Path
 
@@ -126,6 +127,15 @@ class Stuck(Toy):
         if self.born == 150:
             print("stuck", flush=True)
             time.sleep(60)
+        return super().step(action)
+
+
+class Quits(Toy):
+    """Ends the program at step 150 of its life, as simulators do whose window is closed."""
+
+    def step(self, action):
+        if self.born == 150:
+            sys.exit(0)
         return super().step(action)
 
 
@@ -552,6 +562,7 @@ for cls in (
     Talkative,
     SmallSeeds,
     Lonely,
+    Quits,
     Served,
     Shared,
     Unclosable,
