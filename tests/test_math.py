@@ -6,6 +6,7 @@ Names test_t09_... refer to known bugs of published implementations.
 
 import itertools
 import json
+import random
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -727,6 +728,22 @@ def test_t28_every_environment_and_episode_has_its_own_seed(untried, S, spied, m
     for name in ("obs", "action"):
         assert not np.isclose(a.rows[name][:90], b.rows[name][:90]).all(1).any()
     assert not torch.equal(a.batches[0], b.batches[0])
+
+
+def test_generators_go_on_as_they_were(S):
+    """All of them, with the second of two normal numbers that NumPy draws at once."""
+    need(S, "generators")
+    S.seed_everything(3)
+    np.random.normal()
+
+    def draw():
+        return [random.random(), *np.random.normal(size=3), *torch.rand(2).tolist()]
+
+    states = S.generators()
+    drawn = draw()
+    S.seed_everything(4)
+    S.set_generators(states)
+    assert draw() == drawn
 
 
 @pytest.mark.parametrize("seeds", [(0, 1), (1, 2)])

@@ -803,16 +803,19 @@ def test_git_commit_and_changes(S, script, spaces, tmp_path):
     git("add", "module.py", f"folder/{script.name}")
     git("commit", "-m", "a")
     words = shown(spaces, [*tiny(S), "--eval-every", "0", "--run-dir"])
-    for name, text in {"clean": "one = 1\n", "dirty": "one = 2\n"}.items():
+    for name, text in {"clean": "one = 1\n", "dirty": "one = 2\n", "staged": "one = 3\n"}.items():
         (tmp_path / "module.py").write_text(text)
+        if name == "staged":
+            git("add", "module.py")
         command = [sys.executable, script.name, *words, name]
         environ = ENVIRON | {"PYTHONPATH": str(ROOT)}
         subprocess.run(command, cwd=folder, env=environ, check=True, capture_output=True)
         found = summary(folder / name)
         assert found["git_commit"] == git("rev-parse", "HEAD").strip()
-        assert found["git_dirty"] == (name == "dirty")
+        assert found["git_dirty"] == (name != "clean")
     assert not (folder / "clean" / "changes.diff").exists()
     assert "+one = 2" in (folder / "dirty" / "changes.diff").read_text()
+    assert "+one = 3" in (folder / "staged" / "changes.diff").read_text()
 
 
 NO_OPENGL = """import ctypes.util

@@ -677,6 +677,16 @@ SAC = {
         "        if True:\n            eval_envs",
         f"{ENVS}an_environment_that_is_there_once",
     ),
+    "NumPy's second normal number is lost in checkpoints": (
+        "    name, keys, *rest = np.random.get_state()\n",
+        "    name, keys, *rest = np.random.get_state()\n    rest = [rest[0], 0, 0.0]\n",
+        f"{MATH}generators_go_on_as_they_were",
+    ),
+    "changes that are staged are not kept": (
+        'git("diff", "HEAD")',
+        'git("diff")',
+        f"{RUNS}git_commit_and_changes",
+    ),
     "an environment that quits ends a run as if it had finished": (
         "kind in (FloatingPointError, ChildProcessError, SystemExit)",
         "kind in (FloatingPointError, ChildProcessError)",
