@@ -169,9 +169,11 @@ def test_environments_are_closed(S, launch, tmp_path, more, code):
     assert words.count("opened") == words.count("closed") > 1
 
 
-def test_an_evaluation_without_end_says_so(S, spaces, train, monkeypatch, capfd):
+@pytest.mark.parametrize("film", ["", "--capture-video"])
+def test_an_evaluation_without_end_says_so(S, spaces, train, monkeypatch, capfd, film):
+    """Where the first episode is filmed, it is cut as the others are."""
     monkeypatch.setattr(S, "EVALUATION_STEPS", 40)
-    train("--env-id tests.toy_envs:Endless-v0 --run-dir run")
+    train(f"--env-id tests.toy_envs:Endless-v0 --run-dir run {film}")
     assert "was cut after 40 steps" in capfd.readouterr().out
     lengths = {row["eval/length_mean"] for row in read("run") if "eval/length_mean" in row}
     assert lengths == {40} and S.Args.eval_episodes

@@ -564,7 +564,7 @@ SAC = {
     "an evaluation without end goes on for ever": (
         "EVALUATION_STEPS)",
         "EVALUATION_STEPS + 1)",
-        f"{ENVS}an_evaluation_without_end_says_so",
+        f"{ENVS}an_evaluation_without_end_says_so[]",
     ),
     "rewards in arrays are not taken": (
         "reward = np.asarray(reward).item()",
@@ -677,6 +677,11 @@ SAC = {
         "        if True:\n            eval_envs",
         f"{ENVS}an_environment_that_is_there_once",
     ),
+    "an episode that is filmed is never cut": (
+        "    if max_steps:\n        env = gym.wrappers.TimeLimit",
+        "    if max_steps and env.render_mode is None:\n        env = gym.wrappers.TimeLimit",
+        f"{ENVS}an_evaluation_without_end_says_so[--capture-video]",
+    ),
     "NumPy's second normal number is lost in checkpoints": (
         "    name, keys, *rest = np.random.get_state()\n",
         "    name, keys, *rest = np.random.get_state()\n    rest = [rest[0], 0, 0.0]\n",
@@ -715,7 +720,7 @@ SAC = {
     "an evaluation that was cut does not say so": (
         ">= EVALUATION_STEPS:",
         "> EVALUATION_STEPS:",
-        f"{ENVS}an_evaluation_without_end_says_so",
+        f"{ENVS}an_evaluation_without_end_says_so[]",
     ),
     "films have no end": (
         "self.frames < FILM_STEPS",
