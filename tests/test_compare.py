@@ -52,6 +52,10 @@ class Args:
     critic_lr: float = 3e-4
     double: bool = False
     target_kl: float | None = None
+    device: str = "auto"
+    threads: int | None = None
+    compile: str = "auto"
+    eval_every: int | None = None
     notes: str = ""
 
     def check(self):
@@ -221,7 +225,7 @@ def test_changes_of_the_code(tmp_path, run_compare, name):
 
 
 CHANGES = {
-    "seed, notes and videos": ({"settings": {"notes": "x", "capture_video": True}}, []),
+    "seed, notes and videos": ({"settings": {"notes": "x", "wandb_project": "y"}}, []),
     "rounding": ({"settings": {"threads": 2, "compile": "on", "eval_every": 50_000}}, []),
     "int": ({"settings": {"gamma": 0.99, "critic_lr": 0.0003}}, []),
     "one flag": ({"settings": {"gamma": 0.98}}, ["setting: gamma 0.99 -> 0.98"]),
@@ -412,7 +416,23 @@ def test_changes_are_those_of_all_tasks(tmp_path, run_compare):
         ("Ant-v4", " --gamma 0.9"),
         ("Hopper-v4", " --gamma 0.8"),
         ("Ant-v4", " --double"),
-        ("Hopper-v4", ""),
+    ]
+    spared = "Nothing has to be trained on Hopper-v4, 1,000,000 steps, where the runs of A serve."
+    assert out.count("Nothing has to be trained") == 1 and spared in out
+
+
+@quick
+def test_each_task_is_trained_with_its_own_seeds(tmp_path, run_compare):
+    """And no seed on a task on which the side does not have it."""
+    seeds = {"Ant-v4": [101, 102], "Hopper-v4": [103, 104]}
+    for env_id, own in seeds.items():
+        options = {"seeds": own, "env_id": env_id}
+        make_side(tmp_path / "a" / env_id, LOW, **options)
+        make_side(tmp_path / "b" / env_id, HIGH, settings={"gamma": 0.9, "double": True}, **options)
+    out = run_compare(tmp_path / "a", tmp_path / "b")[1]
+    assert re.findall('ENVS="(.+?)" SEEDS="(.+?)"', out) == 2 * [
+        ("Ant-v4", "101 102"),
+        ("Hopper-v4", "103 104"),
     ]
 
 
@@ -851,7 +871,7 @@ def test_two_changes_come_with_the_runs_that_would_settle_it(tmp_path, run_compa
     source = (ROOT / "sac_continuous.py").read_text("utf-8")
     for env_id in ("Hopper-v4", "Ant-v4"):
         for side, settings in (("a", {}), ("b", {"gamma": 0.98, "autotune": False})):
-            own = {"autotune": True} | settings
+            own = {"autotune": True, "double": None} | settings
             folder = tmp_path / side / env_id
             make_side(folder, LOW[:2], env_id=env_id, settings=own, source=source)
     a, b = tmp_path / "a", tmp_path / "b"
@@ -909,7 +929,8 @@ def test_changes_of_code_versions_and_scripts_name_what_to_do(tmp_path, run_comp
     assert "# in an environment with torch 2.12.0" in words
     assert any(one.startswith(f"SCRIPTS={script} ") for one in words)
     assert any(one.startswith(f"SCRIPTS={a}/101/script.py ") for one in words)
-    c = make_side(tmp_path / "c", HIGH, script="td3_continuous", source="", settings={"gamma": 0.9})
+    settings = {"gamma": 0.9, "double": None}
+    c = make_side(tmp_path / "c", HIGH, script="td3_continuous", source="", settings=settings)
     words = commands(run_compare(a, c)[1])
     assert any(
         re.match(r"SCRIPTS=td3_continuous (.|\n)*c/101(.|\n)*--gamma 0.99$", one) for one in words
@@ -920,10 +941,68 @@ def test_changes_of_code_versions_and_scripts_name_what_to_do(tmp_path, run_comp
 @quick
 def test_many_changes_are_not_all_written_out(tmp_path, run_compare):
     settings = {f"setting_{number}": number for number in range(7)}
-    b = make_side(tmp_path / "b", HIGH, settings=settings)
-    out = run_compare(make_side(tmp_path / "a", LOW), b)[1]
+    fields = "".join(f"    {name}: int = 9\n" for name in settings)
+    source = edited(("    double: bool", f"{fields}    double: bool"))
+    b = make_side(tmp_path / "b", HIGH, settings=settings, source=source)
+    a = make_side(tmp_path / "a", LOW, settings=dict.fromkeys(settings, 9), source=source)
+    out = run_compare(a, b)[1]
     assert "And in the same way for setting_4, setting_5, setting_6." in out
     assert "only-setting-3" in out and "only-setting-4" not in out
+
+
+OLD_SETTING = ("double: bool", "old_rate: float = 0.1\n    double: bool")
+
+
+@quick
+def test_settings_that_the_script_does_not_have_make_no_command(tmp_path, run_compare):
+    """With two changes B without the other one takes the place of what cannot be trained."""
+    a = make_side(tmp_path / "a", LOW)
+    two = make_side(
+        tmp_path / "two",
+        HIGH,
+        settings={"gamma": 0.98, "old_rate": 0.7},
+        source=edited(OLD_SETTING),
+    )
+    code, out, _ = run_compare(a, two)
+    assert code == 2 and "CONFOUNDED: gamma, old_rate. " in out
+    titles = re.findall("^(A with only .+|B without .+):$", out, re.MULTILINE)
+    assert titles == ["A with only gamma of B", "B without gamma"]
+    reason = f"{a}/101/script.py has no --old-rate: A with only old_rate of B."
+    assert f"\nCannot be trained, as {reason}\n" in out
+    assert "--old-rate" not in "".join(commands(out))
+    out = run_compare(two, a)[1]  # what A lacks is at its default in the script that has it
+    assert "--total-timesteps 1000000 --old-rate 0.1\n" in out and "--old-rate None" not in out
+
+
+@quick
+def test_runs_of_an_earlier_script_are_not_trained_again(tmp_path, run_compare):
+    """Its settings are in config.toml, which the script of today would refuse."""
+    settings = {"gamma": 0.98, "tau": 0.01, "old_rate": 0.7, "double": None}
+    a = make_side(tmp_path / "a", LOW, source="", settings={"double": None, "tau": 0.005})
+    b = make_side(tmp_path / "b", HIGH, source="", settings=settings)
+    out = run_compare(a, b)[1]
+    (sentence,) = re.findall("^Cannot .+$", out, re.MULTILINE)
+    assert sentence == (
+        "Cannot be trained, as sac_continuous.py has no --old-rate: B without gamma; "
+        "B without tau; A with only old_rate of B; B without old_rate."
+    )
+    assert "old-rate" not in "".join(commands(out))
+    trained = [one for one in commands(out) if one.startswith("SCRIPTS=")]
+    assert len(trained) == 2 and all(f"{a}/101/config.toml" in one for one in trained)
+    b = make_side(tmp_path / "c", HIGH, source="", settings={"gamma": 0.9, "tau": 1, "old": 2})
+    make_side(tmp_path / "d", HIGH, source="", settings={"old": 3})
+    out = run_compare(tmp_path / "d", b)[1]
+    assert not commands(out) and "These runs would settle it" not in out
+
+
+@quick
+def test_a_script_that_is_not_here_makes_no_command(tmp_path, run_compare):
+    options = {"script": "lost", "source": ""}
+    a = make_side(tmp_path / "a", LOW, **options)
+    b = make_side(tmp_path / "b", HIGH, settings={"gamma": 0.9, "double": True}, **options)
+    out = run_compare(a, b)[1]
+    assert "Cannot be trained, as lost.py is not here and the runs have no script.py: A " in out
+    assert not commands(out)
 
 
 # --- journal --------------------------------------------------------------------------------------

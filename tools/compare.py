@@ -49,6 +49,8 @@ from changes import (
     Task,
     difference,
     differs_in_script,
+    fields_of,
+    has_setting,
     hash_of,
     is_default,
     names_of_settings,
@@ -528,26 +530,86 @@ def slug(text):
     return "-".join("".join(letters).split())
 
 
+@dataclass(eq=False)
+class Variant:
+    """Runs that are still to be trained: a side, with changes as the other side has them."""
+
+    title: str
+    base: Side
+    donor: Side
+    changes: list[Change]
+    folder: str  # where the runs go
+
+    @property
+    def script(self):
+        """What trains the base: a name in this checkout, or the path of a run's own copy."""
+        return script_of(self.base)
+
+
 def remedies(comparison):
     """Return the commands of runs that differ in one cause only, from A and from B."""
-    causes = comparison.causes
-    text = "These runs would settle it, each one change away from A, or from B:\n"
-    for cause in causes[:MOST_CHANGES]:
-        folder = f"runs/only-{slug(cause.name)}"
-        text += f"\nA with only {cause.name} of B:\n\n"
-        text += runs_with(comparison, comparison.a, cause, folder)
-        text += comparing(comparison.a.name, folder)
-        if len(causes) == 2:
-            text += comparing(folder, comparison.b.name)
-            continue
-        folder = f"runs/without-{slug(cause.name)}"
-        text += f"\nB without {cause.name}:\n\n"
-        text += runs_with(comparison, comparison.b, cause, folder)
-        text += comparing(folder, comparison.b.name)
-    if len(causes) > MOST_CHANGES:
-        rest = ", ".join(cause.name for cause in causes[MOST_CHANGES:])
-        text += f"\nAnd in the same way for {rest}.\n"
+    texts = {}  # of causes that can be taken alone
+    lost = defaultdict(list)  # what cannot be trained, by the reason
+    for cause in comparison.causes:
+        for variant, sides in variants_of(comparison, cause):
+            reason = obstacle(comparison, variant)
+            if reason:
+                lost[reason].append(variant.title)
+            else:
+                text = training_of(comparison, variant, sides)
+                texts[cause.name] = texts.get(cause.name, "") + text
+    text = ""
+    if texts:
+        text = "These runs would settle it, each one change away from A, or from B:\n"
+        text += "".join([*texts.values()][:MOST_CHANGES])
+    rest = [*texts][MOST_CHANGES:]
+    if rest:
+        text += f"\nAnd in the same way for {', '.join(rest)}.\n"
+    for reason, titles in lost.items():
+        text += f"\nCannot be trained, as {reason}: {'; '.join(titles)}.\n"
     return text
+
+
+def variants_of(comparison, cause):
+    """Return pairs: the variants with and without a cause, and the sides to compare of each."""
+    a, b = comparison.a, comparison.b
+    variant = variant_of(comparison, a, cause)
+    sides = [(a.name, variant.folder)]
+    if len(comparison.causes) == 2:
+        sides.append((variant.folder, b.name))
+    found = [(variant, sides)]
+    if not is_spared(comparison, cause):
+        variant = variant_of(comparison, b, cause)
+        found.append((variant, [(variant.folder, b.name)]))
+    return found
+
+
+def is_spared(comparison, cause):
+    """Tell whether B without a cause is A with the only other one, which can be trained."""
+    others = [one for one in comparison.causes if one is not cause]
+    if len(others) > 1:
+        return False
+    return not obstacle(comparison, variant_of(comparison, comparison.a, others[0]))
+
+
+def variant_of(comparison, side, cause):
+    """Return what a side is with one cause as it is on the other side."""
+    name = cause.name
+    if side is comparison.a:
+        other, title, folder = comparison.b, f"A with only {name} of B", f"runs/only-{slug(name)}"
+    else:
+        other, title, folder = comparison.a, f"B without {name}", f"runs/without-{slug(name)}"
+    if cause.changes[0].kind == "script":  # the other script, and all else as it is here
+        others = [one for one in comparison.causes if one is not cause]
+        changes = [change for one in others for change in one.changes]
+        return Variant(title, other, side, changes, folder)
+    return Variant(title, side, other, cause.changes, folder)
+
+
+def training_of(comparison, variant, sides):
+    """Return how to train a variant and what to compare it with."""
+    text = f"\n{variant.title}:\n\n{runs_with(comparison, variant)}"
+    return text + "".join(comparing(one, other) for one, other in sides)
 
 
 def comparing(one, other):
@@ -555,34 +617,58 @@ def comparing(one, other):
     return f"    python tools/compare.py {shlex.quote(one)} {shlex.quote(other)}\n"
 
 
-def runs_with(comparison, base, cause, folder):
-    """Return the commands that train a side with one cause taken from the other side."""
-    donor = comparison.b if base is comparison.a else comparison.a
-    moved = [cause]
-    if cause.changes[0].kind == "script":  # the other script, and all else as it is here
-        moved = [one for one in comparison.causes if one is not cause]
-        base, donor = donor, base
-    changes = [change for one in moved for change in one.changes]
-    code = [change.name for change in changes if change.kind == "code"]
-    script = script_of(base)
+def obstacle(comparison, variant):
+    """Say why a variant cannot be trained; return nothing if it can."""
+    script = variant.script.removesuffix(".py") + ".py"
+    source = source_of(variant.base)
+    if source is None:
+        return f"{script} is not here and the runs have no script.py"
+    names = {change.name for change in variant.changes if change.kind in ("setting", "device")}
+    for task in tasks_to_train(comparison, variant):
+        names |= {*variant.base.tasks[task][0].run.config}  # which --config hands on
+    known = fields_of(source)
+    lacking = sorted(name for name in names if known and name not in known)
+    if not lacking:
+        return ""
+    flags = ", ".join(f"--{name.replace('_', '-')}" for name in lacking)
+    return f"{script} has no {flags}"
+
+
+def tasks_to_train(comparison, variant):
+    """Return the tasks on which a variant is not what its base is."""
+    by_task = [comparison.by_task[change.kind, change.name] for change in variant.changes]
+    return [task for task in comparison.tasks if any(task in where for where in by_task)]
+
+
+def runs_with(comparison, variant):
+    """Return the commands that train a variant."""
+    base, donor = variant.base, variant.donor
+    code = [change.name for change in variant.changes if change.kind == "code"]
+    script = variant.script
+    needed = tasks_to_train(comparison, variant)
+    spared = [str(task) for task in comparison.tasks if task not in needed]
     text = ""
+    if spared:
+        where = "; ".join(spared)
+        text += f"Nothing has to be trained on {where}, where the runs of {base.letter} serve.\n\n"
     if code:
         own = shlex.quote(str(base.records[0].folder / "script.py"))
-        script = f"mine/{slug(Path(folder).name)}.py"
+        script = f"mine/{slug(Path(variant.folder).name)}.py"
         text += f"    mkdir -p mine && cp {own} {script}\n"
         there = donor.records[0].folder / "script.py"
         text += f"    # make these in {script} as they are in {there}: {', '.join(code)}\n"
-    for change in changes:
+    for change in variant.changes:
         if change.kind == "versions":
             wanted = of_side(change, donor)
             words = ", ".join(f"{name} {version}" for name, version in wanted.items())
             text += f"    # in an environment with {words}\n"
-    alike = defaultdict(list)  # tasks that take the same flags
-    for task in comparison.tasks:
-        flags = flags_of(comparison, changes, task, donor)
-        alike[("--total-timesteps", str(task.steps), *flags)].append(task)
-    for flags, tasks in alike.items():
-        text += sweep(base, tasks, script, folder, flags)
+    alike = defaultdict(list)  # tasks that take the same seeds and flags
+    for task in needed:
+        seeds = tuple(sorted({record.run.seed for record in base.tasks[task]}))
+        flags = ("--total-timesteps", str(task.steps), *flags_of(comparison, variant, task))
+        alike[seeds, flags].append(task)
+    for (seeds, flags), tasks in alike.items():
+        text += sweep(base, tasks, script, variant.folder, seeds, flags)
     return text
 
 
@@ -591,13 +677,16 @@ def of_side(change, side):
     return change.before if side.letter == "A" else change.after
 
 
-def flags_of(comparison, changes, task, donor):
+def flags_of(comparison, variant, task):
     """Return the flags that give a run on a task what the donor has there."""
     flags = []
-    for change in changes:
+    for change in variant.changes:
         here = comparison.by_task[change.kind, change.name].get(task)
         if here and change.kind in ("setting", "device"):
-            flags.append(flag(change.name, of_side(here, donor)))
+            value = of_side(here, variant.donor)
+            if not has_setting(variant.donor.tasks[task][0], change.name):
+                value = variant.base.tasks[task][0].run.defaults.get(change.name, value)
+            flags.append(flag(change.name, value))
     return flags
 
 
@@ -612,13 +701,19 @@ def script_of(side):
     return str(record.folder / "script.py")
 
 
-def sweep(base, tasks, script, folder, flags):
+def source_of(side):
+    """Return the source of the script that trains a side; None if there is none."""
+    record = side.records[0]
+    here = ROOT / f"{side.script}.py"
+    if record.source:
+        return record.source
+    return here.read_bytes() if here.exists() else None
+
+
+def sweep(base, tasks, script, folder, seeds, flags):
     """Return the command that trains a script on tasks as a side was trained, with other flags."""
     environments = " ".join(task.env_id for task in tasks)
-    seeds = {record.run.seed for task in tasks for record in base.tasks[task]}
-    text = (
-        f'    SCRIPTS={script} ENVS="{environments}" SEEDS="{" ".join(map(str, sorted(seeds)))}" '
-    )
+    text = f'    SCRIPTS={script} ENVS="{environments}" SEEDS="{" ".join(map(str, seeds))}" '
     text += f'OUT={folder} \\\n        CONFIGS="'
     files = [f"* {task.env_id} {base.tasks[task][0].folder}/config.toml" for task in tasks]
     text += "\n        ".join(files)
