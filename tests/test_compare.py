@@ -1077,8 +1077,76 @@ def test_table_has_what_differs(tmp_path, run_compare):
     assert codes[0] == codes[1] != codes[2] and len({*codes}) == 2
     versions = VERSIONS | {"torch": "2.12.0"}
     make_side(tmp_path / "new", HIGH[:1], script="my_td3", source="", versions=versions)
-    line = cells(run_compare("--table", f"{tmp_path}/ba*", tmp_path / "new")[1])[0]
-    assert (line["script"], line["torch"]) == ("my_td3", "2.12.0") and "gamma" not in line
+    make_side(tmp_path / "new" / "old", HIGH[:1], script="my_td3", source="")
+    out = run_compare("--table", f"{tmp_path}/ba*", tmp_path / "new")[1]
+    assert re.findall("^### .+$", out, re.MULTILINE) == [
+        "### my_td3, Hopper-v4, 1,000,000 steps",
+        "### sac_continuous, Hopper-v4, 1,000,000 steps",
+    ]
+    assert [line["torch"] for line in cells(out)] == ["2.12.0", "2.13.0"]
+    assert "gamma" not in out and "torch" not in cells(out, 1)[0]
+
+
+def make_wide_sides(folder, count):
+    """Write runs that differ in settings with long names, and those of two tasks more."""
+    names = [f"a_setting_with_a_name_{number:02}" for number in range(count)]
+    fields = "".join(f"    {name}: int = 1\n" for name in names)
+    source = edited(("    double: bool", f"{fields}    double: bool"))
+    make_side(folder / "base", LOW, settings=dict.fromkeys(names, 1), source=source)
+    for name in names:
+        settings = dict.fromkeys(names, 1) | {name: 22.5}
+        make_side(folder / name, HIGH[:1], settings=settings, source=source)
+    for env_id in ("Ant-v4", "Walker2d-v4"):
+        make_side(folder / env_id, HIGH[:1], env_id=env_id)
+
+
+@quick
+@pytest.mark.parametrize("is_terminal", [False, True])
+@pytest.mark.parametrize("count", [2, 4, 12])
+def test_tables_are_at_most_100_columns_wide(
+    tmp_path, run_compare, monkeypatch, is_terminal, count
+):
+    """One for each task if need be, turned if still too wide, and then in several parts."""
+    make_wide_sides(tmp_path, count)
+    if is_terminal:
+        monkeypatch.setenv("COLUMNS", "100")
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    out = run_compare("--table", tmp_path)[1]
+    assert max(map(len, out.splitlines())) <= 100
+    headings = re.findall("^(?:### )?(sac_continuous.+)$", out, re.MULTILINE)
+    assert headings == [
+        "sac_continuous, Hopper-v4, 1,000,000 steps",
+        "sac_continuous, tasks on which all runs are alike",
+    ]
+    for number in range(count):
+        assert f"a_setting_with_a_name_{number:02}" in out
+    if count == 12 and not is_terminal:
+        parts = [cells(out, place) for place in range(len(re.findall("(?m)^. ---", out)))]
+        *parts, last = parts
+        assert len(parts) > 1 and [line["environment"] for line in last] == [
+            "Ant-v4",
+            "Walker2d-v4",
+        ]
+        places = [title for part in parts for title in part[0] if title]
+        assert places == [str(place) for place in range(1, 14)]
+        found = {}
+        for part in parts:
+            for line in part:
+                found.setdefault(line.pop(""), []).extend(line.values())
+        assert found["changes"] == ["baseline", *12 * ["1"]]
+        assert found["IQM"] == ["120", *12 * ["200"]]
+        assert found["a_setting_with_a_name_03"] == [*4 * ["1"], "22.5", *8 * ["1"]]
+        assert "\nChanges of 5: a_setting_with_a_name_03.\n" in out
+
+
+@quick
+def test_a_setting_that_is_new_at_its_default_is_no_column(tmp_path, run_compare):
+    make_side(tmp_path / "a", LOW, settings={"gamma": 0.98})
+    new = edited(("double: bool", "triple: int = 7\n    double: bool"))
+    make_side(tmp_path / "b", HIGH, source=new, settings={"triple": 7})
+    (one, other) = cells(run_compare("--table", tmp_path)[1])
+    assert "gamma" in one and "triple" not in one and "double" not in one
+    assert one["changes"] == "baseline" and other["changes"] == "1: gamma"
 
 
 @quick

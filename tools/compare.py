@@ -2,7 +2,7 @@
 
 python tools/compare.py runs/old runs/new             two runs, folders of runs, or quoted patterns
 python tools/compare.py 'runs/a/*' 'runs/b/*' --journal    and write the outcome into JOURNAL.md
-python tools/compare.py --table runs                  all runs in one table, by what differs
+python tools/compare.py --table runs                  all runs in a table for each script
 
 A is the baseline. First comes what changed: settings, code, versions of packages, the device. What
 cannot act on a score does not count: comments, docstrings, the order of functions, names, notes,
@@ -59,7 +59,7 @@ from changes import (
     show,
 )
 from run_folders import NO_RUN, ROOT, find_runs, flag, iqm, refuse, say, strength
-from text_tables import fitted, markdown, number
+from text_tables import LONGEST, fits_in_columns, fitted, markdown, number, turned, wrap
 
 try:
     from evidence import (
@@ -86,10 +86,19 @@ CLAIM = 10  # seeds a side for a claim
 SMALL = 0.1  # an effect below this share of A needs MANY seeds a side
 MANY = 20
 MOST_CHANGES = 4  # for which the runs that would settle it are written out
+TASK_COLUMNS: dict[str, Callable[[Record], str]] = {
+    "environment": lambda record: record.run.env_id,
+    "steps": lambda record: f"{record.run.steps:,}",
+}
 
 NOTES = """
 Each side shows IQMs over seeds, the mean below 4. A run has failed if its summary says so, or if it
 learned less than a tenth of what the better side did since the evaluation at step 0.
+"""
+NOTES_ON_RUNS = """
+The baseline of a task are the runs with the fewest settings of their own; changes are counted from
+it. The IQM over seeds is the mean below 4. A run has failed if its summary says so, or if it
+learned less than a tenth of what the best runs of its task did since the evaluation at step 0.
 """
 
 
@@ -749,11 +758,11 @@ def append_to_journal(path, entry):
         refuse(f"--journal cannot write to {path} ({error.strerror}): name another file")
 
 
-# --- all runs in one table ------------------------------------------------------------------------
+# --- all runs in tables ---------------------------------------------------------------------------
 def grouped(records):
-    """Sort records into lists of one task that differ in nothing that counts."""
+    """Sort records of a script into lists of one task that differ in nothing that counts."""
     groups = []
-    for record in sorted(records, key=lambda one: (one.run.script, one.task, one.run.seed)):
+    for record in sorted(records, key=lambda one: (one.task, one.run.seed)):
         for group in groups:
             if group[0].task == record.task and not difference(group[0], record).changes:
                 group.append(record)
@@ -764,13 +773,15 @@ def grouped(records):
 
 
 def columns_of(records):
-    """Return the titles of all columns that could differ, each with a function of a record."""
-    columns: dict[str, Callable[[Record], str]] = {
-        "script": lambda record: record.run.script,
-        "environment": lambda record: record.run.env_id,
-        "steps": lambda record: f"{record.run.steps:,}",
-    }
+    """Return the titles of all columns that could differ, each with a function of a record.
+
+    A setting that some scripts have at its default, and others do not have, is none.
+    """
+    columns = dict(TASK_COLUMNS)
     for name in [*names_of_settings(*records), "device"]:
+        owners = [record for record in records if has_setting(record, name)]
+        if len(owners) < len(records) and all(is_default(owner, name) for owner in owners):
+            continue
         columns[name] = lambda record, name=name: show(setting(record, name))
     columns["code"] = lambda record: hash_of(record.source)
     for name in dict.fromkeys(name for record in records for name in record.versions):
@@ -778,30 +789,121 @@ def columns_of(records):
     return columns
 
 
-def table_of_runs(records):
-    """Return the lines of a table of all runs, equal ones in one line, with what differs."""
+class Group(NamedTuple):
+    """Runs of one task that differ in nothing that counts, and what they differ in from others."""
+
+    records: list[Record]
+    changes: list[Change]  # from the baseline
+    is_baseline: bool
+    least: float  # the score below which a run has learned next to nothing
+
+    @property
+    def shown(self):
+        return representative(self.records)
+
+
+def tables_of_runs(records, table):
+    """Return a table of all runs for each script, equal ones in one line, with what differs."""
+    scripts = defaultdict(list)
+    for record in records:
+        scripts[record.run.script].append(record)
+    text = ""
+    for _, group in sorted(scripts.items()):
+        text += tables_of_script(groups_of(group), table)
+    return text + NOTES_ON_RUNS
+
+
+def tables_of_script(groups, table):
+    """Return the table of a script's runs, or one for each task if it would be too wide."""
+    lines = table_of_groups(groups)
+    if fits_in_columns(lines, table):
+        return titled(groups, table, table(lines))
+    tasks = defaultdict(list)
+    for group in groups:
+        tasks[group.shown.task].append(group)
+    text = ""
+    for rivals in tasks.values():
+        if len(rivals) > 1:
+            text += table_of_task(rivals, table)
+    alone = [group for group in groups if len(tasks[group.shown.task]) == 1]
+    return text + (table_of_others(alone, table) if alone else "")
+
+
+def table_of_others(groups, table):
+    """Return the table of tasks on which all runs of a script are alike."""
+    lines = []
+    for group in groups:
+        task = {title: cell(group.shown) for title, cell in TASK_COLUMNS.items()}
+        line = task | result_of(group)
+        del line["changes"]
+        lines.append(line)
+    words = f"{groups[0].shown.run.script}, tasks on which all runs are alike"
+    return f"{heading_of_table(words, table)}{table(lines)}"
+
+
+def table_of_task(groups, table):
+    """Return the table of a script's runs on a task; of those with many settings a turned one."""
+    lines = table_of_groups(groups)
+    if fits_in_columns(lines, table):
+        return titled(groups, table, table(lines))
+    text = ""
+    for place, (line, group) in enumerate(zip(lines, groups, strict=True), 1):
+        if not group.is_baseline:
+            line["changes"] = len(group.changes)
+            words = f"Changes of {place}: {', '.join(change.name for change in group.changes)}."
+            text += "\n" + "\n".join(wrap(words, LONGEST)) + "\n"
+    return titled(groups, table, turned(lines, table) + text)
+
+
+def titled(groups, table, text):
+    """Return a text with a heading: the script, and the task if there is one only."""
+    tasks = {group.shown.task for group in groups}
+    words = [groups[0].shown.run.script]
+    if len(tasks) == 1:
+        words.append(str(*tasks))
+    return heading_of_table(", ".join(words), table) + text
+
+
+def heading_of_table(words, table):
+    """Return the line above a table."""
+    return f"\n### {words}\n" if table is markdown else f"\n{words}\n"
+
+
+def groups_of(records):
+    """Return the groups of a script's runs, on each task the baseline first, then by changes."""
     groups = grouped(records)
-    shown = [representative(group) for group in groups]
+    found = []
+    for task in dict.fromkeys(group[0].task for group in groups):
+        rivals = [group for group in groups if group[0].task == task]
+        baseline = min(rivals, key=lambda group: len(settings_of_its_own(group[0])))
+        least = least_score([ended_runs(group) for group in rivals])
+        own = []
+        for group in rivals:
+            changes = difference(representative(baseline), representative(group)).changes
+            own.append(Group(group, changes, group is baseline, least))
+        found += sorted(own, key=lambda group: len(group.changes))
+    return found
+
+
+def table_of_groups(groups):
+    """Return the lines of a table of groups of one script, with the columns that differ."""
+    shown = [group.shown for group in groups]
     columns = columns_of(shown)
     differing = [title for title, cell in columns.items() if len({cell(one) for one in shown}) > 1]
     lines = []
-    for one, group in zip(shown, groups, strict=True):
-        rivals = [other for other in groups if other[0].task == group[0].task]
-        line = {title: columns[title](one) for title in differing}
-        lines.append(line | result_of(group, rivals))
+    for group in groups:
+        line = {title: columns[title](group.shown) for title in differing}
+        lines.append(line | result_of(group))
     return lines
 
 
-def result_of(group, rivals):
-    """Return the cells on the outcome of a group of runs, beside all groups of its task."""
-    least = least_score([ended_runs(records) for records in rivals])
-    one = scores_of(ended_runs(group), least)
-    baseline = min(rivals, key=lambda records: len(settings_of_its_own(records[0])))
-    changes = difference(representative(baseline), representative(group)).changes
-    words = f"{len(changes)}: {', '.join(change.name for change in changes)}"
+def result_of(group):
+    """Return the cells on the outcome of a group."""
+    one = scores_of(ended_runs(group.records), group.least)
+    words = f"{len(group.changes)}: {', '.join(change.name for change in group.changes)}"
     count = len(one.ends)
     seeds = f"{count}, {strength(count)}" if count else "0"
-    unfinished = sum(record.run.state in UNFINISHED for record in group)
+    unfinished = sum(record.run.state in UNFINISHED for record in group.records)
     if unfinished:
         seeds += f", {unfinished} unfinished"
     return {
@@ -809,7 +911,7 @@ def result_of(group, rivals):
         "IQM": number(iqm(one.ends)) if count else "none",
         "lowest": number(one.ends.min()) if count else "none",
         "failed": f"{one.failed} of {one.runs}",
-        "changes": "baseline" if group is baseline else words,
+        "changes": "baseline" if group.is_baseline else words,
     }
 
 
@@ -839,7 +941,10 @@ def parse_arguments():
     parser.add_argument("--describe-only", action="store_true", help="print numbers, no verdict")
     parser.add_argument("--markdown", action="store_true", help="print Markdown on a terminal, too")
     parser.add_argument(
-        "--table", nargs="+", metavar="RUNS", help="print a table of all runs instead"
+        "--table",
+        nargs="+",
+        metavar="RUNS",
+        help="print a table of all runs instead, one for each script",
     )
     parser.add_argument(
         "--journal",
@@ -867,7 +972,7 @@ def main():
     sys.stdout.reconfigure(errors="backslashreplace")  # for terminals that lack a letter
     table = fitted if sys.stdout.isatty() and not args.markdown else markdown
     if args.table:
-        say(table(table_of_runs(read_records(args.table))).strip())
+        say(tables_of_runs(read_records(args.table), table).strip())
         return
     a, b = read_side("A", args.sides[0]), read_side("B", args.sides[1])
     comparison = compare(a, b, args.bundle)
