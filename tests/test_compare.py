@@ -491,7 +491,7 @@ def test_runs_of_one_seed_count_once(tmp_path, run_compare):
     for name in ("101b", "101c"):
         shutil.copytree(b / "101", b / name)
     code, out, _ = run_compare(a, b)
-    assert code == 0 and "No verdict: too few seeds, 5 of A and 3 of B." in out
+    assert code == 0 and "No verdict: too few seeds. A has 5 and B has 3; a" in out
     assert "Runs of one seed of B count once" in out and cells(out)[1]["failed"] == "0 of 5"
 
 
@@ -631,10 +631,13 @@ def test_few_seeds_allow_no_verdict(tmp_path, run_compare, counts):
     b = make_side(tmp_path / "b", (HIGH * 2)[: counts[1]])
     code, out, _ = run_compare(a, b)
     assert code == 0 and "higher" not in out and "[" not in out
-    missing, for_claim = ([max(0, need - count) for count in counts] for need in (4, 10))
-    assert f"No verdict: too few seeds, {counts[0]} of A and {counts[1]} of B. " in out
-    assert f"4 a side, {missing[0]} and {missing[1]} more; a claim 10, " in out
-    assert f"10, {for_claim[0]} and {for_claim[1]} more." in out
+    assert f"No verdict: too few seeds. A has {counts[0]} and B has {counts[1]}; " in out
+    for needed in (4, 10):
+        words = []
+        for side, count in zip("AB", counts, strict=True):
+            words += [f"{needed - count} more of {side}"] if count < needed else []
+        assert f" {needed} a side ({' and '.join(words)})" in out.replace("claim 10", "10 a side")
+    assert "on every task" not in out and "The numbers below describe these runs" in out
     assert cells(out, 1)[0]["verdict"] == "too few seeds" and cells(out, 1)[0]["p"] == ""
 
 
@@ -783,9 +786,52 @@ def test_all_lines_that_are_judged_share_the_error(tmp_path, run_compare):
     make_side(tmp_path / "a" / "few", LOW[:3], env_id="Own-v0")
     make_side(tmp_path / "b" / "few", HIGH[:3], env_id="Own-v0")
     out = run_compare(tmp_path / "a", tmp_path / "b")[1]
-    assert "No verdict: too few seeds, 3 of A and 3 of B on Own-v0. " in out
+    assert "No verdict: too few seeds. A has 3 and B has 3 on Own-v0; " in out
     assert cells(out, 1)[1]["p"] == f"{3 * 2 / 252:.3f}"  # three lines are judged now
     assert "On Hopper-v4 alone B is higher." in out
+
+
+@quick
+@pytest.mark.parametrize("seeds, tasks, each", [(4, 2, 5), (5, 2, 5), (5, 7, 6), (4, 1, 4)])
+def test_tasks_that_no_outcome_could_decide_are_not_judged_alone(
+    tmp_path, run_compare, seeds, tasks, each
+):
+    """Of 4 seeds a side p is 2 / 70 at the least, which is above 0.05 for two tasks."""
+    for number in range(tasks):
+        for name, scores in (("a", LOW), ("b", HIGH)):
+            folder = tmp_path / name / str(number)
+            make_side(folder, scores[:seeds], env_id=f"Own{number}-v0")
+    out = run_compare(tmp_path / "a", tmp_path / "b")[1]
+    found = {line["verdict"] for line in cells(out, 1)[:tasks]}
+    assert "\nVerdict: B is higher. " in out
+    assert found == {"too few seeds" if seeds < each else "B is higher"}
+    sentence = f"no task is judged alone, which takes {each} seeds a side on each."
+    assert (sentence in out) == (seeds < each)
+    assert "alone B is higher" not in out
+
+
+@quick
+def test_some_tasks_may_have_seeds_enough(tmp_path, run_compare):
+    """Of 5 seeds a side p is 2 / 252 at the least, so that it is times 4; then 2 / 70 times 2."""
+    for env_id, seeds in (("Ant-v4", 4), ("Hopper-v4", 5), ("Walker2d-v4", 4)):
+        make_side(tmp_path / "a" / env_id, LOW[:seeds], env_id=env_id)
+        make_side(tmp_path / "b" / env_id, HIGH[:seeds], env_id=env_id)
+    out = run_compare(tmp_path / "a", tmp_path / "b")[1]
+    verdicts = [line["verdict"] for line in cells(out, 1)[:4]]
+    assert verdicts == ["too few seeds", "B is higher", "too few seeds", "B is higher"]
+    assert "together: Ant-v4 and Walker2d-v4 cannot be judged alone, which takes 5 seeds" in out
+
+
+@quick
+@pytest.mark.parametrize("tasks", [1, 2, 6, 7, 30])
+def test_the_seeds_that_are_asked_for_are_enough(tasks):
+    """And one less is not: B is above A in all runs."""
+    enough = evidence.seeds_for_each(tasks)
+    for seeds in {max(4, enough - 1), enough}:
+        a = np.arange(float(seeds))
+        lines = evidence.judge({task: evidence.Pair(a, a + 99) for task in range(tasks)}, 5000)
+        found = {line.verdict for line in lines[:tasks]}
+        assert found == {"B is higher" if seeds == enough else "too few seeds"}
 
 
 @quick

@@ -18,7 +18,7 @@ permutation test of P(B > A), of Mann and Whitney: of all ways to share out the 
 where there are more. Several tasks are pooled as means over tasks, their differences in standard
 deviations of all runs of a task, permuted and drawn within tasks. Holm's method corrects the p of a
 table. B is called higher or lower only where the interval excludes 0 and p is at most 0.05, from 4
-seeds a side on. Between groups drawn from the same runs it was in 3.8 % of cases with 5 seeds a
+seeds a side on; of several tasks, where fewer than 5 or 6 could not decide, not on one alone. Between groups drawn from the same runs it was in 3.8 % of cases with 5 seeds a
 side, in 4.2 % with 10, at most (results/aa.md). The mean over the whole curve stands beside the end
 and is not judged: two looks are two chances to be wrong.
 
@@ -78,6 +78,7 @@ try:
         lines_of,
         runs_until,
         scores_of,
+        seeds_for_each,
     )
 except ImportError as error:
     refuse(f"{error.name} is missing: pip install -r requirements.txt")
@@ -377,6 +378,7 @@ def verdict_on(scores, lines):
         text = too_few(scores)
     else:
         text = f"Verdict: {main.verdict}. {evidence_for(main)} {strength_of(scores)}{caution(main)}"
+        text += not_judged_alone(tasks)
     for line in tasks:
         if line.verdict in (HIGHER, LOWER) and line.verdict != main.verdict:
             text += f" On {line.task} alone {line.verdict}."
@@ -407,14 +409,37 @@ def no_verdict_yet(comparison):
 
 
 def too_few(scores):
-    """Say how many seeds are there, and how many more are needed for what."""
-    task, (a, b) = min(scores.items(), key=lambda pair: min(len(one.ends) for one in pair[1]))
-    counts = len(a.ends), len(b.ends)
-    missing, for_claim = ([max(0, need - count) for count in counts] for need in (LEAST, CLAIM))
-    text = f"No verdict: too few seeds, {counts[0]} of A and {counts[1]} of B"
-    text += f" on {task}" if len(scores) > 1 else ""
-    text += f". A verdict takes {LEAST} a side, {missing[0]} and {missing[1]} more; "
-    return text + f"a claim {CLAIM}, {for_claim[0]} and {for_claim[1]} more."
+    """Say how many seeds are there, how many would do, and what may be said all the same."""
+    task, pair = min(scores.items(), key=lambda item: min(len(one.ends) for one in item[1]))
+    counts = dict(zip("AB", [len(one.ends) for one in pair], strict=True))
+    where = f" on {task}" if len(scores) > 1 else ""
+    text = f"No verdict: too few seeds. A has {counts['A']} and B has {counts['B']}{where}; "
+    text += f"a verdict takes {LEAST} a side ({seeds_to_add(counts, LEAST)}), "
+    text += f"a claim {CLAIM} ({seeds_to_add(counts, CLAIM)}). "
+    if len(scores) > 1:
+        each = seeds_for_each(len(scores))
+        text += f"{LEAST} on every task allow a verdict on all together, {each} one on each. "
+    return text + "The numbers below describe these runs, and do not say what other seeds would do."
+
+
+def seeds_to_add(counts, needed):
+    """Write how many seeds the sides lack."""
+    lacking = [
+        f"{needed - count} more of {side}" for side, count in counts.items() if count < needed
+    ]
+    return " and ".join(lacking)
+
+
+def not_judged_alone(tasks):
+    """Return a sentence on tasks that have too few seeds to be judged one by one, if there are."""
+    names = [line.task for line in tasks if line.verdict == TOO_FEW]
+    if not names:
+        return ""
+    whose = "no task is" if len(names) == len(tasks) else f"{' and '.join(names)} cannot be"
+    return (
+        f" This is said of all tasks together: {whose} judged alone, "
+        f"which takes {seeds_for_each(len(tasks))} seeds a side on each."
+    )
 
 
 def strength_of(scores):
