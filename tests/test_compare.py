@@ -1078,6 +1078,32 @@ def test_journal(tmp_path, run_compare, monkeypatch):
 
 
 @quick
+def test_journal_has_an_entry_once(tmp_path, run_compare, monkeypatch):
+    """Also on another day and after others; not if a run was added since. It says what it did."""
+    monkeypatch.chdir(tmp_path)
+    make_side(Path("a"), LOW)
+    make_side(Path("b"), HIGH, settings={"gamma": 0.98})
+    make_side(Path("c"), HIGH, settings={"gamma": 0.98, "double": True})
+    journal = Path("JOURNAL.md")
+    journal.touch()
+    for sides in ("ab", "ac"):
+        assert run_compare(*sides, "--journal")[1].endswith("\nWritten to JOURNAL.md.\n")
+    text = journal.read_text().replace("## 2", "## 1")
+    assert text.startswith("# Journal\n\n## ") and text.count("\n## ") == 2
+    journal.write_text(text)
+    for sides in ("ab", "ac"):
+        out = run_compare(*sides, "--journal")[1]
+        assert out.endswith("\nAlready in JOURNAL.md: nothing was written.\n")
+    assert journal.read_text() == text
+    make_side(Path("a"), [150], seeds=[106])
+    assert run_compare("a", "b", "--journal")[1].endswith("\nWritten to JOURNAL.md.\n")
+    assert journal.read_text().startswith(text) and journal.read_text().count("\n## ") == 3
+    journal.write_bytes(b"\xff")
+    code, out, err = run_compare("a", "b", "--journal")
+    assert (code, out, err.count("\n")) == (2, "", 1) and "no text" in err
+
+
+@quick
 @pytest.mark.parametrize("arguments", [["--journal", "a", "b"], ["a", "b", "--journal", "no/x.md"]])
 def test_journal_writes_into_no_run(tmp_path, run_compare, monkeypatch, arguments):
     monkeypatch.chdir(tmp_path)
@@ -1223,6 +1249,9 @@ def test_table_of_equal_and_unfinished_runs(tmp_path, run_compare):
         ["--table"],
         ["--table", "gone"],
         ["a", "b", "--table", "a"],
+        ["--table", "a", "--journal"],
+        ["--table", "a", "--bundle", "b"],
+        ["--describe-only", "--table", "a"],
         ["a", "b", "--nonsense"],
     ],
     ids=" ".join,

@@ -18,9 +18,10 @@ permutation test of P(B > A), of Mann and Whitney: of all ways to share out the 
 where there are more. Several tasks are pooled as means over tasks, their differences in standard
 deviations of all runs of a task, permuted and drawn within tasks. Holm's method corrects the p of a
 table. B is called higher or lower only where the interval excludes 0 and p is at most 0.05, from 4
-seeds a side on; of several tasks, where fewer than 5 or 6 could not decide, not on one alone. Between groups drawn from the same runs it was in 3.8 % of cases with 5 seeds a
-side, in 4.2 % with 10, at most (results/aa.md). The mean over the whole curve stands beside the end
-and is not judged: two looks are two chances to be wrong.
+seeds a side on; on one of several tasks alone, only where so few seeds could decide at all, which
+takes 5, or 6 from 7 tasks on. Between groups drawn from the same runs it was in 3.8 % of cases with
+5 seeds a side, in 4.2 % with 10, at most (results/aa.md). The mean over the whole curve stands
+beside the end and is not judged: two looks are two chances to be wrong.
 
 Seeds need not be the same, as runs are not paired, but you are told. All runs of a side must have
 the same settings, and both sides the same number of steps: a run that was planned for more steps is
@@ -773,14 +774,26 @@ def journal_entry(comparison, report):
     return text + (markdown(table_of_differences(report)) if report.lines else "")
 
 
-def append_to_journal(path, entry):
-    """Append an entry; exit with 2 if that cannot be done."""
+def add_to_journal(path, entry):
+    """Append an entry unless it is there already, and return what was done, in a sentence.
+
+    Exit with 2 if it cannot be written.
+    """
     try:
-        is_new = not path.exists()
+        text = path.read_text("utf-8") if path.exists() else ""
+        if without_date(entry) in map(without_date, text.split("\n## ")):
+            return f"Already in {path}: nothing was written."
         with open(path, "a", encoding="utf-8") as file:
-            file.write(("# Journal\n" if is_new else "") + entry)
-    except OSError as error:
-        refuse(f"--journal cannot write to {path} ({error.strerror}): name another file")
+            file.write(entry if text else f"# Journal\n{entry}")
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text in UTF-8"
+        refuse(f"--journal cannot write to {path} ({reason}): name another file")
+    return f"Written to {path}."
+
+
+def without_date(entry):
+    """Return an entry after its date: what was compared on two days is one comparison."""
+    return entry.partition(": ")[2].rstrip()
 
 
 # --- all runs in tables ---------------------------------------------------------------------------
@@ -977,7 +990,7 @@ def parse_arguments():
         type=Path,
         const=Path("JOURNAL.md"),
         metavar="FILE.md",
-        help="append the outcome to FILE.md, by default JOURNAL.md",
+        help="append the outcome to FILE.md, by default JOURNAL.md, unless it is there already",
     )
     args = parser.parse_args()
     if args.journal and args.journal.suffix != ".md":
@@ -986,6 +999,8 @@ def parse_arguments():
         )
     if args.table and args.sides:
         refuse("--table takes all runs, and no A and B: leave them out")
+    if args.table and (args.journal or args.bundle or args.describe_only):
+        refuse("--table compares no A and B: leave out --journal, --bundle and --describe-only")
     if not args.table and len(args.sides) != 2:
         refuse(f"name two sides, A and B, not {len(args.sides)}: quote patterns such as 'runs/a/*'")
     return args
@@ -1002,8 +1017,9 @@ def main():
     a, b = read_side("A", args.sides[0]), read_side("B", args.sides[1])
     comparison = compare(a, b, args.bundle)
     report = report_on(comparison, args.describe_only)
-    if args.journal:
-        append_to_journal(args.journal, journal_entry(comparison, report))
+    written = ""
+    if args.journal:  # first of all, since a reader may stop
+        written = add_to_journal(args.journal, journal_entry(comparison, report))
     say(heading(comparison))
     say(report.verdict)
     if report.lines:
@@ -1012,6 +1028,9 @@ def main():
         say(NOTES.rstrip())
     if comparison.is_confounded:
         say(f"\n{remedies(comparison)}".rstrip())
+    if written:
+        say(f"\n{written}")
+    if comparison.is_confounded:
         raise SystemExit(2)
 
 
