@@ -48,6 +48,33 @@ def fitted(lines):
     return columns(rows, widths)
 
 
+def prose(text, table):
+    """Return a text; where tables are fitted to a terminal, with lines that fit it as well.
+
+    Lines of four spaces and more are commands, and stay as they are.
+    """
+    if table is not fitted:
+        return text
+    width = shutil.get_terminal_size().columns
+    return "\n\n".join(refilled(paragraph, width) for paragraph in text.split("\n\n"))
+
+
+def refilled(paragraph, width):
+    """Return a paragraph or list in lines of a width, unless it has no longer ones."""
+    lines = paragraph.split("\n")
+    if all(len(line) <= width for line in lines):
+        return paragraph
+    if not any(line.startswith(("- ", "    ")) for line in lines):
+        before = "\n" if paragraph.startswith("\n") else ""
+        after = "\n" if paragraph.endswith("\n") else ""
+        return before + "\n".join(wrap(" ".join(lines), width)) + after
+    found = []
+    for line in lines:
+        is_command = line.startswith("    ")
+        found += [line] if is_command else wrap(line, width, subsequent_indent="  ")
+    return "\n".join(found)
+
+
 def rows_of(lines):
     """Return the titles of a table, then its cells."""
     return [list(lines[0]), *([str(cell) for cell in line.values()] for line in lines)]
@@ -122,9 +149,9 @@ def blocks(rows, width):
     return text
 
 
-def wrap(cell, width):
-    """Return the lines of a cell, at least one."""
-    options = {"break_long_words": False, "break_on_hyphens": False}
+def wrap(cell, width, **options):
+    """Return the lines of a cell, at least one; options are those of textwrap."""
+    options |= {"break_long_words": False, "break_on_hyphens": False}
     return textwrap.wrap(cell, width, **options) or [""]
 
 
