@@ -224,6 +224,23 @@ def test_changes_of_the_code(tmp_path, run_compare, name):
     assert ("A/A" in out) == (not expected)
 
 
+# Of classes a run names the whole, of Args and imports it says nothing
+NOT_SAID = ("constant of a class", "decorator", "check", "import", "added import")
+
+
+@pytest.mark.parametrize("name", sorted({*CODE} - {*NOT_SAID}))
+def test_a_run_says_what_is_counted(name):
+    """At its start, of the run before it."""
+    script = importlib.import_module("sac_continuous")
+    edits, expected = CODE[name]
+    old, new = SOURCE, edited(*edits)
+    if name == "known name":
+        old, new = (one.replace("Critic()", "Critic(min(1, 2))") for one in (old, new))
+    found = script.changed_code(old.encode(), new.encode())
+    names = [words.rpartition(" ")[0].partition(" ==")[0] for words in expected]
+    assert sorted(found) == sorted(names)
+
+
 CHANGES = {
     "seed, notes and videos": ({"settings": {"notes": "x", "wandb_project": "y"}}, []),
     "rounding": ({"settings": {"threads": 2, "compile": "on", "eval_every": 50_000}}, []),
