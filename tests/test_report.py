@@ -722,6 +722,8 @@ def test_prose_is_refilled_where_a_line_is_too_long(monkeypatch):
     words = "one two three four five six seven"
     text = f"\n\nshort\nlines\n\n{words}\neight nine\n\n- {words}\n- ten\n    {words}\n"
     assert text_tables.prose(text, text_tables.markdown) == text
+    begun = text_tables.prose(f"\n{words}\n", text_tables.fitted)
+    assert begun == "\none two three four five six\nseven\n"
     assert text_tables.prose(text, text_tables.fitted) == (
         "\n\nshort\nlines\n\none two three four five six\nseven eight nine\n\n"
         f"- one two three four five six\n  seven\n- ten\n    {words}\n"

@@ -60,7 +60,7 @@ from changes import (
     show,
 )
 from run_folders import NO_RUN, ROOT, find_runs, flag, iqm, refuse, say, strength
-from text_tables import LONGEST, fits_in_columns, fitted, markdown, number, turned, wrap
+from text_tables import LONGEST, fits_in_columns, fitted, markdown, number, prose, turned, wrap
 
 try:
     from evidence import (
@@ -94,8 +94,11 @@ TASK_COLUMNS: dict[str, Callable[[Record], str]] = {
 }
 
 NOTES = """
-Each side shows IQMs over seeds, the mean below 4. A run has failed if its summary says so, or if it
-learned less than a tenth of what the better side did since the evaluation at step 0.
+Each side shows IQMs over seeds, the mean below 4: end is the mean return over the last tenth of the
+evaluations, whole curve that over all of them. A run has failed if its summary says so, or if it
+learned less than a tenth of what the better side did since the evaluation at step 0. P(B > A) is
+the probability that a run of B beats one of A. All tasks, in sd: the mean over tasks, each in
+standard deviations of all its runs.
 """
 NOTES_ON_RUNS = """
 The baseline of a task are the runs with the fewest settings of their own; changes are counted from
@@ -848,7 +851,7 @@ def tables_of_runs(records, table):
     text = ""
     for _, group in sorted(scripts.items()):
         text += tables_of_script(groups_of(group), table)
-    return text + NOTES_ON_RUNS
+    return text + prose(NOTES_ON_RUNS, table)
 
 
 def tables_of_script(groups, table):
@@ -1020,14 +1023,14 @@ def main():
     written = ""
     if args.journal:  # first of all, since a reader may stop
         written = add_to_journal(args.journal, journal_entry(comparison, report))
-    say(heading(comparison))
-    say(report.verdict)
+    say(prose(heading(comparison), table))
+    say(prose(report.verdict, table))
     if report.lines:
         say(table(table_of_sides(report.scores)).rstrip())
         say(table(table_of_differences(report)).rstrip())
-        say(NOTES.rstrip())
+        say(prose(NOTES.rstrip(), table))
     if comparison.is_confounded:
-        say(f"\n{remedies(comparison)}".rstrip())
+        say(prose(f"\n{remedies(comparison)}".rstrip(), table))
     if written:
         say(f"\n{written}")
     if comparison.is_confounded:

@@ -67,7 +67,7 @@ def refilled(paragraph, width):
     if not any(line.startswith(("- ", "    ")) for line in lines):
         before = "\n" if paragraph.startswith("\n") else ""
         after = "\n" if paragraph.endswith("\n") else ""
-        return before + "\n".join(wrap(" ".join(lines), width)) + after
+        return before + "\n".join(wrap(" ".join(lines).strip(), width)) + after
     found = []
     for line in lines:
         is_command = line.startswith("    ")
