@@ -1673,7 +1673,23 @@ def changed_code(old, new):
     except (SyntaxError, ValueError):
         return ["the source"]
     names = dict.fromkeys([*after, *before])
-    return [name for name in names if before.get(name) != after.get(name)]
+    changed = [name for name in names if before.get(name) != after.get(name)]
+    return [name for name in changed if not is_helper(name, changed, before, after)]
+
+
+def is_helper(name, changed, before, after):
+    """Tell whether what one source lacks acts only through others that differ, and counts there."""
+    if name in before and name in after:
+        return False
+    own, other = (before, after) if name in before else (after, before)
+    holder, _, last = name.rpartition(".")
+    if holder in own and holder not in other:
+        return True  # a method of a class that is as new
+    call = f"attr='{last}'" if holder else f"id='{last}'"
+    if any(call in code or known.rpartition(".")[2] == last for known, code in other.items()):
+        return False  # it may take the place of something
+    callers = [one for one in changed if name not in (one, one.partition(".")[0])]
+    return any(call in own.get(one, "") for one in callers)
 
 
 def code_by_name(text):

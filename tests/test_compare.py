@@ -52,6 +52,10 @@ class Args:
     critic_lr: float = 3e-4
     double: bool = False
     target_kl: float | None = None
+    device: str = "auto"
+    threads: int | None = None
+    compile: str = "auto"
+    eval_every: int | None = None
     notes: str = ""
 
     def check(self):
@@ -220,8 +224,25 @@ def test_changes_of_the_code(tmp_path, run_compare, name):
     assert ("A/A" in out) == (not expected)
 
 
+# Of classes a run names the whole, of Args and imports it says nothing
+NOT_SAID = ("constant of a class", "decorator", "check", "import", "added import")
+
+
+@pytest.mark.parametrize("name", sorted({*CODE} - {*NOT_SAID}))
+def test_a_run_says_what_is_counted(name):
+    """At its start, of the run before it."""
+    script = importlib.import_module("sac_continuous")
+    edits, expected = CODE[name]
+    old, new = SOURCE, edited(*edits)
+    if name == "known name":
+        old, new = (one.replace("Critic()", "Critic(min(1, 2))") for one in (old, new))
+    found = script.changed_code(old.encode(), new.encode())
+    names = [words.rpartition(" ")[0].partition(" ==")[0] for words in expected]
+    assert sorted(found) == sorted(names)
+
+
 CHANGES = {
-    "seed, notes and videos": ({"settings": {"notes": "x", "capture_video": True}}, []),
+    "seed, notes and videos": ({"settings": {"notes": "x", "wandb_project": "y"}}, []),
     "rounding": ({"settings": {"threads": 2, "compile": "on", "eval_every": 50_000}}, []),
     "int": ({"settings": {"gamma": 0.99, "critic_lr": 0.0003}}, []),
     "one flag": ({"settings": {"gamma": 0.98}}, ["setting: gamma 0.99 -> 0.98"]),
@@ -412,7 +433,23 @@ def test_changes_are_those_of_all_tasks(tmp_path, run_compare):
         ("Ant-v4", " --gamma 0.9"),
         ("Hopper-v4", " --gamma 0.8"),
         ("Ant-v4", " --double"),
-        ("Hopper-v4", ""),
+    ]
+    spared = "Nothing has to be trained on Hopper-v4, 1,000,000 steps, where the runs of A serve."
+    assert out.count("Nothing has to be trained") == 1 and spared in out
+
+
+@quick
+def test_each_task_is_trained_with_its_own_seeds(tmp_path, run_compare):
+    """And no seed on a task on which the side does not have it."""
+    seeds = {"Ant-v4": [101, 102], "Hopper-v4": [103, 104]}
+    for env_id, own in seeds.items():
+        options = {"seeds": own, "env_id": env_id}
+        make_side(tmp_path / "a" / env_id, LOW, **options)
+        make_side(tmp_path / "b" / env_id, HIGH, settings={"gamma": 0.9, "double": True}, **options)
+    out = run_compare(tmp_path / "a", tmp_path / "b")[1]
+    assert re.findall('ENVS="(.+?)" SEEDS="(.+?)"', out) == 2 * [
+        ("Ant-v4", "101 102"),
+        ("Hopper-v4", "103 104"),
     ]
 
 
@@ -471,7 +508,7 @@ def test_runs_of_one_seed_count_once(tmp_path, run_compare):
     for name in ("101b", "101c"):
         shutil.copytree(b / "101", b / name)
     code, out, _ = run_compare(a, b)
-    assert code == 0 and "No verdict: too few seeds, 5 of A and 3 of B." in out
+    assert code == 0 and "No verdict: too few seeds. A has 5 and B has 3; a" in out
     assert "Runs of one seed of B count once" in out and cells(out)[1]["failed"] == "0 of 5"
 
 
@@ -611,10 +648,13 @@ def test_few_seeds_allow_no_verdict(tmp_path, run_compare, counts):
     b = make_side(tmp_path / "b", (HIGH * 2)[: counts[1]])
     code, out, _ = run_compare(a, b)
     assert code == 0 and "higher" not in out and "[" not in out
-    missing, for_claim = ([max(0, need - count) for count in counts] for need in (4, 10))
-    assert f"No verdict: too few seeds, {counts[0]} of A and {counts[1]} of B. " in out
-    assert f"4 a side, {missing[0]} and {missing[1]} more; a claim 10, " in out
-    assert f"10, {for_claim[0]} and {for_claim[1]} more." in out
+    assert f"No verdict: too few seeds. A has {counts[0]} and B has {counts[1]}; " in out
+    for needed in (4, 10):
+        words = []
+        for side, count in zip("AB", counts, strict=True):
+            words += [f"{needed - count} more of {side}"] if count < needed else []
+        assert f" {needed} a side ({' and '.join(words)})" in out.replace("claim 10", "10 a side")
+    assert "on every task" not in out and "The numbers below describe these runs" in out
     assert cells(out, 1)[0]["verdict"] == "too few seeds" and cells(out, 1)[0]["p"] == ""
 
 
@@ -763,9 +803,52 @@ def test_all_lines_that_are_judged_share_the_error(tmp_path, run_compare):
     make_side(tmp_path / "a" / "few", LOW[:3], env_id="Own-v0")
     make_side(tmp_path / "b" / "few", HIGH[:3], env_id="Own-v0")
     out = run_compare(tmp_path / "a", tmp_path / "b")[1]
-    assert "No verdict: too few seeds, 3 of A and 3 of B on Own-v0. " in out
+    assert "No verdict: too few seeds. A has 3 and B has 3 on Own-v0; " in out
     assert cells(out, 1)[1]["p"] == f"{3 * 2 / 252:.3f}"  # three lines are judged now
     assert "On Hopper-v4 alone B is higher." in out
+
+
+@quick
+@pytest.mark.parametrize("seeds, tasks, each", [(4, 2, 5), (5, 2, 5), (5, 7, 6), (4, 1, 4)])
+def test_tasks_that_no_outcome_could_decide_are_not_judged_alone(
+    tmp_path, run_compare, seeds, tasks, each
+):
+    """Of 4 seeds a side p is 2 / 70 at the least, which is above 0.05 for two tasks."""
+    for number in range(tasks):
+        for name, scores in (("a", LOW), ("b", HIGH)):
+            folder = tmp_path / name / str(number)
+            make_side(folder, scores[:seeds], env_id=f"Own{number}-v0")
+    out = run_compare(tmp_path / "a", tmp_path / "b")[1]
+    found = {line["verdict"] for line in cells(out, 1)[:tasks]}
+    assert "\nVerdict: B is higher. " in out
+    assert found == {"too few seeds" if seeds < each else "B is higher"}
+    sentence = f"no task is judged alone, which takes {each} seeds a side on each."
+    assert (sentence in out) == (seeds < each)
+    assert "alone B is higher" not in out
+
+
+@quick
+def test_some_tasks_may_have_seeds_enough(tmp_path, run_compare):
+    """Of 5 seeds a side p is 2 / 252 at the least, so that it is times 4; then 2 / 70 times 2."""
+    for env_id, seeds in (("Ant-v4", 4), ("Hopper-v4", 5), ("Walker2d-v4", 4)):
+        make_side(tmp_path / "a" / env_id, LOW[:seeds], env_id=env_id)
+        make_side(tmp_path / "b" / env_id, HIGH[:seeds], env_id=env_id)
+    out = run_compare(tmp_path / "a", tmp_path / "b")[1]
+    verdicts = [line["verdict"] for line in cells(out, 1)[:4]]
+    assert verdicts == ["too few seeds", "B is higher", "too few seeds", "B is higher"]
+    assert "together: Ant-v4 and Walker2d-v4 cannot be judged alone, which takes 5 seeds" in out
+
+
+@quick
+@pytest.mark.parametrize("tasks", [1, 2, 6, 7, 30])
+def test_the_seeds_that_are_asked_for_are_enough(tasks):
+    """And one less is not: B is above A in all runs."""
+    enough = evidence.seeds_for_each(tasks)
+    for seeds in {max(4, enough - 1), enough}:
+        a = np.arange(float(seeds))
+        lines = evidence.judge({task: evidence.Pair(a, a + 99) for task in range(tasks)}, 5000)
+        found = {line.verdict for line in lines[:tasks]}
+        assert found == {"B is higher" if seeds == enough else "too few seeds"}
 
 
 @quick
@@ -851,7 +934,7 @@ def test_two_changes_come_with_the_runs_that_would_settle_it(tmp_path, run_compa
     source = (ROOT / "sac_continuous.py").read_text("utf-8")
     for env_id in ("Hopper-v4", "Ant-v4"):
         for side, settings in (("a", {}), ("b", {"gamma": 0.98, "autotune": False})):
-            own = {"autotune": True} | settings
+            own = {"autotune": True, "double": None} | settings
             folder = tmp_path / side / env_id
             make_side(folder, LOW[:2], env_id=env_id, settings=own, source=source)
     a, b = tmp_path / "a", tmp_path / "b"
@@ -909,7 +992,8 @@ def test_changes_of_code_versions_and_scripts_name_what_to_do(tmp_path, run_comp
     assert "# in an environment with torch 2.12.0" in words
     assert any(one.startswith(f"SCRIPTS={script} ") for one in words)
     assert any(one.startswith(f"SCRIPTS={a}/101/script.py ") for one in words)
-    c = make_side(tmp_path / "c", HIGH, script="td3_continuous", source="", settings={"gamma": 0.9})
+    settings = {"gamma": 0.9, "double": None}
+    c = make_side(tmp_path / "c", HIGH, script="td3_continuous", source="", settings=settings)
     words = commands(run_compare(a, c)[1])
     assert any(
         re.match(r"SCRIPTS=td3_continuous (.|\n)*c/101(.|\n)*--gamma 0.99$", one) for one in words
@@ -920,10 +1004,68 @@ def test_changes_of_code_versions_and_scripts_name_what_to_do(tmp_path, run_comp
 @quick
 def test_many_changes_are_not_all_written_out(tmp_path, run_compare):
     settings = {f"setting_{number}": number for number in range(7)}
-    b = make_side(tmp_path / "b", HIGH, settings=settings)
-    out = run_compare(make_side(tmp_path / "a", LOW), b)[1]
+    fields = "".join(f"    {name}: int = 9\n" for name in settings)
+    source = edited(("    double: bool", f"{fields}    double: bool"))
+    b = make_side(tmp_path / "b", HIGH, settings=settings, source=source)
+    a = make_side(tmp_path / "a", LOW, settings=dict.fromkeys(settings, 9), source=source)
+    out = run_compare(a, b)[1]
     assert "And in the same way for setting_4, setting_5, setting_6." in out
     assert "only-setting-3" in out and "only-setting-4" not in out
+
+
+OLD_SETTING = ("double: bool", "old_rate: float = 0.1\n    double: bool")
+
+
+@quick
+def test_settings_that_the_script_does_not_have_make_no_command(tmp_path, run_compare):
+    """With two changes B without the other one takes the place of what cannot be trained."""
+    a = make_side(tmp_path / "a", LOW)
+    two = make_side(
+        tmp_path / "two",
+        HIGH,
+        settings={"gamma": 0.98, "old_rate": 0.7},
+        source=edited(OLD_SETTING),
+    )
+    code, out, _ = run_compare(a, two)
+    assert code == 2 and "CONFOUNDED: gamma, old_rate. " in out
+    titles = re.findall("^(A with only .+|B without .+):$", out, re.MULTILINE)
+    assert titles == ["A with only gamma of B", "B without gamma"]
+    reason = f"{a}/101/script.py has no --old-rate: A with only old_rate of B."
+    assert f"\nCannot be trained, as {reason}\n" in out
+    assert "--old-rate" not in "".join(commands(out))
+    out = run_compare(two, a)[1]  # what A lacks is at its default in the script that has it
+    assert "--total-timesteps 1000000 --old-rate 0.1\n" in out and "--old-rate None" not in out
+
+
+@quick
+def test_runs_of_an_earlier_script_are_not_trained_again(tmp_path, run_compare):
+    """Its settings are in config.toml, which the script of today would refuse."""
+    settings = {"gamma": 0.98, "tau": 0.01, "old_rate": 0.7, "double": None}
+    a = make_side(tmp_path / "a", LOW, source="", settings={"double": None, "tau": 0.005})
+    b = make_side(tmp_path / "b", HIGH, source="", settings=settings)
+    out = run_compare(a, b)[1]
+    (sentence,) = re.findall("^Cannot .+$", out, re.MULTILINE)
+    assert sentence == (
+        "Cannot be trained, as sac_continuous.py has no --old-rate: B without gamma; "
+        "B without tau; A with only old_rate of B; B without old_rate."
+    )
+    assert "old-rate" not in "".join(commands(out))
+    trained = [one for one in commands(out) if one.startswith("SCRIPTS=")]
+    assert len(trained) == 2 and all(f"{a}/101/config.toml" in one for one in trained)
+    b = make_side(tmp_path / "c", HIGH, source="", settings={"gamma": 0.9, "tau": 1, "old": 2})
+    make_side(tmp_path / "d", HIGH, source="", settings={"old": 3})
+    out = run_compare(tmp_path / "d", b)[1]
+    assert not commands(out) and "These runs would settle it" not in out
+
+
+@quick
+def test_a_script_that_is_not_here_makes_no_command(tmp_path, run_compare):
+    options = {"script": "lost", "source": ""}
+    a = make_side(tmp_path / "a", LOW, **options)
+    b = make_side(tmp_path / "b", HIGH, settings={"gamma": 0.9, "double": True}, **options)
+    out = run_compare(a, b)[1]
+    assert "Cannot be trained, as lost.py is not here and the runs have no script.py: A " in out
+    assert not commands(out)
 
 
 # --- journal --------------------------------------------------------------------------------------
@@ -950,6 +1092,32 @@ def test_journal(tmp_path, run_compare, monkeypatch):
     assert "- Question: none noted (--notes)\n" in more
     assert "- Outcome: CONFOUNDED: gamma, double. " in more and "higher" not in more[len(text) :]
     assert run_compare("a", "b", "--journal", "mine.md")[0] == 0 and Path("mine.md").exists()
+
+
+@quick
+def test_journal_has_an_entry_once(tmp_path, run_compare, monkeypatch):
+    """Also on another day and after others; not if a run was added since. It says what it did."""
+    monkeypatch.chdir(tmp_path)
+    make_side(Path("a"), LOW)
+    make_side(Path("b"), HIGH, settings={"gamma": 0.98})
+    make_side(Path("c"), HIGH, settings={"gamma": 0.98, "double": True})
+    journal = Path("JOURNAL.md")
+    journal.touch()
+    for sides in ("ab", "ac"):
+        assert run_compare(*sides, "--journal")[1].endswith("\nWritten to JOURNAL.md.\n")
+    text = journal.read_text().replace("## 2", "## 1")
+    assert text.startswith("# Journal\n\n## ") and text.count("\n## ") == 2
+    journal.write_text(text)
+    for sides in ("ab", "ac"):
+        out = run_compare(*sides, "--journal")[1]
+        assert out.endswith("\nAlready in JOURNAL.md: nothing was written.\n")
+    assert journal.read_text() == text
+    make_side(Path("a"), [150], seeds=[106])
+    assert run_compare("a", "b", "--journal")[1].endswith("\nWritten to JOURNAL.md.\n")
+    assert journal.read_text().startswith(text) and journal.read_text().count("\n## ") == 3
+    journal.write_bytes(b"\xff")
+    code, out, err = run_compare("a", "b", "--journal")
+    assert (code, out, err.count("\n")) == (2, "", 1) and "no text" in err
 
 
 @quick
@@ -998,8 +1166,76 @@ def test_table_has_what_differs(tmp_path, run_compare):
     assert codes[0] == codes[1] != codes[2] and len({*codes}) == 2
     versions = VERSIONS | {"torch": "2.12.0"}
     make_side(tmp_path / "new", HIGH[:1], script="my_td3", source="", versions=versions)
-    line = cells(run_compare("--table", f"{tmp_path}/ba*", tmp_path / "new")[1])[0]
-    assert (line["script"], line["torch"]) == ("my_td3", "2.12.0") and "gamma" not in line
+    make_side(tmp_path / "new" / "old", HIGH[:1], script="my_td3", source="")
+    out = run_compare("--table", f"{tmp_path}/ba*", tmp_path / "new")[1]
+    assert re.findall("^### .+$", out, re.MULTILINE) == [
+        "### my_td3, Hopper-v4, 1,000,000 steps",
+        "### sac_continuous, Hopper-v4, 1,000,000 steps",
+    ]
+    assert [line["torch"] for line in cells(out)] == ["2.12.0", "2.13.0"]
+    assert "gamma" not in out and "torch" not in cells(out, 1)[0]
+
+
+def make_wide_sides(folder, count):
+    """Write runs that differ in settings with long names, and those of two tasks more."""
+    names = [f"a_setting_with_a_name_{number:02}" for number in range(count)]
+    fields = "".join(f"    {name}: int = 1\n" for name in names)
+    source = edited(("    double: bool", f"{fields}    double: bool"))
+    make_side(folder / "base", LOW, settings=dict.fromkeys(names, 1), source=source)
+    for name in names:
+        settings = dict.fromkeys(names, 1) | {name: 22.5}
+        make_side(folder / name, HIGH[:1], settings=settings, source=source)
+    for env_id in ("Ant-v4", "Walker2d-v4"):
+        make_side(folder / env_id, HIGH[:1], env_id=env_id)
+
+
+@quick
+@pytest.mark.parametrize("is_terminal", [False, True])
+@pytest.mark.parametrize("count", [2, 4, 12])
+def test_tables_are_at_most_100_columns_wide(
+    tmp_path, run_compare, monkeypatch, is_terminal, count
+):
+    """One for each task if need be, turned if still too wide, and then in several parts."""
+    make_wide_sides(tmp_path, count)
+    if is_terminal:
+        monkeypatch.setenv("COLUMNS", "100")
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    out = run_compare("--table", tmp_path)[1]
+    assert max(map(len, out.splitlines())) <= 100
+    headings = re.findall("^(?:### )?(sac_continuous.+)$", out, re.MULTILINE)
+    assert headings == [
+        "sac_continuous, Hopper-v4, 1,000,000 steps",
+        "sac_continuous, tasks on which all runs are alike",
+    ]
+    for number in range(count):
+        assert f"a_setting_with_a_name_{number:02}" in out
+    if count == 12 and not is_terminal:
+        parts = [cells(out, place) for place in range(len(re.findall("(?m)^. ---", out)))]
+        *parts, last = parts
+        assert len(parts) > 1 and [line["environment"] for line in last] == [
+            "Ant-v4",
+            "Walker2d-v4",
+        ]
+        places = [title for part in parts for title in part[0] if title]
+        assert places == [str(place) for place in range(1, 14)]
+        found = {}
+        for part in parts:
+            for line in part:
+                found.setdefault(line.pop(""), []).extend(line.values())
+        assert found["changes"] == ["baseline", *12 * ["1"]]
+        assert found["IQM"] == ["120", *12 * ["200"]]
+        assert found["a_setting_with_a_name_03"] == [*4 * ["1"], "22.5", *8 * ["1"]]
+        assert "\nChanges of 5: a_setting_with_a_name_03.\n" in out
+
+
+@quick
+def test_a_setting_that_is_new_at_its_default_is_no_column(tmp_path, run_compare):
+    make_side(tmp_path / "a", LOW, settings={"gamma": 0.98})
+    new = edited(("double: bool", "triple: int = 7\n    double: bool"))
+    make_side(tmp_path / "b", HIGH, source=new, settings={"triple": 7})
+    (one, other) = cells(run_compare("--table", tmp_path)[1])
+    assert "gamma" in one and "triple" not in one and "double" not in one
+    assert one["changes"] == "baseline" and other["changes"] == "1: gamma"
 
 
 @quick
@@ -1030,6 +1266,9 @@ def test_table_of_equal_and_unfinished_runs(tmp_path, run_compare):
         ["--table"],
         ["--table", "gone"],
         ["a", "b", "--table", "a"],
+        ["--table", "a", "--journal"],
+        ["--table", "a", "--bundle", "b"],
+        ["--describe-only", "--table", "a"],
         ["a", "b", "--nonsense"],
     ],
     ids=" ".join,
@@ -1080,8 +1319,10 @@ def test_tables_fit_a_terminal(tmp_path, run_compare, monkeypatch, width):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     assert run_compare(a, b, "--markdown")[1] == piped
     out = run_compare(a, b)[1]
-    tables = out.split("smoke test.")[-1].split("exploratory.\n")[-1]
-    assert max(map(len, tables.split("Each side")[0].splitlines())) <= width and "|" not in tables
+    tables = out[out.index("\ntask ") :]
+    assert (
+        max(map(len, out.splitlines())) <= max(width, len(f"- B: 5 runs in {b}")) and "|" not in out
+    )
     for line in cells(piped):
         assert {*" ".join(line.values()).split()} <= {*tables.split()}
 

@@ -101,9 +101,17 @@ def test_scores_training_and_times(tmp_path, run_report):
     assert (line["seeds"], line["IQM"], line["minimum"]) == ("2, smoke", "the mean", "1900")
     assert cells(out, 1)[0]["training"] == f"{(99.5 + 7) / 2:.3g}"
     times = cells(out, 2)[0]
-    assert (times["wall-clock"], times["steps/s by seed"]) == ("10 min", "3: 1667, 20: 1667")
-    assert (times["update"], times["env"], times["eval"]) == ("85.0 %", "15.0 %", "0.0 %")
+    assert (times["time"], times["steps/s"]) == ("10 min", "1667")
+    assert (times["update"], times["env"], times["eval"]) == ("85%", "15%", "0%")
     assert "- a machine, Python 3.11.7, torch 2.13.0, gymnasium 1.4.0, mujoco 3.17.0\n" in out
+
+
+@quick
+def test_speeds_of_several_seeds_are_a_span(tmp_path, run_report):
+    """600 s each."""
+    for seed, steps in enumerate((252_000, 186_000, 210_000)):
+        make_run(tmp_path / str(seed), seed, step=steps)
+    assert cells(run_report(tmp_path), 2)[0]["steps/s"] == "310-420"
 
 
 def test_scores_are_those_of_the_summaries():
@@ -689,6 +697,37 @@ def test_tables_fit_a_terminal(tmp_path, run_report, monkeypatch, width):
             assert {*" ".join(line.values()).split()} <= {*tables.split()}
     lines = tables.strip().splitlines()
     assert lines[0].startswith("script ") and (width < 100 or "environment" in lines[0])
+
+
+RUNS = (ROOT / "results").rglob("config.toml")
+FOLDERS = sorted({path.relative_to(ROOT / "results").parts[0] for path in RUNS})
+
+
+@pytest.mark.parametrize("folder", [".", *FOLDERS])
+def test_all_that_a_terminal_of_100_columns_gets_fits(folder, run_report, monkeypatch):
+    """Tables, remarks and lists of the committed runs; nothing is lost."""
+    monkeypatch.setenv("COLUMNS", "100")
+    piped = run_report(ROOT / "results" / folder)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    out = run_report(ROOT / "results" / folder)
+    assert max(map(len, out.splitlines())) <= 100
+    without_notes = re.sub(r"Note \d+: .+\n|\S* \.\.\. .note \d+.", "", piped)
+    assert {*re.sub(r"[|]|---", "", without_notes).split()} <= {*out.split()}
+
+
+@quick
+def test_prose_is_refilled_where_a_line_is_too_long(monkeypatch):
+    """Paragraphs as a whole, items of lists each by itself, commands not at all."""
+    monkeypatch.setenv("COLUMNS", "30")
+    words = "one two three four five six seven"
+    text = f"\n\nshort\nlines\n\n{words}\neight nine\n\n- {words}\n- ten\n    {words}\n"
+    assert text_tables.prose(text, text_tables.markdown) == text
+    begun = text_tables.prose(f"\n{words}\n", text_tables.fitted)
+    assert begun == "\none two three four five six\nseven\n"
+    assert text_tables.prose(text, text_tables.fitted) == (
+        "\n\nshort\nlines\n\none two three four five six\nseven eight nine\n\n"
+        f"- one two three four five six\n  seven\n- ten\n    {words}\n"
+    )
 
 
 @quick

@@ -541,6 +541,17 @@ def main():
     assert changes("RATE = 1", "RATE = 1\nset_default(2)") == ["set_default(2)"]
     assert changes("return RATE", "return 2 * RATE") == ["main"]
     assert changes("def main", "def start") == ["start", "main"]
+    # what is new, or gone, counts with what calls it
+    helper = "def helper():\n    return 2\ndef main"
+    assert changes("def main", helper) == ["helper"]  # nothing calls it
+    assert changes("def main():\n    return RATE", f"{helper}():\n    return helper()") == ["main"]
+    holder = "class New:\n    def one(self):\n        return New\ndef main"
+    assert changes("def main():\n    return RATE", f"{holder}():\n    return New()") == ["main"]
+    assert changes("def main", holder) == ["New"]  # only itself calls it
+    assert changes("RATE = 1\n", "") == ["RATE"]  # main names it, and is the same
+    known = "def act():\n    return 2\ndef main"  # a method has this name
+    found = changes("def main():\n    return RATE", f"{known}():\n    return act()")
+    assert found == ["act", "main"]
 
 
 @pytest.mark.plumbing

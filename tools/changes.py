@@ -21,6 +21,8 @@ TASK = {"env_id", "total_timesteps"}
 # Settings that scripts settle by themselves, and on which only rounding depends, or how often a run
 # is evaluated: shown, and not counted
 SETTLED = {"threads", "compile", "eval_every"}
+OLD_NAMES = {"wandb_project"}  # of settings without effect, in runs of earlier scripts
+NOT_COUNTED = ASIDE | OLD_NAMES | TASK | SETTLED | {"device"}  # the last is a change by itself
 PACKAGES = ("torch", "numpy", "gymnasium")  # besides Python and the simulator
 COPY = 0.95  # the share of equal parts from which on a script of another name is a copy
 
@@ -176,7 +178,7 @@ def setting(record, name):
 def names_of_settings(*records):
     """Return all settings that count, in the order of the scripts."""
     names = {name: None for record in records for name in record.run.config}
-    return [name for name in names if name not in ASIDE | TASK | SETTLED | {"device"}]
+    return [name for name in names if name not in NOT_COUNTED]
 
 
 def has_setting(record, name):

@@ -2,7 +2,7 @@
 
 python tools/compare.py runs/old runs/new             two runs, folders of runs, or quoted patterns
 python tools/compare.py 'runs/a/*' 'runs/b/*' --journal    and write the outcome into JOURNAL.md
-python tools/compare.py --table runs                  all runs in one table, by what differs
+python tools/compare.py --table runs                  all runs in a table for each script
 
 A is the baseline. First comes what changed: settings, code, versions of packages, the device. What
 cannot act on a score does not count: comments, docstrings, the order of functions, names, notes,
@@ -18,9 +18,10 @@ permutation test of P(B > A), of Mann and Whitney: of all ways to share out the 
 where there are more. Several tasks are pooled as means over tasks, their differences in standard
 deviations of all runs of a task, permuted and drawn within tasks. Holm's method corrects the p of a
 table. B is called higher or lower only where the interval excludes 0 and p is at most 0.05, from 4
-seeds a side on. Between groups drawn from the same runs it was in 3.8 % of cases with 5 seeds a
-side, in 4.2 % with 10, at most (results/aa.md). The mean over the whole curve stands beside the end
-and is not judged: two looks are two chances to be wrong.
+seeds a side on; on one of several tasks alone, only where so few seeds could decide at all, which
+takes 5, or 6 from 7 tasks on. Between groups drawn from the same runs it was in 3.8 % of cases with
+5 seeds a side, in 4.2 % with 10, at most (results/aa.md). The mean over the whole curve stands
+beside the end and is not judged: two looks are two chances to be wrong.
 
 Seeds need not be the same, as runs are not paired, but you are told. All runs of a side must have
 the same settings, and both sides the same number of steps: a run that was planned for more steps is
@@ -49,6 +50,8 @@ from changes import (
     Task,
     difference,
     differs_in_script,
+    fields_of,
+    has_setting,
     hash_of,
     is_default,
     names_of_settings,
@@ -57,7 +60,7 @@ from changes import (
     show,
 )
 from run_folders import NO_RUN, ROOT, find_runs, flag, iqm, refuse, say, strength
-from text_tables import fitted, markdown, number
+from text_tables import LONGEST, fits_in_columns, fitted, markdown, number, prose, turned, wrap
 
 try:
     from evidence import (
@@ -76,6 +79,7 @@ try:
         lines_of,
         runs_until,
         scores_of,
+        seeds_for_each,
     )
 except ImportError as error:
     refuse(f"{error.name} is missing: pip install -r requirements.txt")
@@ -84,10 +88,22 @@ CLAIM = 10  # seeds a side for a claim
 SMALL = 0.1  # an effect below this share of A needs MANY seeds a side
 MANY = 20
 MOST_CHANGES = 4  # for which the runs that would settle it are written out
+TASK_COLUMNS: dict[str, Callable[[Record], str]] = {
+    "environment": lambda record: record.run.env_id,
+    "steps": lambda record: f"{record.run.steps:,}",
+}
 
 NOTES = """
-Each side shows IQMs over seeds, the mean below 4. A run has failed if its summary says so, or if it
-learned less than a tenth of what the better side did since the evaluation at step 0.
+Each side shows IQMs over seeds, the mean below 4: end is the mean return over the last tenth of the
+evaluations, whole curve that over all of them. A run has failed if its summary says so, or if it
+learned less than a tenth of what the better side did since the evaluation at step 0. P(B > A) is
+the probability that a run of B beats one of A. All tasks, in sd: the mean over tasks, each in
+standard deviations of all its runs.
+"""
+NOTES_ON_RUNS = """
+The baseline of a task are the runs with the fewest settings of their own; changes are counted from
+it. The IQM over seeds is the mean below 4. A run has failed if its summary says so, or if it
+learned less than a tenth of what the best runs of its task did since the evaluation at step 0.
 """
 
 
@@ -366,6 +382,7 @@ def verdict_on(scores, lines):
         text = too_few(scores)
     else:
         text = f"Verdict: {main.verdict}. {evidence_for(main)} {strength_of(scores)}{caution(main)}"
+        text += not_judged_alone(tasks)
     for line in tasks:
         if line.verdict in (HIGHER, LOWER) and line.verdict != main.verdict:
             text += f" On {line.task} alone {line.verdict}."
@@ -396,14 +413,37 @@ def no_verdict_yet(comparison):
 
 
 def too_few(scores):
-    """Say how many seeds are there, and how many more are needed for what."""
-    task, (a, b) = min(scores.items(), key=lambda pair: min(len(one.ends) for one in pair[1]))
-    counts = len(a.ends), len(b.ends)
-    missing, for_claim = ([max(0, need - count) for count in counts] for need in (LEAST, CLAIM))
-    text = f"No verdict: too few seeds, {counts[0]} of A and {counts[1]} of B"
-    text += f" on {task}" if len(scores) > 1 else ""
-    text += f". A verdict takes {LEAST} a side, {missing[0]} and {missing[1]} more; "
-    return text + f"a claim {CLAIM}, {for_claim[0]} and {for_claim[1]} more."
+    """Say how many seeds are there, how many would do, and what may be said all the same."""
+    task, pair = min(scores.items(), key=lambda item: min(len(one.ends) for one in item[1]))
+    counts = dict(zip("AB", [len(one.ends) for one in pair], strict=True))
+    where = f" on {task}" if len(scores) > 1 else ""
+    text = f"No verdict: too few seeds. A has {counts['A']} and B has {counts['B']}{where}; "
+    text += f"a verdict takes {LEAST} a side ({seeds_to_add(counts, LEAST)}), "
+    text += f"a claim {CLAIM} ({seeds_to_add(counts, CLAIM)}). "
+    if len(scores) > 1:
+        each = seeds_for_each(len(scores))
+        text += f"{LEAST} on every task allow a verdict on all together, {each} one on each. "
+    return text + "The numbers below describe these runs, and do not say what other seeds would do."
+
+
+def seeds_to_add(counts, needed):
+    """Write how many seeds the sides lack."""
+    lacking = [
+        f"{needed - count} more of {side}" for side, count in counts.items() if count < needed
+    ]
+    return " and ".join(lacking)
+
+
+def not_judged_alone(tasks):
+    """Return a sentence on tasks that have too few seeds to be judged one by one, if there are."""
+    names = [line.task for line in tasks if line.verdict == TOO_FEW]
+    if not names:
+        return ""
+    whose = "no task is" if len(names) == len(tasks) else f"{' and '.join(names)} cannot be"
+    return (
+        f" This is said of all tasks together: {whose} judged alone, "
+        f"which takes {seeds_for_each(len(tasks))} seeds a side on each."
+    )
 
 
 def strength_of(scores):
@@ -528,26 +568,86 @@ def slug(text):
     return "-".join("".join(letters).split())
 
 
+@dataclass(eq=False)
+class Variant:
+    """Runs that are still to be trained: a side, with changes as the other side has them."""
+
+    title: str
+    base: Side
+    donor: Side
+    changes: list[Change]
+    folder: str  # where the runs go
+
+    @property
+    def script(self):
+        """What trains the base: a name in this checkout, or the path of a run's own copy."""
+        return script_of(self.base)
+
+
 def remedies(comparison):
     """Return the commands of runs that differ in one cause only, from A and from B."""
-    causes = comparison.causes
-    text = "These runs would settle it, each one change away from A, or from B:\n"
-    for cause in causes[:MOST_CHANGES]:
-        folder = f"runs/only-{slug(cause.name)}"
-        text += f"\nA with only {cause.name} of B:\n\n"
-        text += runs_with(comparison, comparison.a, cause, folder)
-        text += comparing(comparison.a.name, folder)
-        if len(causes) == 2:
-            text += comparing(folder, comparison.b.name)
-            continue
-        folder = f"runs/without-{slug(cause.name)}"
-        text += f"\nB without {cause.name}:\n\n"
-        text += runs_with(comparison, comparison.b, cause, folder)
-        text += comparing(folder, comparison.b.name)
-    if len(causes) > MOST_CHANGES:
-        rest = ", ".join(cause.name for cause in causes[MOST_CHANGES:])
-        text += f"\nAnd in the same way for {rest}.\n"
+    texts = {}  # of causes that can be taken alone
+    lost = defaultdict(list)  # what cannot be trained, by the reason
+    for cause in comparison.causes:
+        for variant, sides in variants_of(comparison, cause):
+            reason = obstacle(comparison, variant)
+            if reason:
+                lost[reason].append(variant.title)
+            else:
+                text = training_of(comparison, variant, sides)
+                texts[cause.name] = texts.get(cause.name, "") + text
+    text = ""
+    if texts:
+        text = "These runs would settle it, each one change away from A, or from B:\n"
+        text += "".join([*texts.values()][:MOST_CHANGES])
+    rest = [*texts][MOST_CHANGES:]
+    if rest:
+        text += f"\nAnd in the same way for {', '.join(rest)}.\n"
+    for reason, titles in lost.items():
+        text += f"\nCannot be trained, as {reason}: {'; '.join(titles)}.\n"
     return text
+
+
+def variants_of(comparison, cause):
+    """Return pairs: the variants with and without a cause, and the sides to compare of each."""
+    a, b = comparison.a, comparison.b
+    variant = variant_of(comparison, a, cause)
+    sides = [(a.name, variant.folder)]
+    if len(comparison.causes) == 2:
+        sides.append((variant.folder, b.name))
+    found = [(variant, sides)]
+    if not is_spared(comparison, cause):
+        variant = variant_of(comparison, b, cause)
+        found.append((variant, [(variant.folder, b.name)]))
+    return found
+
+
+def is_spared(comparison, cause):
+    """Tell whether B without a cause is A with the only other one, which can be trained."""
+    others = [one for one in comparison.causes if one is not cause]
+    if len(others) > 1:
+        return False
+    return not obstacle(comparison, variant_of(comparison, comparison.a, others[0]))
+
+
+def variant_of(comparison, side, cause):
+    """Return what a side is with one cause as it is on the other side."""
+    name = cause.name
+    if side is comparison.a:
+        other, title, folder = comparison.b, f"A with only {name} of B", f"runs/only-{slug(name)}"
+    else:
+        other, title, folder = comparison.a, f"B without {name}", f"runs/without-{slug(name)}"
+    if cause.changes[0].kind == "script":  # the other script, and all else as it is here
+        others = [one for one in comparison.causes if one is not cause]
+        changes = [change for one in others for change in one.changes]
+        return Variant(title, other, side, changes, folder)
+    return Variant(title, side, other, cause.changes, folder)
+
+
+def training_of(comparison, variant, sides):
+    """Return how to train a variant and what to compare it with."""
+    text = f"\n{variant.title}:\n\n{runs_with(comparison, variant)}"
+    return text + "".join(comparing(one, other) for one, other in sides)
 
 
 def comparing(one, other):
@@ -555,34 +655,58 @@ def comparing(one, other):
     return f"    python tools/compare.py {shlex.quote(one)} {shlex.quote(other)}\n"
 
 
-def runs_with(comparison, base, cause, folder):
-    """Return the commands that train a side with one cause taken from the other side."""
-    donor = comparison.b if base is comparison.a else comparison.a
-    moved = [cause]
-    if cause.changes[0].kind == "script":  # the other script, and all else as it is here
-        moved = [one for one in comparison.causes if one is not cause]
-        base, donor = donor, base
-    changes = [change for one in moved for change in one.changes]
-    code = [change.name for change in changes if change.kind == "code"]
-    script = script_of(base)
+def obstacle(comparison, variant):
+    """Say why a variant cannot be trained; return nothing if it can."""
+    script = variant.script.removesuffix(".py") + ".py"
+    source = source_of(variant.base)
+    if source is None:
+        return f"{script} is not here and the runs have no script.py"
+    names = {change.name for change in variant.changes if change.kind in ("setting", "device")}
+    for task in tasks_to_train(comparison, variant):
+        names |= {*variant.base.tasks[task][0].run.config}  # which --config hands on
+    known = fields_of(source)
+    lacking = sorted(name for name in names if known and name not in known)
+    if not lacking:
+        return ""
+    flags = ", ".join(f"--{name.replace('_', '-')}" for name in lacking)
+    return f"{script} has no {flags}"
+
+
+def tasks_to_train(comparison, variant):
+    """Return the tasks on which a variant is not what its base is."""
+    by_task = [comparison.by_task[change.kind, change.name] for change in variant.changes]
+    return [task for task in comparison.tasks if any(task in where for where in by_task)]
+
+
+def runs_with(comparison, variant):
+    """Return the commands that train a variant."""
+    base, donor = variant.base, variant.donor
+    code = [change.name for change in variant.changes if change.kind == "code"]
+    script = variant.script
+    needed = tasks_to_train(comparison, variant)
+    spared = [str(task) for task in comparison.tasks if task not in needed]
     text = ""
+    if spared:
+        where = "; ".join(spared)
+        text += f"Nothing has to be trained on {where}, where the runs of {base.letter} serve.\n\n"
     if code:
         own = shlex.quote(str(base.records[0].folder / "script.py"))
-        script = f"mine/{slug(Path(folder).name)}.py"
+        script = f"mine/{slug(Path(variant.folder).name)}.py"
         text += f"    mkdir -p mine && cp {own} {script}\n"
         there = donor.records[0].folder / "script.py"
         text += f"    # make these in {script} as they are in {there}: {', '.join(code)}\n"
-    for change in changes:
+    for change in variant.changes:
         if change.kind == "versions":
             wanted = of_side(change, donor)
             words = ", ".join(f"{name} {version}" for name, version in wanted.items())
             text += f"    # in an environment with {words}\n"
-    alike = defaultdict(list)  # tasks that take the same flags
-    for task in comparison.tasks:
-        flags = flags_of(comparison, changes, task, donor)
-        alike[("--total-timesteps", str(task.steps), *flags)].append(task)
-    for flags, tasks in alike.items():
-        text += sweep(base, tasks, script, folder, flags)
+    alike = defaultdict(list)  # tasks that take the same seeds and flags
+    for task in needed:
+        seeds = tuple(sorted({record.run.seed for record in base.tasks[task]}))
+        flags = ("--total-timesteps", str(task.steps), *flags_of(comparison, variant, task))
+        alike[seeds, flags].append(task)
+    for (seeds, flags), tasks in alike.items():
+        text += sweep(base, tasks, script, variant.folder, seeds, flags)
     return text
 
 
@@ -591,13 +715,16 @@ def of_side(change, side):
     return change.before if side.letter == "A" else change.after
 
 
-def flags_of(comparison, changes, task, donor):
+def flags_of(comparison, variant, task):
     """Return the flags that give a run on a task what the donor has there."""
     flags = []
-    for change in changes:
+    for change in variant.changes:
         here = comparison.by_task[change.kind, change.name].get(task)
         if here and change.kind in ("setting", "device"):
-            flags.append(flag(change.name, of_side(here, donor)))
+            value = of_side(here, variant.donor)
+            if not has_setting(variant.donor.tasks[task][0], change.name):
+                value = variant.base.tasks[task][0].run.defaults.get(change.name, value)
+            flags.append(flag(change.name, value))
     return flags
 
 
@@ -612,13 +739,19 @@ def script_of(side):
     return str(record.folder / "script.py")
 
 
-def sweep(base, tasks, script, folder, flags):
+def source_of(side):
+    """Return the source of the script that trains a side; None if there is none."""
+    record = side.records[0]
+    here = ROOT / f"{side.script}.py"
+    if record.source:
+        return record.source
+    return here.read_bytes() if here.exists() else None
+
+
+def sweep(base, tasks, script, folder, seeds, flags):
     """Return the command that trains a script on tasks as a side was trained, with other flags."""
     environments = " ".join(task.env_id for task in tasks)
-    seeds = {record.run.seed for task in tasks for record in base.tasks[task]}
-    text = (
-        f'    SCRIPTS={script} ENVS="{environments}" SEEDS="{" ".join(map(str, sorted(seeds)))}" '
-    )
+    text = f'    SCRIPTS={script} ENVS="{environments}" SEEDS="{" ".join(map(str, seeds))}" '
     text += f'OUT={folder} \\\n        CONFIGS="'
     files = [f"* {task.env_id} {base.tasks[task][0].folder}/config.toml" for task in tasks]
     text += "\n        ".join(files)
@@ -644,21 +777,33 @@ def journal_entry(comparison, report):
     return text + (markdown(table_of_differences(report)) if report.lines else "")
 
 
-def append_to_journal(path, entry):
-    """Append an entry; exit with 2 if that cannot be done."""
+def add_to_journal(path, entry):
+    """Append an entry unless it is there already, and return what was done, in a sentence.
+
+    Exit with 2 if it cannot be written.
+    """
     try:
-        is_new = not path.exists()
+        text = path.read_text("utf-8") if path.exists() else ""
+        if without_date(entry) in map(without_date, text.split("\n## ")):
+            return f"Already in {path}: nothing was written."
         with open(path, "a", encoding="utf-8") as file:
-            file.write(("# Journal\n" if is_new else "") + entry)
-    except OSError as error:
-        refuse(f"--journal cannot write to {path} ({error.strerror}): name another file")
+            file.write(entry if text else f"# Journal\n{entry}")
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text in UTF-8"
+        refuse(f"--journal cannot write to {path} ({reason}): name another file")
+    return f"Written to {path}."
 
 
-# --- all runs in one table ------------------------------------------------------------------------
+def without_date(entry):
+    """Return an entry after its date: what was compared on two days is one comparison."""
+    return entry.partition(": ")[2].rstrip()
+
+
+# --- all runs in tables ---------------------------------------------------------------------------
 def grouped(records):
-    """Sort records into lists of one task that differ in nothing that counts."""
+    """Sort records of a script into lists of one task that differ in nothing that counts."""
     groups = []
-    for record in sorted(records, key=lambda one: (one.run.script, one.task, one.run.seed)):
+    for record in sorted(records, key=lambda one: (one.task, one.run.seed)):
         for group in groups:
             if group[0].task == record.task and not difference(group[0], record).changes:
                 group.append(record)
@@ -669,13 +814,15 @@ def grouped(records):
 
 
 def columns_of(records):
-    """Return the titles of all columns that could differ, each with a function of a record."""
-    columns: dict[str, Callable[[Record], str]] = {
-        "script": lambda record: record.run.script,
-        "environment": lambda record: record.run.env_id,
-        "steps": lambda record: f"{record.run.steps:,}",
-    }
+    """Return the titles of all columns that could differ, each with a function of a record.
+
+    A setting that some scripts have at its default, and others do not have, is none.
+    """
+    columns = dict(TASK_COLUMNS)
     for name in [*names_of_settings(*records), "device"]:
+        owners = [record for record in records if has_setting(record, name)]
+        if len(owners) < len(records) and all(is_default(owner, name) for owner in owners):
+            continue
         columns[name] = lambda record, name=name: show(setting(record, name))
     columns["code"] = lambda record: hash_of(record.source)
     for name in dict.fromkeys(name for record in records for name in record.versions):
@@ -683,30 +830,121 @@ def columns_of(records):
     return columns
 
 
-def table_of_runs(records):
-    """Return the lines of a table of all runs, equal ones in one line, with what differs."""
+class Group(NamedTuple):
+    """Runs of one task that differ in nothing that counts, and what they differ in from others."""
+
+    records: list[Record]
+    changes: list[Change]  # from the baseline
+    is_baseline: bool
+    least: float  # the score below which a run has learned next to nothing
+
+    @property
+    def shown(self):
+        return representative(self.records)
+
+
+def tables_of_runs(records, table):
+    """Return a table of all runs for each script, equal ones in one line, with what differs."""
+    scripts = defaultdict(list)
+    for record in records:
+        scripts[record.run.script].append(record)
+    text = ""
+    for _, group in sorted(scripts.items()):
+        text += tables_of_script(groups_of(group), table)
+    return text + prose(NOTES_ON_RUNS, table)
+
+
+def tables_of_script(groups, table):
+    """Return the table of a script's runs, or one for each task if it would be too wide."""
+    lines = table_of_groups(groups)
+    if fits_in_columns(lines, table):
+        return titled(groups, table, table(lines))
+    tasks = defaultdict(list)
+    for group in groups:
+        tasks[group.shown.task].append(group)
+    text = ""
+    for rivals in tasks.values():
+        if len(rivals) > 1:
+            text += table_of_task(rivals, table)
+    alone = [group for group in groups if len(tasks[group.shown.task]) == 1]
+    return text + (table_of_others(alone, table) if alone else "")
+
+
+def table_of_others(groups, table):
+    """Return the table of tasks on which all runs of a script are alike."""
+    lines = []
+    for group in groups:
+        task = {title: cell(group.shown) for title, cell in TASK_COLUMNS.items()}
+        line = task | result_of(group)
+        del line["changes"]
+        lines.append(line)
+    words = f"{groups[0].shown.run.script}, tasks on which all runs are alike"
+    return f"{heading_of_table(words, table)}{table(lines)}"
+
+
+def table_of_task(groups, table):
+    """Return the table of a script's runs on a task; of those with many settings a turned one."""
+    lines = table_of_groups(groups)
+    if fits_in_columns(lines, table):
+        return titled(groups, table, table(lines))
+    text = ""
+    for place, (line, group) in enumerate(zip(lines, groups, strict=True), 1):
+        if not group.is_baseline:
+            line["changes"] = len(group.changes)
+            words = f"Changes of {place}: {', '.join(change.name for change in group.changes)}."
+            text += "\n" + "\n".join(wrap(words, LONGEST)) + "\n"
+    return titled(groups, table, turned(lines, table) + text)
+
+
+def titled(groups, table, text):
+    """Return a text with a heading: the script, and the task if there is one only."""
+    tasks = {group.shown.task for group in groups}
+    words = [groups[0].shown.run.script]
+    if len(tasks) == 1:
+        words.append(str(*tasks))
+    return heading_of_table(", ".join(words), table) + text
+
+
+def heading_of_table(words, table):
+    """Return the line above a table."""
+    return f"\n### {words}\n" if table is markdown else f"\n{words}\n"
+
+
+def groups_of(records):
+    """Return the groups of a script's runs, on each task the baseline first, then by changes."""
     groups = grouped(records)
-    shown = [representative(group) for group in groups]
+    found = []
+    for task in dict.fromkeys(group[0].task for group in groups):
+        rivals = [group for group in groups if group[0].task == task]
+        baseline = min(rivals, key=lambda group: len(settings_of_its_own(group[0])))
+        least = least_score([ended_runs(group) for group in rivals])
+        own = []
+        for group in rivals:
+            changes = difference(representative(baseline), representative(group)).changes
+            own.append(Group(group, changes, group is baseline, least))
+        found += sorted(own, key=lambda group: len(group.changes))
+    return found
+
+
+def table_of_groups(groups):
+    """Return the lines of a table of groups of one script, with the columns that differ."""
+    shown = [group.shown for group in groups]
     columns = columns_of(shown)
     differing = [title for title, cell in columns.items() if len({cell(one) for one in shown}) > 1]
     lines = []
-    for one, group in zip(shown, groups, strict=True):
-        rivals = [other for other in groups if other[0].task == group[0].task]
-        line = {title: columns[title](one) for title in differing}
-        lines.append(line | result_of(group, rivals))
+    for group in groups:
+        line = {title: columns[title](group.shown) for title in differing}
+        lines.append(line | result_of(group))
     return lines
 
 
-def result_of(group, rivals):
-    """Return the cells on the outcome of a group of runs, beside all groups of its task."""
-    least = least_score([ended_runs(records) for records in rivals])
-    one = scores_of(ended_runs(group), least)
-    baseline = min(rivals, key=lambda records: len(settings_of_its_own(records[0])))
-    changes = difference(representative(baseline), representative(group)).changes
-    words = f"{len(changes)}: {', '.join(change.name for change in changes)}"
+def result_of(group):
+    """Return the cells on the outcome of a group."""
+    one = scores_of(ended_runs(group.records), group.least)
+    words = f"{len(group.changes)}: {', '.join(change.name for change in group.changes)}"
     count = len(one.ends)
     seeds = f"{count}, {strength(count)}" if count else "0"
-    unfinished = sum(record.run.state in UNFINISHED for record in group)
+    unfinished = sum(record.run.state in UNFINISHED for record in group.records)
     if unfinished:
         seeds += f", {unfinished} unfinished"
     return {
@@ -714,7 +952,7 @@ def result_of(group, rivals):
         "IQM": number(iqm(one.ends)) if count else "none",
         "lowest": number(one.ends.min()) if count else "none",
         "failed": f"{one.failed} of {one.runs}",
-        "changes": "baseline" if group is baseline else words,
+        "changes": "baseline" if group.is_baseline else words,
     }
 
 
@@ -744,7 +982,10 @@ def parse_arguments():
     parser.add_argument("--describe-only", action="store_true", help="print numbers, no verdict")
     parser.add_argument("--markdown", action="store_true", help="print Markdown on a terminal, too")
     parser.add_argument(
-        "--table", nargs="+", metavar="RUNS", help="print a table of all runs instead"
+        "--table",
+        nargs="+",
+        metavar="RUNS",
+        help="print a table of all runs instead, one for each script",
     )
     parser.add_argument(
         "--journal",
@@ -752,7 +993,7 @@ def parse_arguments():
         type=Path,
         const=Path("JOURNAL.md"),
         metavar="FILE.md",
-        help="append the outcome to FILE.md, by default JOURNAL.md",
+        help="append the outcome to FILE.md, by default JOURNAL.md, unless it is there already",
     )
     args = parser.parse_args()
     if args.journal and args.journal.suffix != ".md":
@@ -761,6 +1002,8 @@ def parse_arguments():
         )
     if args.table and args.sides:
         refuse("--table takes all runs, and no A and B: leave them out")
+    if args.table and (args.journal or args.bundle or args.describe_only):
+        refuse("--table compares no A and B: leave out --journal, --bundle and --describe-only")
     if not args.table and len(args.sides) != 2:
         refuse(f"name two sides, A and B, not {len(args.sides)}: quote patterns such as 'runs/a/*'")
     return args
@@ -772,21 +1015,25 @@ def main():
     sys.stdout.reconfigure(errors="backslashreplace")  # for terminals that lack a letter
     table = fitted if sys.stdout.isatty() and not args.markdown else markdown
     if args.table:
-        say(table(table_of_runs(read_records(args.table))).strip())
+        say(tables_of_runs(read_records(args.table), table).strip())
         return
     a, b = read_side("A", args.sides[0]), read_side("B", args.sides[1])
     comparison = compare(a, b, args.bundle)
     report = report_on(comparison, args.describe_only)
-    if args.journal:
-        append_to_journal(args.journal, journal_entry(comparison, report))
-    say(heading(comparison))
-    say(report.verdict)
+    written = ""
+    if args.journal:  # first of all, since a reader may stop
+        written = add_to_journal(args.journal, journal_entry(comparison, report))
+    say(prose(heading(comparison), table))
+    say(prose(report.verdict, table))
     if report.lines:
         say(table(table_of_sides(report.scores)).rstrip())
         say(table(table_of_differences(report)).rstrip())
-        say(NOTES.rstrip())
+        say(prose(NOTES.rstrip(), table))
     if comparison.is_confounded:
-        say(f"\n{remedies(comparison)}".rstrip())
+        say(prose(f"\n{remedies(comparison)}".rstrip(), table))
+    if written:
+        say(f"\n{written}")
+    if comparison.is_confounded:
         raise SystemExit(2)
 
 

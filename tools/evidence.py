@@ -185,6 +185,23 @@ def holm(values):
     return values.tolist()
 
 
+def least_p(pairs, resamples):
+    """Return the smallest p that so many runs can give: all those of one side are higher."""
+    ways = math.prod(math.comb(len(pair.a) + len(pair.b), len(pair.b)) for pair in pairs)
+    return 2 / min(ways, resamples + 1)
+
+
+def seeds_for_each(tasks):
+    """Return how many seeds a side it takes until each of several tasks can get a verdict.
+
+    Holm's method multiplies the p of the first task by their number, as the pool comes before it.
+    """
+    seeds = LEAST
+    while tasks * 2 / math.comb(2 * seeds, seeds) > LEVEL:
+        seeds += 1
+    return seeds
+
+
 # --- lines ----------------------------------------------------------------------------------------
 class Line(NamedTuple):
     """A line of the table of differences."""
@@ -194,11 +211,12 @@ class Line(NamedTuple):
     pairs: list[Pair]
     estimate: Estimate
     p: float  # corrected; NaN where nothing is judged
+    best: float = math.nan  # p, corrected, if all runs of one side were higher, on all tasks
 
     @property
     def verdict(self):
         """What may be said: the interval and p must agree, also on the direction."""
-        if not enough(self.pairs):
+        if not enough(self.pairs) or self.best > LEVEL:
             return TOO_FEW
         difference, low, high, chance = self.estimate
         same_way = (difference > 0) == (chance > 0.5)
@@ -219,12 +237,15 @@ def lines_of(ends, curves, resamples=RESAMPLES):
 def judge(ends, resamples=RESAMPLES):
     """Return a line for each task and, if there are several, for all; their p is corrected."""
     groups = with_pooled(ends)
-    p_values = [
-        p_value(pairs, resamples) if enough(pairs) else math.nan for pairs in groups.values()
-    ]
+    p_values, best = [], []
+    for pairs in groups.values():
+        is_judged = enough(pairs)
+        p_values.append(p_value(pairs, resamples) if is_judged else math.nan)
+        best.append(least_p(pairs, resamples) if is_judged else math.nan)
     lines = []
-    for (task, pairs), p in zip(groups.items(), holm(p_values), strict=True):
-        lines.append(Line(task, "end", pairs, estimate(pairs, resamples), p))
+    corrected = zip(holm(p_values), holm(best), strict=True)
+    for (task, pairs), found in zip(groups.items(), corrected, strict=True):
+        lines.append(Line(task, "end", pairs, estimate(pairs, resamples), *found))
     return lines
 
 

@@ -45,7 +45,7 @@ from run_folders import (
     say,
     strength,
 )
-from text_tables import fitted, markdown, number, wrap
+from text_tables import fitted, markdown, number, prose, wrap
 
 HERE = Path(__file__).resolve().parent
 ALGORITHMS = ("sac", "td3", "ppo", "dqn")
@@ -448,8 +448,9 @@ def details(rows, table):
     """Return returns of training, times, machines and the sources of published results."""
     text = "\nReturns of training are means of the last 100 episodes.\n"
     text += table([training_line(row) for row in rows])
+    text += "\nThe mean time of a run, steps per second of its runs, and what the time went into:\n"
     text += table([time_line(row) for row in rows])
-    return text + list_of_machines(rows) + list_of_sources(rows)
+    return text + prose(list_of_machines(rows) + list_of_sources(rows), table)
 
 
 def training_line(row):
@@ -472,12 +473,18 @@ def time_line(row):
         "script": row.name,
         "environment": row.environment,
         "steps": f"{row.steps:,}",
-        "wall-clock": f"{minutes:.0f} min",
-        "steps/s by seed": ", ".join(f"{run.seed}: {run.sps:.0f}" for run in row.runs),
+        "time": f"{minutes:.0f} min",
+        "steps/s": span_of([run.sps for run in row.runs]),
     }
     for name, share in zip(TIMES, shares, strict=True):
-        cells[name] = f"{100 * share:.1f} %"
+        cells[name] = f"{100 * share:.0f}%"
     return cells
+
+
+def span_of(values):
+    """Write the lowest and the highest of some values, once if they are the same: 310-420."""
+    ends = dict.fromkeys(f"{value:.0f}" for value in (min(values), max(values)))
+    return "-".join(ends)
 
 
 def list_of_machines(rows):
@@ -882,7 +889,7 @@ def main():
         return
     table = fitted if sys.stdout.isatty() and not args.markdown else markdown
     rows, apart = results(find_runs(args.folders))
-    text = scores(rows, table) + remarks(rows, apart) + details(rows, table)
+    text = scores(rows, table) + prose(remarks(rows, apart), table) + details(rows, table)
     say(text.strip())
     if args.plots:
         try:

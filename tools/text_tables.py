@@ -7,7 +7,7 @@ import shutil
 import textwrap
 from itertools import zip_longest
 
-LONGEST = 100  # characters of a cell in Markdown; a note holds what is longer
+LONGEST = 100  # characters of a cell in Markdown, as a note holds what is longer; of a line
 
 
 def markdown(lines):
@@ -41,12 +41,69 @@ def shorten(cell, notes):
 def fitted(lines):
     """Return a table that fits the terminal: in columns, or else a block for each line."""
     width = shutil.get_terminal_size().columns
-    rows = [[str(cell) for cell in line.values()] for line in lines]
-    rows.insert(0, list(lines[0]))
+    rows = rows_of(lines)
     widths = column_widths(rows, width)
     if widths is None:
         return blocks(rows, width)
     return columns(rows, widths)
+
+
+def prose(text, table):
+    """Return a text; where tables are fitted to a terminal, with lines that fit it as well.
+
+    Lines of four spaces and more are commands, and stay as they are.
+    """
+    if table is not fitted:
+        return text
+    width = shutil.get_terminal_size().columns
+    return "\n\n".join(refilled(paragraph, width) for paragraph in text.split("\n\n"))
+
+
+def refilled(paragraph, width):
+    """Return a paragraph or list in lines of a width, unless it has no longer ones."""
+    lines = paragraph.split("\n")
+    if all(len(line) <= width for line in lines):
+        return paragraph
+    if not any(line.startswith(("- ", "    ")) for line in lines):
+        before = "\n" if paragraph.startswith("\n") else ""
+        after = "\n" if paragraph.endswith("\n") else ""
+        return before + "\n".join(wrap(" ".join(lines).strip(), width)) + after
+    found = []
+    for line in lines:
+        is_command = line.startswith("    ")
+        found += [line] if is_command else wrap(line, width, subsequent_indent="  ")
+    return "\n".join(found)
+
+
+def rows_of(lines):
+    """Return the titles of a table, then its cells."""
+    return [list(lines[0]), *([str(cell) for cell in line.values()] for line in lines)]
+
+
+def fits_in_columns(lines, table):
+    """Tell whether a table that fitted or markdown prints has no longer lines than it should."""
+    if table is fitted:
+        return column_widths(rows_of(lines), shutil.get_terminal_size().columns) is not None
+    return max(map(len, markdown_rows(lines).splitlines())) <= LONGEST
+
+
+def turned(lines, table):
+    """Return a table turned by a right angle, its columns numbered; several if one is too wide."""
+    text = ""
+    columns = []  # of the next table, each with its number
+    for place, line in enumerate(lines, 1):
+        more = [*columns, (place, line)]
+        if columns and not fits_in_columns(turn(more), table):
+            text += table(turn(columns))
+            more = more[-1:]
+        columns = more
+    return text + table(turn(columns))
+
+
+def turn(columns):
+    """Return the lines of a table in which pairs of a title and a line are columns."""
+    titles = list(columns[0][1])
+    return [{"": title, **{str(place): line[title] for place, line in columns}} for title in titles]
 
 
 def column_widths(rows, width):
@@ -92,9 +149,9 @@ def blocks(rows, width):
     return text
 
 
-def wrap(cell, width):
-    """Return the lines of a cell, at least one."""
-    options = {"break_long_words": False, "break_on_hyphens": False}
+def wrap(cell, width, **options):
+    """Return the lines of a cell, at least one; options are those of textwrap."""
+    options |= {"break_long_words": False, "break_on_hyphens": False}
     return textwrap.wrap(cell, width, **options) or [""]
 
 
