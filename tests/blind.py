@@ -7,13 +7,17 @@ python tests/blind.py --report   print what is in results/blind.json
 Each is put into a copy of its script, and the tests run on that up to the first failure, as with
 `pytest --script=PATH`: first those of mathematics and arguments, which are fast, then the others.
 Verdicts go into results/blind.json one by one, so that an interrupted search goes on. A bug whose
-text is gone from its script is not tried. Survivors for which a test was written before all tests
-had been tried count as not seen.
+text is gone from its script is not tried. That the scripts as they are pass these tests is shown by
+.ci/run, on the same commit. Survivors for which a test was written before all tests had been tried
+count as not seen.
 """
 
 import argparse
 import json
+import signal
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from mutate import kill
@@ -53,24 +57,42 @@ def report(bugs):
         print(f"`{bug['script']}` | {bug['name']} | {test}")
 
 
-def main():
-    """Try the bugs that are to be tried, one after the other."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--again", action="store_true", help="try the survivors again")
-    parser.add_argument("--report", action="store_true", help="print what is in the file")
-    args = parser.parse_args()
-    found = json.loads(FILE.read_text("utf-8"))
-    key = "killed_later" if args.again else "killed_by"
-    for bug in () if args.report else found["bugs"]:
+def to_try(bugs, again):
+    """Return the bugs whose verdict is open, or if asked again those that survived."""
+    key = "killed_later" if again else "killed_by"
+    found = []
+    for bug in bugs:
         survived = bug.get("killed_by") == SURVIVED
         decided = bug.get(key, SURVIVED) != SURVIVED
         source = (ROOT / f"{bug['script']}.py").read_text("utf-8")
-        there = source.count(bug["old"]) == 1
-        if decided or survived != args.again or not there:
-            continue
-        bug[key] = test_that_fails(bug["script"], source.replace(bug["old"], bug["new"]))
-        FILE.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
-        print(f"{bug['script']}: {bug['name']}: {bug[key]}", flush=True)
+        if survived == again and not decided and source.count(bug["old"]) == 1:
+            found.append(bug)
+    return found
+
+
+def main():
+    """Try the bugs that are to be tried."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--again", action="store_true", help="try the survivors again")
+    parser.add_argument("--report", action="store_true", help="print what is in the file")
+    parser.add_argument("--jobs", type=int, default=1, help="bugs that are tried at a time")
+    args = parser.parse_args()
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # | head ends it without a word
+    found = json.loads(FILE.read_text("utf-8"))
+    key = "killed_later" if args.again else "killed_by"
+    lock = threading.Lock()
+
+    def decide(bug):
+        source = (ROOT / f"{bug['script']}.py").read_text("utf-8")
+        verdict = test_that_fails(bug["script"], source.replace(bug["old"], bug["new"]))
+        with lock:
+            bug[key] = verdict
+            FILE.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+            print(f"{bug['script']}: {bug['name']}: {verdict}", flush=True)
+
+    bugs = [] if args.report else to_try(found["bugs"], args.again)
+    with ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(decide, bugs))
     report(found["bugs"])
 
 
