@@ -21,6 +21,7 @@ import tomllib
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import imageio.v3 as imageio
 import numpy as np
@@ -899,6 +900,34 @@ def test_a_video_that_wandb_refuses(S, capfd):
     tracker.run, tracker.video = "a run", refuse
     tracker.log({"global_step": 1}, "a video")
     assert tracker.run is None and "no W&B from here on" in capfd.readouterr().out
+
+
+@pytest.mark.plumbing
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    "flag, environment, project",
+    [("mine", "yours", "mine"), (None, "yours", "yours"), (None, None, "deep-rl-baselines")],
+)
+def test_where_wandb_puts_a_run(S, monkeypatch, tmp_path, flag, environment, project):
+    """The flag goes before the variable of W&B's own, and what else was asked for arrives."""
+    need(S, "Tracker")
+    asked = {}
+
+    def init(**options):
+        asked.update(options)
+        return SimpleNamespace(define_metric=Mock(), log_code=Mock())
+
+    fake = SimpleNamespace(init=init, login=Mock(return_value=True), Settings=Mock(), Video=None)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.delenv("WANDB_PROJECT", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    if environment:
+        monkeypatch.setenv("WANDB_PROJECT", environment)
+    args = S.Args(track=True, wandb_project_name=flag, wandb_entity="us", notes="why")
+    assert S.Tracker(args, tmp_path, "id1").run
+    assert asked["project"] == project
+    assert (asked["entity"], asked["notes"], asked["id"]) == ("us", "why", "id1")
+    assert asked["name"] == tmp_path.name and asked["config"]["notes"] == "why"
 
 
 @pytest.mark.plumbing

@@ -682,6 +682,11 @@ SAC = {
         "    if max_steps and env.render_mode is None:\n        env = gym.wrappers.TimeLimit",
         f"{ENVS}an_evaluation_without_end_says_so[--capture-video]",
     ),
+    "a variable of W&B goes before the flag": (
+        'args.wandb_project_name or os.environ.get("WANDB_PROJECT", "deep-rl-baselines")',
+        'os.environ.get("WANDB_PROJECT", args.wandb_project_name or "deep-rl-baselines")',
+        f"{RUNS}where_wandb_puts_a_run[mine-yours-mine]",
+    ),
     "NumPy's second normal number is lost in checkpoints": (
         "    name, keys, *rest = np.random.get_state()\n",
         "    name, keys, *rest = np.random.get_state()\n    rest = [rest[0], 0, 0.0]\n",
