@@ -677,9 +677,9 @@ SAC = {
         "        if True:\n            eval_envs",
         f"{ENVS}an_environment_that_is_there_once",
     ),
-    "an episode that is filmed is never cut": (
-        "    if max_steps:\n        env = gym.wrappers.TimeLimit",
-        "    if max_steps and env.render_mode is None:\n        env = gym.wrappers.TimeLimit",
+    "an episode that is filmed is cut later": (
+        "gym.wrappers.TimeLimit(env, max_steps)",
+        "gym.wrappers.TimeLimit(env, max_steps + (env.render_mode is not None))",
         f"{ENVS}an_evaluation_without_end_says_so[--capture-video]",
     ),
     "a variable of W&B goes before the flag": (
