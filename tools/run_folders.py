@@ -473,9 +473,11 @@ def strength(seeds):
 
 # --- printing -------------------------------------------------------------------------------------
 def say(text):
-    """Print to whoever still reads: head may have seen enough."""
+    """Print, and return whether anybody reads: head may have seen enough."""
     try:
         print(text, flush=True)
+        return True
     except BrokenPipeError:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
+        return False
