@@ -761,6 +761,9 @@ def test_defaults_are_in_the_space_or_not():
     assert not parameter("x", low=1.0, high=9.0).holds(None)
     assert parameter("x", choices=(True, False)).holds(False)
     assert not parameter("x", choices=(True, False)).holds(1)
+    parameters = [parameter("x", choices=("3", 4)), parameter("y", low=0, high=1)]
+    search = search_space.Search(ROOT, "a", 1, [1], [2], parameters, {}, {"x": 3, "y": 1})
+    assert search.default_settings() == {"x": "3", "y": 1}  # 3 and "3" are the same flag
 
 
 @quick

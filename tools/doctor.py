@@ -36,7 +36,9 @@ from typing import NamedTuple
 import numpy as np
 from run_folders import (
     NO_RUN,
+    NoRun,
     find_runs,
+    is_number,
     metrics_file,
     read_all,
     read_config,
@@ -194,7 +196,10 @@ def read_logs(folder):
 
 
 def with_todays_names(row):
-    """Return a row with the names that metrics have today, and with numbers only."""
+    """Return a row with the names that metrics have today; raise NoRun for what is no number."""
+    for name, value in row.items():
+        if not is_number(value):
+            raise NoRun(f"{name} is no number at step {row['global_step']:,}")
     return {FORMER.get(name, name): float(value) for name, value in row.items()}
 
 

@@ -9,7 +9,8 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from run_folders import ROOT, read_defaults, refuse
+from changes import same
+from run_folders import ROOT, is_number, read_defaults, reason_of, refuse
 
 KEYS = ("script", "env_id", "total_timesteps", "seeds", "fresh_seeds", "search", "fixed")
 NEEDED_KEYS = ("script", "env_id", "total_timesteps", "search")
@@ -59,8 +60,8 @@ class Parameter:
     def holds(self, value):
         """Tell whether a value is one of those that are searched."""
         if self.choices:
-            return any(is_same(value, choice) for choice in self.choices)
-        if not is_number(value) or not self.low <= value <= self.high:
+            return any(same(value, choice) for choice in self.choices)
+        if not is_finite(value) or not self.low <= value <= self.high:
             return False
         grid = 1 if isinstance(self.low, int) else None
         grid = self.step or grid
@@ -68,6 +69,10 @@ class Parameter:
             return True
         steps = (value - self.low) / grid
         return math.isclose(steps, round(steps), abs_tol=1e-9)
+
+    def as_searched(self, value):
+        """Return a value as the choices have it: "3" for 3."""
+        return next((choice for choice in self.choices if same(value, choice)), value)
 
     def __str__(self):
         if self.choices:
@@ -80,19 +85,14 @@ class Parameter:
         return words
 
 
-def is_same(one, other):
-    """Tell whether two settings are equal; true and 1 are not."""
-    return one == other and isinstance(one, bool) == isinstance(other, bool)
-
-
-def is_number(value):
-    """Tell whether a value is a finite number."""
-    return type(value) in (int, float) and math.isfinite(value)
+def is_finite(value):
+    """Tell whether a value is a finite number; true is none."""
+    return is_number(value) and math.isfinite(value)
 
 
 def is_setting(value):
     """Tell whether a value can be given to a flag."""
-    return isinstance(value, bool | str) or is_number(value)
+    return isinstance(value, bool | str) or is_finite(value)
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Search:
             value = self.defaults.get(parameter.name)
             if not parameter.holds(value):
                 return None
-            found[parameter.name] = value
+            found[parameter.name] = parameter.as_searched(value)
         return found
 
     def is_default(self, settings):
@@ -129,7 +129,8 @@ def read_toml(path):
     try:
         return tomllib.loads(path.read_text("utf-8-sig"))
     except (OSError, ValueError) as error:
-        return refuse(f"{path} cannot be read ({error}): name a TOML file; --help shows one")
+        reason = reason_of(error)
+        return refuse(f"{path} cannot be read ({reason}): name a TOML file; --help shows one")
 
 
 def read_search(path):
@@ -235,7 +236,7 @@ def read_choices(where, name, table):
     require(isinstance(choices, list) and len(choices) > 1, sentence)
     for number, choice in enumerate(choices):
         require(is_setting(choice), sentence)
-        twice = any(is_same(choice, earlier) for earlier in choices[:number])
+        twice = any(same(choice, earlier) for earlier in choices[:number])
         require(not twice, f"{where}: the choice {choice} is there twice: delete one")
     return Parameter(name, choices=tuple(choices))
 
@@ -246,7 +247,7 @@ def read_range(where, name, table):
         known = (*RANGE_KEYS, "choices")
         require(key in known, f"{where}: there is no key {key}{hint(key, known)}")
     for key in ("low", "high"):
-        require(is_number(table.get(key)), f"{where}: {key} must be a number; write {EXAMPLE}")
+        require(is_finite(table.get(key)), f"{where}: {key} must be a number; write {EXAMPLE}")
     low = table["low"]
     high = table["high"]
     log = table.get("log", False)
@@ -255,7 +256,7 @@ def read_range(where, name, table):
     require(isinstance(log, bool), f"{where}: log must be true or false")
     require(not log or low > 0, f"{where}: with log = true low must be above 0, not {low}")
     require(not log or step is None, f"{where}: log and step do not go together: delete one")
-    good = step is None or (is_number(step) and 0 < step <= high - low)
+    good = step is None or (is_finite(step) and 0 < step <= high - low)
     require(good, f"{where}: step must be a number above 0, and at most high - low")
     whole = all(type(number) is int for number in (low, high, step or 1))
     if not whole:

@@ -66,6 +66,7 @@ import psutil
 from run_folders import (
     NO_RUN,
     Evaluation,
+    flag_words,
     iqm,
     mean,
     mean_or_nan,
@@ -73,6 +74,7 @@ from run_folders import (
     read_evaluations,
     read_run,
     read_summary,
+    reason_of,
     refuse,
     say,
 )
@@ -341,14 +343,6 @@ def end(runs, stop):
         time.sleep(PAUSE)
 
 
-def flag(name, value):
-    """Write a setting as one word of a command."""
-    name = name.replace("_", "-")
-    if isinstance(value, bool):
-        return f"--{name}" if value else f"--no-{name}"
-    return f"--{name}={value}"
-
-
 # --- a worker -------------------------------------------------------------------------------------
 class Claimed(NamedTuple):
     """A trial that this worker trains while it holds the lock."""
@@ -409,7 +403,8 @@ class Worker:
         asked = {"env_id": search.env_id, "total_timesteps": search.total_timesteps, "seed": seed}
         asked |= {"threads": 1, "capture_video": False, "resume": "auto", "run_dir": folder}
         asked |= search.fixed | settings
-        flags = [flag(name, value) for name, value in asked.items()]
+        # as one word, since a value may begin with a dash
+        flags = ["=".join(flag_words(name, value)) for name, value in asked.items()]
         return Training(seed, folder, [sys.executable, str(search.script), *flags])
 
     # --- trials
@@ -968,14 +963,15 @@ def open_folder(options, search):
         folder.mkdir(parents=True, exist_ok=True)
         begin_folder(folder, options.space, search.script)
     except OSError as error:
-        refuse(f"--out {shown} cannot be used ({error}): name another folder")
+        refuse(f"--out {shown} cannot be used ({reason_of(error)}): name another folder")
     name = options.space.name
-    same = read_toml(folder / "space.toml") == read_toml(options.space)
-    require(same, f"--out {shown} was begun with another {name}: name a new folder")
+    is_same = read_toml(folder / "space.toml") == read_toml(options.space)
+    require(is_same, f"--out {shown} was begun with another {name}: name a new folder")
     name = search.script.name
-    same = (folder / "script.py").read_bytes() == search.script.read_bytes()
+    source = folder / "script.py"
+    is_same = source.is_file() and source.read_bytes() == search.script.read_bytes()
     remedy = "name a new folder, or put its script.py back"
-    require(same, f"--out {shown} was begun with another {name}: {remedy}")
+    require(is_same, f"--out {shown} was begun with another {name}: {remedy}")
     return folder
 
 
