@@ -1,16 +1,33 @@
-"""What tune.py is to search: its TOML file, read and checked strictly (see tune.py --help)."""
+"""What tune.py is to search: its TOML file, read and checked strictly (see tune.py --help).
+
+What only the script knows, such as the type of a flag and whether there is such an environment, the
+script itself is asked: it is started for a moment, before the first trial.
+"""
 
 import difflib
 import math
+import os
 import re
+import signal
 import subprocess
 import sys
+import tempfile
+import time
 import tomllib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from changes import same
-from run_folders import ROOT, is_number, read_defaults, reason_of, refuse
+from run_folders import (
+    ROOT,
+    flag_words,
+    is_number,
+    read_defaults,
+    reason_of,
+    refuse,
+    say,
+)
 
 KEYS = ("script", "env_id", "total_timesteps", "seeds", "fresh_seeds", "search", "fixed")
 NEEDED_KEYS = ("script", "env_id", "total_timesteps", "search")
@@ -18,6 +35,7 @@ RANGE_KEYS = ("low", "high", "log", "step")
 SEEDS = [1, 2, 3]
 FRESH_SEEDS = [101, 102, 103, 104, 105]
 LEAST_FRESH_SEEDS = 5  # with fewer no permutation test gives p < 0.05
+PATIENCE = 60  # seconds after which a script that says nothing is taken to have begun
 LEAST_STEPS = 20  # as many as there are points at which a trial is held against others
 EXAMPLE = "{ low = 1e-4, high = 1e-2, log = true } or { choices = [0.9, 0.99] }"
 
@@ -70,6 +88,15 @@ class Parameter:
         steps = (value - self.low) / grid
         return math.isclose(steps, round(steps), abs_tol=1e-9)
 
+    def ends(self):
+        """Return the choices, or the lowest and the highest value."""
+        if self.choices:
+            return self.choices
+        if not self.step:
+            return (self.low, self.high)
+        steps = math.floor((self.high - self.low) / self.step + 1e-9)
+        return (self.low, self.low + steps * self.step)
+
     def as_searched(self, value):
         """Return a value as the choices have it: "3" for 3."""
         return next((choice for choice in self.choices if same(value, choice)), value)
@@ -121,6 +148,15 @@ class Search:
     def is_default(self, settings):
         """Tell whether what is searched has its defaults."""
         return settings == self.default_settings()
+
+    def command(self, seed, settings, folder):
+        """Return the command that trains with a seed and settings, in a run folder."""
+        asked = {"env_id": self.env_id, "total_timesteps": self.total_timesteps, "seed": seed}
+        asked |= {"threads": 1, "capture_video": False, "resume": "auto", "run_dir": folder}
+        asked |= self.fixed | settings
+        # as one word, since a value may begin with a dash
+        flags = ["=".join(flag_words(name, value)) for name, value in asked.items()]
+        return [sys.executable, str(self.script), *flags]
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -293,6 +329,90 @@ def flags_of(path, script):
     reason = last_words(done.stderr)
     require(done.returncode == 0, f"{path}: {script.name} --help fails ({reason}): mend the script")
     return {name.replace("-", "_") for name in re.findall(r"--([a-z][\w-]*)", done.stdout)}
+
+
+# --- the values that the script takes -------------------------------------------------------------
+def check_values(path, search, pause):
+    """Refuse an environment, fixed settings or values with which no run can begin.
+
+    The script is started with each of them, and ended as soon as its run has begun. Values of
+    several flags are tried together, and alone if the script refuses that: values that only do not
+    go together are the search's to find out. pause waits a moment, and raises what is to end this.
+    """
+    script = search.script.name
+    say(f"asking {script} whether it takes these settings")
+    table = table_of_ends(search.parameters)
+    reason = refusal_of(search, {}, pause)
+    if reason:
+        begins = any_begins(search, table, reason, pause)
+        require(begins, f"{path}: {script} refuses it: {reason}")
+        say(f"the default settings cannot be trained, and will count as failed: {reason}")
+        return
+    for settings in table:
+        if len(settings) > 1 and not refusal_of(search, settings, pause):
+            continue
+        for name, value in settings.items():
+            reason = refusal_of(search, {name: value}, pause)
+            where = f"{path}: [search] {name}"
+            require(not reason, f"{where}: {script} does not take {value}: {reason}")
+
+
+def table_of_ends(parameters):
+    """Return settings of all parameters, enough of them to hold every end and choice once."""
+    ends = {parameter.name: parameter.ends() for parameter in parameters}
+    most = max(map(len, ends.values()))
+    return [
+        {name: values[row % len(values)] for name, values in ends.items()} for row in range(most)
+    ]
+
+
+def any_begins(search, table, reason, pause):
+    """Tell whether a run begins with any of the settings, where the default ones are refused."""
+    for settings in table:
+        other = refusal_of(search, settings, pause)
+        if not other:
+            return True
+        shared = [name for name, one in settings.items() if same(one, search.defaults.get(name))]
+        if other == reason and not shared:
+            return False  # it does not depend on what is searched
+    return False
+
+
+def refusal_of(search, settings, pause):
+    """Return why no run begins with some settings, in the script's words; "" if one does."""
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent, "run")
+        log = Path(parent, "log")
+        with open(log, "wb") as file:
+            process = subprocess.Popen(
+                search.command(search.seeds[0], settings, folder),
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env=os.environ | {"COLUMNS": "999"},  # so that no sentence is broken
+            )
+        try:
+            begins = wait_for_run(process, folder, pause)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # with the processes of environments
+            process.wait()
+        if begins:
+            return ""
+        return last_words(log.read_text("utf-8", "replace")).replace(str(folder), folder.name)
+
+
+def wait_for_run(process, folder, pause):
+    """Wait until a run has begun, or its process has ended; return whether it has begun."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        code = process.poll()
+        if (folder / "config.toml").exists() or code == 0 or time.monotonic() > deadline:
+            return True
+        if code is not None:
+            return False
+        pause()
 
 
 def last_words(text):

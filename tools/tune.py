@@ -19,7 +19,8 @@ A TOML file says what to search:
     [fixed]                                    # may be left out: flags that all runs get
     num_envs = 8
 
-Between two whole numbers only whole numbers are tried.
+Between two whole numbers only whole numbers are tried. Before the first trial the script is started
+for a moment with the ends of each range and each choice, and what it refuses is not searched.
 
 A trial trains one choice of settings with all seeds, a process each. Its value is the mean score of
 its runs; a run's score is the mean return over the last tenth of its evaluations. At each twentieth
@@ -66,7 +67,6 @@ import psutil
 from run_folders import (
     NO_RUN,
     Evaluation,
-    flag_words,
     iqm,
     mean,
     mean_or_nan,
@@ -78,7 +78,15 @@ from run_folders import (
     refuse,
     say,
 )
-from search_space import Search, check_flags, last_words, read_search, read_toml, require
+from search_space import (
+    Search,
+    check_flags,
+    check_values,
+    last_words,
+    read_search,
+    read_toml,
+    require,
+)
 
 NEEDED = ("optuna", "scipy", "matplotlib")
 MISSING = [name for name in NEEDED if not importlib.util.find_spec(name)]
@@ -398,14 +406,8 @@ class Worker:
 
     def training(self, parent, seed, settings):
         """Return a run that is still to begin."""
-        search = self.search
         folder = self.folder / parent / str(seed)
-        asked = {"env_id": search.env_id, "total_timesteps": search.total_timesteps, "seed": seed}
-        asked |= {"threads": 1, "capture_video": False, "resume": "auto", "run_dir": folder}
-        asked |= search.fixed | settings
-        # as one word, since a value may begin with a dash
-        flags = ["=".join(flag_words(name, value)) for name, value in asked.items()]
-        return Training(seed, folder, [sys.executable, str(search.script), *flags])
+        return Training(seed, folder, self.search.command(seed, settings, folder))
 
     # --- trials
     def run_trials(self):
@@ -433,10 +435,22 @@ class Worker:
         failed = [trial for trial in ended if trial.state == TrialState.FAIL]
         first = min(HOPELESS, self.options.trials)
         if len(failed) >= first and len(failed) == len(ended):
-            last = failed[-1]
-            sentence = f"all {len(failed)} trials have failed; trial {last.number}"
-            remedy = "mend it and name a new --out"
-            raise Hopeless(f"{sentence}, {last.user_attrs['failed']}: {remedy}")
+            count = f"all {len(failed)} trials have" if len(failed) > 1 else "the trial has"
+            why = self.why_failed(failed[0])
+            raise Hopeless(f"{count} failed; {why}; mend it and name a new --out")
+
+    def why_failed(self, trial):
+        """Say why a trial failed, and how the log ends that tells more."""
+        of_first_seed = f"trials/{trial.number}/{self.search.seeds[0]}.log"
+        log = self.folder / trial.user_attrs.get("log", of_first_seed)
+        lines = log.read_text("utf-8", "replace").split("\n") if log.exists() else []
+        lines = [line.strip() for line in lines if line.strip()]
+        words = f"trial {trial.number}, {trial.user_attrs['failed']}"
+        if not lines:
+            return words
+        last = lines[-1].removeprefix("error: ")
+        ending = "" if last in words else f", which ends with: {last:.200}"
+        return f"{words}; read {os.path.relpath(log)}{ending}"
 
     def next_trial(self):
         """Return a trial whose worker is gone, else a new one; None if enough have begun."""
@@ -555,6 +569,8 @@ class Worker:
         reasons = [f"seed {run.seed}: {run.reason:.200}" for run in runs if run.reason]
         reason = "; ".join(reasons) or "a score is not finite"
         trial.set_user_attr("failed", reason)
+        first = next((run for run in runs if run.reason), runs[0])
+        trial.set_user_attr("log", str(first.log.relative_to(self.folder)))
         seen = [one.value for one in self.trials() if one.value is not None]
         if seen:
             self.study.tell(trial, min(seen))
@@ -954,9 +970,14 @@ def check_options(options):
     require(options.seed >= 0, f"--seed {options.seed} must not be negative")
 
 
+def folder_of(options):
+    """Return the folder of the search."""
+    return (options.out or Path("runs", "tune", options.space.stem)).resolve()
+
+
 def open_folder(options, search):
     """Return the folder of the search, which keeps to one file and one source; else exit with 2."""
-    folder = (options.out or Path("runs", "tune", options.space.stem)).resolve()
+    folder = folder_of(options)
     shown = os.path.relpath(folder)
     try:
         check_is_ours(folder, shown)
@@ -988,6 +1009,16 @@ def begin_folder(folder, space, script):
         if not (folder / "space.toml").exists():
             shutil.copyfile(script, folder / "script.py")
             write(folder / "space.toml", space.read_text("utf-8-sig"))
+
+
+def check_begin(options, search, stop):
+    """Refuse what no run can begin with, unless the search has begun, when it was asked before."""
+    if (folder_of(options) / "space.toml").exists():
+        return
+    try:
+        check_values(options.space, search, stop.pause)
+    except Stopped:
+        raise SystemExit(128 + stop.number) from None
 
 
 def check_growth(worker):
@@ -1074,13 +1105,15 @@ def main():
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     warnings.filterwarnings("ignore", module="optuna")  # of few trials, above all
     search = read_search(options.space)
+    stop = Stop(options.helper)
+    stop.listen()
     if not options.helper:
         check_flags(options.space, search)
+        check_begin(options, search, stop)
     options.workers = options.workers or max(1, os.cpu_count() // len(search.seeds))
     folder = open_folder(options, search)
-    worker = Worker(search, folder, options, Stop(options.helper))
+    worker = Worker(search, folder, options, stop)
     check_growth(worker)
-    worker.stop.listen()
     if options.helper:
         with suppress(Stopped, Hopeless):  # the process that it helps says so
             work(worker)
