@@ -932,7 +932,7 @@ def test_defaults_are_in_the_space_or_not():
 
 
 @quick
-def test_tables_fit_the_terminal():
+def test_tables_fit_the_terminal(monkeypatch):
     distributions = {
         f"parameter_{n}": optuna.distributions.FloatDistribution(0, 1) for n in range(9)
     }
@@ -944,8 +944,13 @@ def test_tables_fit_the_terminal():
     )
     parameters = [search_space.Parameter(name, low=0.0, high=1.0) for name in distributions]
     search = search_space.Search(ROOT, "a", 1, [1, 2], [3], parameters, {}, {})
-    assert max(map(len, tune.lines_of_best(search, [trial], 80))) <= 80
-    assert len(tune.lines_of_best(search, [trial], math.inf)) == 3
+    outcome = tune.Outcome(search, [trial], trial, None, None)
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = tune.outcome_text(outcome, tune.with_values([trial]), tune.fitted)
+    assert max(map(len, shown.splitlines())) <= 80
+    assert all(f"\n{name} " in shown for name in distributions)
+    written = tune.outcome_text(outcome, tune.with_values([trial]))
+    assert [line.count("|") for line in written.splitlines()].count(13) == 3
 
 
 # --- what the documentation shows -----------------------------------------------------------------

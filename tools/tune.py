@@ -53,7 +53,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 import warnings
 from collections import Counter
@@ -87,6 +86,7 @@ from search_space import (
     read_toml,
     require,
 )
+from text_tables import fitted, markdown_rows
 
 NEEDED = ("optuna", "scipy", "matplotlib")
 MISSING = [name for name in NEEDED if not importlib.util.find_spec(name)]
@@ -784,20 +784,6 @@ def list_of_scores(scores):
     return ", ".join(f"{score:.4g}" for score in scores)
 
 
-def lines_of_best(search, trials, width):
-    """Return a table of the best trials as lines, or if it is too wide a paragraph for each."""
-    table = table_of_best(search, trials)
-    if len(table[0]) <= width:
-        return table
-    lines = []
-    for trial in shown_trials(search, trials):
-        scores = list_of_scores(trial.user_attrs["scores"])
-        settings = settings_text(trial.params)
-        text = f"trial {trial.number}: {trial.value:.4g} ({scores}) with {settings}"
-        lines += textwrap.wrap(text, width, subsequent_indent="    ")
-    return lines
-
-
 def shown_trials(search, trials):
     """Return the trials for the table: the best ones, and that of the default settings."""
     found = ranked(trials)
@@ -806,21 +792,18 @@ def shown_trials(search, trials):
 
 
 def table_of_best(search, trials):
-    """Return a Markdown table of the best trials as lines."""
-    names = [parameter.name for parameter in search.parameters]
+    """Return a line, a dict by title, for each of the best trials."""
     seeds = ", ".join(map(str, search.seeds))
-    rows = [["trial", "score", f"seeds {seeds}", *names]]
+    lines = []
     for trial in shown_trials(search, trials):
         mark = " (default)" if search.is_default(trial.params) else ""
-        scores = list_of_scores(trial.user_attrs["scores"])
-        values = [short(trial.params[name]) for name in names]
-        rows.append([f"{trial.number}{mark}", f"{trial.value:.4g}", scores, *values])
-    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
-    rows.insert(1, ["-" * width for width in widths])
-    lines = []
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        lines.append(f"| {' | '.join(cells)} |")
+        line = {
+            "trial": f"{trial.number}{mark}",
+            "score": f"{trial.value:.4g}",
+            f"seeds {seeds}": list_of_scores(trial.user_attrs["scores"]),
+        }
+        line |= {one.name: short(trial.params[one.name]) for one in search.parameters}
+        lines.append(line)
     return lines
 
 
@@ -870,10 +853,10 @@ def confirmation_lines(outcome):
     return [*lines, ""]
 
 
-def outcome_text(outcome, study, width=math.inf):
-    """Return all that was found, in Markdown."""
-    lines = [f"{outcome.title()}.", ""]
-    lines += [*lines_of_best(outcome.search, outcome.trials, width), ""]
+def outcome_text(outcome, study, write_table=markdown_rows):
+    """Return all that was found, in Markdown; write_table makes text of a list of lines."""
+    table = write_table(table_of_best(outcome.search, outcome.trials))
+    lines = [f"{outcome.title()}.", "", table.strip("\n"), ""]
     if len(study.trials) >= ENOUGH_TO_WEIGH:
         lines += importance_lines(study)
     if outcome.confirmation:
@@ -921,8 +904,8 @@ def conclude(outcome, folder):
     write(folder / "best.toml", best_toml(outcome))
     if len(study.trials) > 1:
         draw(study, folder)
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else math.inf
-    say(f"\n{outcome_text(outcome, study, width)}")
+    write_table = fitted if sys.stdout.isatty() else markdown_rows
+    say(f"\n{outcome_text(outcome, study, write_table)}")
     script = os.path.relpath(outcome.search.script)
     config = os.path.relpath(folder / "best.toml")
     say(f"best.toml has the settings to use: python {shlex.join([script, '--config', config])}")
