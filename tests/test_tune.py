@@ -190,6 +190,7 @@ def refusal(monkeypatch, capsys):
         captured = capsys.readouterr()
         assert end.value.code == 2
         assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
+        assert not re.search(r"Errno|Path\(|<class|codec", captured.err), captured.err
         return captured.err
 
     return run
@@ -315,6 +316,13 @@ def test_faults_of_the_command_are_refused_in_one_sentence(space, refusal, tmp_p
     assert "mine" in refusal("--out", "mine")
     assert os.listdir("mine") == ["thesis.txt"]
     assert "thesis.txt" in refusal("--out", "mine/thesis.txt")
+    assert "--out mine/thesis.txt cannot be used (" in refusal("--out", "mine/thesis.txt")
+    (tmp_path / "toy.toml").write_bytes(b"\xff")
+    assert "toy.toml cannot be read (it is no UTF-8 text): name a TOML file" in refusal()
+    (tmp_path / "toy.toml").unlink()
+    assert "toy.toml cannot be read (no such file or directory)" in refusal()
+    (tmp_path / "toy.toml").mkdir()
+    assert "toy.toml cannot be read (is a directory)" in refusal()
     monkeypatch.setattr(tune, "MISSING", ["optuna"])
     sentence = refusal()
     assert "optuna" in sentence and "pip install" in sentence
@@ -620,6 +628,21 @@ def test_a_folder_keeps_to_its_file_its_source_and_its_fresh_seeds(
     space()
     (tmp_path / "toy.py").write_text(TOY + "# changed\n")
     assert "another toy.py" in refusal("--trials", 2)
+    (tmp_path / "runs" / "tune" / "toy" / "script.py").unlink()
+    assert "another toy.py" in refusal("--trials", 2)
+
+
+@quick
+@pytest.mark.parametrize("journal", ["no JSON\n", "[1]\n", '{"op_code": 99}\n', "{}\n"])
+def test_a_damaged_journal_is_refused(space, refusal, tmp_path, journal):
+    space()
+    folder = tmp_path / "zu groß, 1"
+    folder.mkdir()
+    shutil.copy(tmp_path / "toy.py", folder / "script.py")
+    shutil.copy(tmp_path / "toy.toml", folder / "space.toml")
+    (folder / "journal.log").write_text(journal)
+    sentence = refusal("--out", "zu groß, 1")
+    assert "zu groß, 1/journal.log is damaged: " in sentence and "name a new --out" in sentence
 
 
 # --- stopped and killed ---------------------------------------------------------------------------

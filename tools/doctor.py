@@ -14,11 +14,12 @@ run that is short, or lacks metrics, allows only some: then their number is prin
 
 The exit code is 0 if nothing was found, 1 if something was, 2 if a name is no run or an option is
 wrong.
-
-A check is a function over the metrics of a run that returns the first step at which it fires, with
-the value it saw there, or None; and a record in CHECKS at the end. It looks at no row after that
-step, so that a living run gets the same alarms at the same steps as a finished one.
 """
+
+# A check is a function over the metrics of a run, and a record in CHECKS at the end. It returns an
+# Alarm, the first step at which it fires with the value that it saw there; None if all is well; or
+# Unmade if it cannot judge. It looks at no row after that step, so that a living run gets the same
+# alarms at the same steps as a finished one.
 
 import argparse
 import math
@@ -1428,7 +1429,7 @@ def main():
     parser.add_argument("--markdown", action="store_true", help="print tables in Markdown")
     parser.add_argument("--checks", action="store_true", help="print the table of all checks")
     parser.add_argument(
-        "--calibrate", action="store_true", help="count alarms in runs, taken for healthy"
+        "--calibrate", action="store_true", help="count alarms in runs that are taken for healthy"
     )
     args = parser.parse_args()
     if not (args.runs or args.checks):

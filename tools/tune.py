@@ -20,7 +20,8 @@ A TOML file says what to search:
     num_envs = 8
 
 Between two whole numbers only whole numbers are tried. Before the first trial the script is started
-for a moment with the ends of each range and each choice, and what it refuses is not searched.
+for a moment with the ends of each range and each choice. If it refuses one, the search does not
+begin.
 
 A trial trains one choice of settings with all seeds, a process each. Its value is the mean score of
 its runs; a run's score is the mean return over the last tenth of its evaluations. At each twentieth
@@ -367,6 +368,19 @@ class Confirmation(NamedTuple):
     default: list
 
 
+def open_journal(path):
+    """Return Optuna's storage in a journal, which is made if it is not there; or exit with 2."""
+    journal = optuna.storages.journal
+    backend = journal.JournalFileBackend(str(path), lock_obj=JournalLock(path))
+    try:
+        if path.exists():
+            for line in path.read_bytes().split(b"\n")[:-1]:
+                json.loads(line)  # Optuna passes over a last line that is damaged, and then fails
+        return journal.JournalStorage(backend)
+    except (ValueError, LookupError, TypeError, AssertionError):
+        return refuse(f"{os.path.relpath(path)} is damaged: put a copy back, or name a new --out")
+
+
 class Worker:
     """Trains trials and the runs of the confirmation, beside others on the same folder."""
 
@@ -375,10 +389,7 @@ class Worker:
         self.folder = folder
         self.options = options
         self.stop = stop
-        path = folder / "journal.log"
-        journal = optuna.storages.journal
-        backend = journal.JournalFileBackend(str(path), lock_obj=JournalLock(path))
-        self.storage = journal.JournalStorage(backend)
+        self.storage = open_journal(folder / "journal.log")
         self.study = self.open_study()
 
     def open_study(self):
@@ -925,14 +936,17 @@ def read_options(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("space", type=Path, metavar="FILE.toml", help="what to search")
     parser.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="default: runs/tune/<name of the file>"
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="of the search; default: runs/tune/<name of the file>",
     )
-    parser.add_argument("--trials", type=int, default=30, help="default: 30")
+    parser.add_argument("--trials", type=int, default=30, help="how many; default: 30")
     parser.add_argument(
         "--workers",
         type=int,
         help="trials at a time, each of as many processes as there are seeds; default: as many as "
-        "the cores of this machine are for",
+        "this machine has cores for",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the search itself; default: 0")
     parser.add_argument("--no-prune", action="store_true", help="train all trials to their end")
