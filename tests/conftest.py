@@ -42,6 +42,7 @@ OURS = {
     "test_doctor.py",
     "test_readme.py",
     "test_report.py",
+    "test_run_folders.py",
     "test_teeth.py",
     "test_third_party.py",
     "test_tools.py",

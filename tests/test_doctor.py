@@ -30,6 +30,8 @@ doctor = importlib.import_module("doctor")
 
 CHECKS = {check.name: check for check in doctor.CHECKS}
 quick = pytest.mark.quick
+SCRIPTS = [f"{name}_continuous" for name in ("sac", "td3", "tqc", "ppo")] + ["dqn_atari"]
+ALWAYS_MADE = ("not-finite", "crash", "killed")
 
 
 # --- runs that are made up ------------------------------------------------------------------------
@@ -444,6 +446,40 @@ def actor(name, column, updates=None):
 SIDES = both_sides()
 
 
+def alarm_of(name, logs):
+    """Return the alarm of a check, None also if it cannot judge."""
+    result = CHECKS[name].function(logs)
+    return result if isinstance(result, doctor.Alarm) else None
+
+
+def names_of(logs):
+    """Return the names of the checks that fire."""
+    return [finding.check.name for finding in doctor.examine(logs).findings]
+
+
+def whole(without="", **config):
+    """Return the logs of a healthy run of PPO for which all checks can be made, or all but one."""
+    columns = {name: 0.5 for check in doctor.CHECKS for name in check.needs if name in OF_PPO}
+    columns |= timed(100.0) | {"env/obs_sd": 1.0, "ppo/ratio_first_mb": 1e-6}
+    columns |= {"losses/approx_kl": 0.01, "losses/entropy": 1.0, "ppo/adv_min": -2.0}
+    columns |= {"ppo/adv_max": 2.0, "env/time_limit_frac": 0.1, "policy/log_std": -1.0}
+    columns["charts/updates"] = [100 * (number // 2) for number in range(1, 41)]
+    del columns["losses/qf_loss"]
+    columns.pop(without, None)
+    return made_up(
+        columns,
+        evaluated(*range(21)),
+        lived([*range(99)], [*range(1, 100)]),
+        config=PPO | config,
+        every=250,
+    )
+
+
+OF_PPO = """env/reward_mean env/reward_sd env/obs_mean env/obs_sd losses/clipfrac losses/approx_kl
+losses/explained_variance ppo/explained_var_mc policy/log_std env/time_limit_frac train/length_min
+train/length_max ppo/ratio_first_mb charts/updates""".split()
+
+
 @quick
 def test_every_check_has_both_sides():
     assert SIDES.keys() == CHECKS.keys()
@@ -455,12 +491,11 @@ def test_every_check_has_both_sides():
 def test_check_fires_on_one_side_of_its_threshold(name):
     check = CHECKS[name]
     sides = SIDES[name]
-    assert doctor.applies(check, sides.sick)
-    alarm = check.function(sides.sick)
-    assert alarm and alarm.step == sides.step
-    assert name in [finding.check.name for finding in doctor.examine(sides.sick)]
+    alarm = doctor.judge(check, sides.sick)
+    assert alarm.step == sides.step
+    assert name in names_of(sides.sick)
     for number, logs in enumerate(sides.well):
-        assert check.function(logs) is None, number
+        assert alarm_of(name, logs) is None, number
 
 
 @quick
@@ -468,9 +503,9 @@ def test_check_fires_on_one_side_of_its_threshold(name):
 def test_no_check_looks_ahead(name):
     """Until its step there is no alarm, and then the same as with all that follows."""
     sides = SIDES[name]
-    alarm = CHECKS[name].function(sides.sick)
-    assert CHECKS[name].function(until(sides.sick, sides.step)) == alarm
-    assert CHECKS[name].function(until(sides.sick, sides.step - 1)) is None
+    alarm = alarm_of(name, sides.sick)
+    assert alarm_of(name, until(sides.sick, sides.step)) == alarm
+    assert alarm_of(name, until(sides.sick, sides.step - 1)) is None
 
 
 def until(logs, step):
@@ -491,17 +526,17 @@ def test_checks_survive_runs_without_metrics():
         made_up({}, config=PPO | {"target_kl": 1.0}),
     ):
         logs.intervals[:] = logs.intervals[:1]
-        assert doctor.examine(logs) == []
+        assert names_of(logs) == []
         logs.intervals.clear()
-        assert doctor.examine(logs) == []
+        assert names_of(logs) == []
     for check in doctor.CHECKS:  # no row has two of the metrics
         logs = made_up({"losses/qf_loss": [1.0] * len(check.needs)}, config=SAC)
         for row, metric in zip(logs.intervals, check.needs, strict=True):
             row[metric] = 1.0
-        assert check.function(logs) is None or len(check.needs) == 1, check.name
+        assert alarm_of(check.name, logs) is None or len(check.needs) == 1, check.name
     logs = made_up({}, evaluated(*[5.0] * 21))
     del logs.evaluations[0]  # nobody knows what the untrained agent did
-    assert doctor.examine(logs) == []
+    assert names_of(logs) == []
 
 
 def other_signs():
@@ -547,7 +582,7 @@ def other_signs():
 @quick
 @pytest.mark.parametrize("name, logs, step", other_signs())
 def test_other_signs_of_the_same_checks(name, logs, step):
-    alarm = CHECKS[name].function(logs)
+    alarm = alarm_of(name, logs)
     assert alarm is None if step is None else alarm.step == step
 
 
@@ -558,16 +593,99 @@ def test_a_game_is_given_time():
         logs = made_up({}, evaluated(*[0.0] * 21), config=DQN | {"total_timesteps": total})
         for number, row in enumerate(logs.evaluations):
             row["global_step"] = number * total // 20
-        alarm = CHECKS["not-learning"].function(logs)
+        alarm = alarm_of("not-learning", logs)
         assert alarm is None if step is None else alarm.step == step
 
 
 @quick
 def test_gravest_findings_come_first():
     columns = {"losses/alpha": 11.0, "ppo/ratio_first_mb": [0.0, *[1.0] * 8], "env/obs_sd": 99.0}
-    found = doctor.examine(made_up(columns, state="failed", reason="ValueError()", step=7))
-    names = [finding.check.name for finding in found]
+    names = names_of(made_up(columns, state="failed", reason="ValueError()", step=7))
     assert names == ["crash", "first-ratio", "temperature-range", "obs-scale"]
+
+
+@quick
+@pytest.mark.parametrize("name", [name for name in CHECKS if not name.startswith(ALWAYS_MADE)])
+def test_a_run_that_has_just_begun_is_not_called_well(name):
+    """Before there is a row, a check says that it cannot judge, and not that all is well."""
+    sick = SIDES[name].sick
+    nothing = doctor.judge(CHECKS[name], until(sick, -1))
+    assert nothing in (doctor.TOO_EARLY, doctor.NOT_LOGGED)
+    before = doctor.judge(CHECKS[name], until(sick, SIDES[name].step - 1))
+    judges_earlier = "impossible-values first-ratio same-critics limit-as-end no-bootstrap "
+    judges_earlier += "target-scale temperature-range temperature-speed slowing"
+    assert (before is None) == (name in judges_earlier.split())
+
+
+@quick
+def test_healthy_is_a_run_for_which_all_checks_were_made():
+    examination = doctor.examine(whole())
+    assert examination.is_healthy and examination.made == examination.meant == 19
+    assert len(examination.unmade[doctor.NOT_MEANT]) == len(CHECKS) - 19
+    for without, missing in (
+        ("ppo/ratio_first_mb", ["first-ratio"]),
+        ("env/obs_sd", ["constant-obs", "obs-scale"]),
+        ("losses/approx_kl", ["large-kl", "tiny-kl"]),
+        ("ppo/adv_max", ["target-scale"]),
+    ):
+        examination = doctor.examine(whole(without))
+        assert examination.findings == [] and not examination.is_healthy
+        assert examination.unmade[doctor.NOT_LOGGED] == missing
+        assert examination.made == 19 - len(missing)
+
+
+@quick
+def test_checks_that_settings_rule_out_do_not_count():
+    examination = doctor.examine(whole(norm_obs=True))
+    assert examination.is_healthy and examination.meant == 18
+    assert "obs-scale" in examination.unmade[doctor.NOT_MEANT]
+
+
+@quick
+def test_short_runs_are_too_short_for_checks():
+    examination = doctor.examine(until(whole(), 2250))
+    early = examination.unmade[doctor.TOO_EARLY]
+    assert early == ["not-learning", "large-kl", "tiny-kl", "blind-critic", "harmful-critic"] + [
+        "slowing"
+    ]
+    assert not examination.is_healthy and examination.made == 13
+
+
+@quick
+def test_what_may_still_be_logged_is_no_missing_metric():
+    """Until there are updates, episodes or rows; not if settings or the script rule it out."""
+    early, missing = doctor.TOO_EARLY, doctor.NOT_LOGGED
+    begun = made_up({"env/reward_mean": 0.5}, episodes=lived([1.0], [1.0]), config=PPO)
+    learned = made_up({"losses/policy_loss": 0.1}, config=PPO)
+    for logs, name, why in (
+        (begun, "first-ratio", early),
+        (begun, "harmful-critic", missing),
+        (begun, "not-learning", missing),
+        (learned, "first-ratio", missing),
+        (learned, "harmful-critic", early),
+        (learned, "equal-lengths", early),
+        (until(begun, 0), "not-learning", early),
+        (made_up({}, config=PPO | {"log_every": 0}), "first-ratio", missing),
+        (until(made_up({}, config=PPO | {"eval_every": 0}), 0), "not-learning", missing),
+        (made_up({}), "first-ratio", missing),  # of a script that is not known
+        (learned, "frozen-temperature", doctor.NOT_MEANT),
+    ):
+        assert doctor.judge(CHECKS[name], logs) is why, name
+
+
+@quick
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_checks_are_for_scripts_that_log_what_they_need(name):
+    """Names that a script puts together are in no literal of it: their beginning is."""
+    source = (ROOT / f"{name}.py").read_text("utf-8")
+    args = source.split("class Args")[1].split("\n\n\n")[0]
+    (method,) = [name for name in doctor.METHODS if f"    {name}: " in args]
+    for check in doctor.CHECKS:
+        own = [name for name in check.needs if name.startswith(("losses/", "ppo/", "policy/"))]
+        own += [name for name in check.needs if name == "q/twin_gap"]
+        if own:
+            logs_all = all(f'"{name}"' in source for name in own)
+            assert logs_all == (method in check.methods), check.name
 
 
 @quick
@@ -612,7 +730,7 @@ def call(*arguments, cwd, **environ):
 @pytest.fixture
 def runs(tmp_path):
     """Make a folder of two runs, one of them sick; return the folder above."""
-    write_run(tmp_path / "runs" / "well", made_up({"losses/alpha": 0.1}))
+    write_run(tmp_path / "runs" / "well", whole())
     write_run(tmp_path / "runs" / "sick", made_up({"losses/alpha": 20.0, "env/obs_sd": 99.0}))
     return tmp_path
 
@@ -621,7 +739,7 @@ def runs(tmp_path):
 def test_command_names_the_sick_runs(runs):
     code, out, err = call("runs", cwd=runs, COLUMNS="60")
     assert code == 1 and err == ""
-    sick, well = out.split("runs/well: healthy")
+    sick, well = out.split("runs/well: ")
     assert sick.startswith("runs/sick: temperature-range, obs-scale (finished at step 10,000 of")
     assert "WARN temperature-range, since step 500" in sick
     assert "WARN obs-scale, since step 2,500" in sick
@@ -630,7 +748,8 @@ def test_command_names_the_sick_runs(runs):
     for name in ("temperature-range", "obs-scale"):
         assert CHECKS[name].meaning in words and f"Next: {CHECKS[name].next_step}" in words
     assert max(len(line) for line in sick.splitlines()[1:]) <= 60
-    assert well.startswith(" (finished at step 10,000 of 10,000, ")
+    state = "healthy (finished at step 10,000 of 10,000, all 19 checks made)\n"
+    assert well == f"{state}2 runs: 1 healthy, 1 with an alarm: runs/sick\n"
 
 
 @quick
@@ -641,11 +760,43 @@ def test_command_says_in_a_line_that_a_run_is_healthy(runs, name):
 
 
 @quick
+def test_command_says_how_many_checks_could_be_made_and_on_request_why(runs):
+    write_run(runs / "runs" / "short", until(whole(), 2250))
+    code, out, err = call("runs/short", cwd=runs)
+    assert code == 0 and err == "" and out.count("\n") == 1
+    assert out.startswith("runs/short: nothing found, 13 of 19 checks could be made: ")
+    assert "too few steps or rows for 6 (" in out
+    code, out, _ = call("runs/short", "--why", cwd=runs, COLUMNS="70")
+    assert code == 0 and max(map(len, out.splitlines()[1:])) <= 70
+    words = " ".join(out.split())
+    assert "not made, too few steps or rows: not-learning, large-kl, tiny-kl, blind" in words
+    assert "not made, not for this method, task or settings: impossible-values, same-" in words
+    assert "metrics not logged" not in words
+    _, out, _ = call("runs", cwd=runs)
+    assert out.splitlines()[-1] == (
+        "3 runs: 1 healthy, 1 with nothing found, but not all checks made (--why lists them), "
+        "1 with an alarm: runs/sick"
+    )
+
+
+@quick
+def test_last_line_names_all_runs_with_alarms(runs):
+    shutil.copytree(runs / "runs" / "sick", runs / "runs" / "too sick")
+    shutil.copytree(runs / "runs" / "well", runs / "runs" / "as well")
+    for flag in ("--watch", "--why"):
+        _, out, _ = call("runs", flag, cwd=runs)
+        last = out.splitlines()[-1]
+        assert last == "4 runs: 2 healthy, 2 with alarms: runs/sick, runs/too sick"
+
+
+@quick
 def test_command_writes_markdown(runs):
     code, out, _ = call("runs", "--markdown", cwd=runs)
     assert code == 1
     lines = out.splitlines()
-    assert len(lines) == 5 and len({line.replace("\\|", "").count("|") for line in lines}) == 1
+    assert lines[5:] == ["", "2 runs: 1 healthy, 1 with an alarm: runs/sick"]
+    lines = lines[:5]
+    assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
     assert lines[2].startswith("| `runs/sick` | WARN temperature-range | 500 | temperature: 20 ")
     assert lines[4].startswith("| `runs/well` | healthy |")
 
@@ -678,9 +829,14 @@ def test_command_refuses_bad_input(runs, arguments, words):
 
 @quick
 def test_command_leaves_out_what_is_no_run(runs):
-    code, out, err = call("runs/well", "missing", cwd=runs)
-    assert code == 0 and out.count("\n") == 1
-    assert err.startswith("not examined: missing is no run") and err.count("\n") == 1
+    """The others are examined, and the exit code says that not all were."""
+    for flag in ("--why", "--markdown", "--watch", "--calibrate"):
+        code, out, err = call("runs", "missing", flag, cwd=runs)
+        assert code == 2, flag
+        assert "runs/sick" in out
+        assert err.startswith("not examined: missing is no run") and err.count("\n") == 1
+        if flag != "--calibrate":
+            assert out.splitlines()[-1].endswith("runs/sick; not examined: missing")
 
 
 @quick
@@ -753,7 +909,18 @@ def test_watch_of_a_healthy_run_ends_with_the_run(watched):
     assert watched.process.poll() is None
     write_summary(watched.run, "finished")
     code, out = watched.finish()
-    assert code == 0 and out.startswith("run: healthy (finished at step 2,000") and len(out) < 99
+    assert code == 0 and out.startswith("run: nothing found, ") and out.count("\n") == 1
+    assert "(finished at step 2,000" in out
+
+
+def test_watch_ends_if_nobody_reads_any_more(watched):
+    watched.append(2500, **{"losses/alpha": 20.0})
+    watched.process.stdout.readline()
+    watched.process.stdout.close()
+    watched.append(3000, **{"ppo/ratio_first_mb": 1.0})
+    assert watched.process.wait(timeout=30) == 1
+    assert watched.process.stderr.read() == ""
+    watched.process.stdout = None
 
 
 def test_watch_ends_quietly_on_ctrl_c(watched):
@@ -780,18 +947,29 @@ def committed():
 
 @quick
 def test_page_has_the_table_of_checks():
-    assert generated("tools/doctor.py --checks").strip() == doctor.table_of_checks()
+    table = doctor.table_text(doctor.table_of_checks(), as_markdown=True)
+    assert generated("tools/doctor.py --checks --markdown").strip() == table
+
+
+@quick
+def test_tables_of_the_terminal_fit_it(runs):
+    for arguments in (["--checks"], ["runs", "--calibrate"]):
+        for width in (80, 100):
+            code, out, _ = call(*arguments, cwd=runs, COLUMNS=str(width))
+            assert code == 0 and max(map(len, out.splitlines())) <= width
+            assert "|  " not in out and "`" not in out and "---" not in out
+            assert CHECKS.keys() <= {*out.split()}
 
 
 def test_page_has_the_false_alarms(committed):
-    found = generated("tools/doctor.py --calibrate results").strip()
-    assert found == doctor.calibration(committed)
+    found = generated("tools/doctor.py --calibrate results --markdown").strip()
+    assert found == doctor.calibration_text(committed, as_markdown=True)
 
 
 def test_alarms_are_rare_in_healthy_runs(committed):
     """Below one in 20 runs, and none is an error."""
     assert len(committed) >= 81
-    found = {folder: doctor.examine(logs) for folder, logs in committed.items()}
+    found = {folder: doctor.examine(logs).findings for folder, logs in committed.items()}
     alarmed = [folder for folder, findings in found.items() if findings]
     assert len(alarmed) < len(committed) / 20, alarmed
     levels = {finding.check.level for findings in found.values() for finding in findings}
@@ -1059,21 +1237,17 @@ def healthy(tmp_path_factory):
     return train_once
 
 
-def names_of(logs):
-    return {finding.check.name for finding in doctor.examine(logs)}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DISEASES)
 def test_disease_is_named_and_the_script_as_it_is_is_healthy(name, healthy, tmp_path):
     disease = DISEASES[name]
-    assert names_of(healthy(disease.base)) == set()
+    assert names_of(healthy(disease.base)) == []
     logs = train(tmp_path, disease.base, disease.flags, disease.old, disease.new)
-    assert disease.checks <= names_of(logs)
+    assert disease.checks <= {*names_of(logs)}
     for check in disease.checks:  # a run that is watched shows the same
-        alarm = CHECKS[check].function(logs)
+        alarm = alarm_of(check, logs)
         if logs.state == "finished":
-            assert CHECKS[check].function(until(logs, alarm.step)) == alarm
+            assert alarm_of(check, until(logs, alarm.step)) == alarm
 
 
 @pytest.mark.slow
@@ -1082,9 +1256,9 @@ def test_killed_run_is_named(healthy, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(healthy("swing").folder, folder)
     (folder / "summary.json").unlink()
-    assert names_of(doctor.read_logs(folder)) == set()
+    assert names_of(doctor.read_logs(folder)) == []
     os.utime(folder / "metrics.jsonl", (1, 1))
-    assert names_of(doctor.read_logs(folder)) == {"killed"}
+    assert names_of(doctor.read_logs(folder)) == ["killed"]
 
 
 class Fixed(Toy):
@@ -1098,7 +1272,7 @@ def test_time_limit_of_an_own_task_is_named(tmp_path):
         logs = train(tmp_path, "swing", "--env-id Fixed-v0 --total-timesteps 1024")
     finally:
         del gym.registry["Fixed-v0"]
-    assert names_of(logs) == {"equal-lengths"}
+    assert names_of(logs) == ["equal-lengths"]
 
 
 @quick

@@ -29,8 +29,8 @@ search_space = importlib.import_module("search_space")
 quick = pytest.mark.quick
 
 # What a script does for a search, in less time. It scores 100 at x = 0.3 and size = 3, and the less
-# the farther from there; x above 0.9 fails, 0.5 gives NaN, size 7 is refused. There are 21
-# evaluations.
+# the farther from there; x above 0.9 fails, 0.5 gives NaN, size 9 is refused, and size 7 but for
+# x = 0.8. There are 21 evaluations.
 TOY = """
 import argparse, fcntl, json, math, os, signal, sys, time
 from pathlib import Path
@@ -53,8 +53,11 @@ def main():
         parser.add_argument(name, action=argparse.BooleanOptionalAction)
     args = parser.parse_args()
     assert args.threads == 1 and args.resume == "auto" and args.capture_video is False
-    if args.size == 7:
-        print("error: --size 7 must not be 7: try 6", file=sys.stderr)
+    if args.env_id == "Gone-v0":
+        print("error: --env-id Gone-v0 fails: there is no such environment", file=sys.stderr)
+        sys.exit(2)
+    if args.size == 7 and args.x != 0.8 or args.size == 9:
+        print(f"error: --size {args.size} must not be {args.size}: try 6", file=sys.stderr)
         sys.exit(2)
     train(args, Path(args.run_dir))
 
@@ -187,6 +190,7 @@ def refusal(monkeypatch, capsys):
         captured = capsys.readouterr()
         assert end.value.code == 2
         assert captured.err.startswith("error: ") and captured.err.count("\n") == 1
+        assert not re.search(r"Errno|Path\(|<class|codec", captured.err), captured.err
         return captured.err
 
     return run
@@ -255,6 +259,37 @@ FAULTS = {
     "list_fixed": ("[search]", "[fixed]\nsize = [2]\n[search]", "size"),
     "fixed_and_searched": ("[search]", "[fixed]\nx = 0.2\n[search]", "x", "[fixed]"),
     "unknown_fixed": ("[search]", "[fixed]\nsise = 2\n[search]", "sise", "size"),
+    "no_environment": ('"Toy-v0"', '"Gone-v0"', "--env-id Gone-v0 fails: there is no such"),
+    "text_for_a_number": (
+        "low = 0.0, high = 0.9",
+        'choices = ["abc", 0.2]',
+        "[search] x",
+        "does not take abc",
+        "argument --x: invalid float value",
+    ),
+    "part_for_a_whole": (
+        "[search]",
+        "[search]\nsize = { low = 1.0, high = 2.5 }",
+        "[search] size",
+        "argument --size: invalid int value: '1.0'",
+    ),
+    "last_choice": (
+        "x = { low = 0.0, high = 0.9 }",
+        "size = { choices = [1, 2, 9] }",
+        "[search] size",
+        "--size 9 must not be 9: try 6",
+    ),
+    "highest_of_a_grid": (
+        "x = { low = 0.0, high = 0.9 }",
+        "size = { low = 1, high = 10, step = 4 }",
+        "--size 9 must not be 9: try 6",
+    ),
+    "text_fixed": (
+        "[search]",
+        '[fixed]\nsize = "abc"\n[search]',
+        "toy.py refuses it",
+        "argument --size: invalid int value",
+    ),
     "no_toml": ("[search]", "[search", "toy.toml", "read"),
 }
 
@@ -281,6 +316,13 @@ def test_faults_of_the_command_are_refused_in_one_sentence(space, refusal, tmp_p
     assert "mine" in refusal("--out", "mine")
     assert os.listdir("mine") == ["thesis.txt"]
     assert "thesis.txt" in refusal("--out", "mine/thesis.txt")
+    assert "--out mine/thesis.txt cannot be used (" in refusal("--out", "mine/thesis.txt")
+    (tmp_path / "toy.toml").write_bytes(b"\xff")
+    assert "toy.toml cannot be read (it is no UTF-8 text): name a TOML file" in refusal()
+    (tmp_path / "toy.toml").unlink()
+    assert "toy.toml cannot be read (no such file or directory)" in refusal()
+    (tmp_path / "toy.toml").mkdir()
+    assert "toy.toml cannot be read (is a directory)" in refusal()
     monkeypatch.setattr(tune, "MISSING", ["optuna"])
     sentence = refusal()
     assert "optuna" in sentence and "pip install" in sentence
@@ -293,6 +335,120 @@ def test_a_script_that_cannot_start_or_lacks_what_is_needed_is_refused(space, re
     assert "gone_module" in refusal()
     (tmp_path / "toy.py").write_text(TOY.replace('"--resume"', '"--go-on"'))
     assert "--resume" in refusal()
+
+
+ASKED = """
+if __name__ == "__main__":
+    with open("asked", "a") as file:
+        file.write(" ".join(sys.argv[1:]) + "\\n")
+"""
+
+
+def asked(folder):
+    """Return the settings with which the toy was started, but for those that all runs have."""
+    starts = []
+    for line in (folder / "asked").read_text().splitlines():
+        flags = [word for word in line.split() if word.startswith(("--x=", "--size=", "--wide"))]
+        starts.append(" ".join(flags) if "--run-dir=" in line else "")
+    return starts
+
+
+@quick
+def test_each_end_and_choice_is_tried_once_before_a_search_begins(space, search, tmp_path):
+    """Together; alone only what is refused together, as it may be that two do not go together."""
+    text = SPACE.replace("{ low = 0.0, high = 0.9 }", "{ low = 0.1, high = 0.8 }")
+    space(text + "size = { choices = [7, 3, 4] }\n")
+    (tmp_path / "toy.py").write_text(TOY.replace("main()\n", f"{ASKED.strip()}\nmain()\n"))
+    out = search("--trials", 1, "--no-confirm")
+    assert out.startswith("asking toy.py whether it takes these settings\n")
+    starts = asked(tmp_path)
+    assert starts[:7] == [
+        "",
+        "",
+        "--x=0.1 --size=7",
+        "--x=0.1",
+        "--size=7",
+        "--x=0.8 --size=3",
+        "--x=0.1 --size=4",
+    ]
+    assert len(starts) == 9  # with the trial's two
+    search("--trials", 1, "--no-confirm")
+    assert len(asked(tmp_path)) == 10  # it was asked for its flags, not for these settings
+
+
+@quick
+def test_defaults_that_cannot_be_trained_are_said_and_others_are_searched(
+    space, search, refusal, tmp_path
+):
+    text = SPACE.replace("[search]", "[fixed]\nx = 0.2\n[search]")
+    text = text.replace("x = {", "size = {")
+    source = TOY.replace("type=int, default=3", "type=int, default=7")
+    source = source.replace("size: int = 3", "size: int = 7")
+    (tmp_path / "toy.py").write_text(source.replace("main()\n", f"{ASKED.strip()}\nmain()\n"))
+    text = text.replace("{ low = 0.0, high = 0.9 }", "{ choices = [3, 4] }")
+    space(text)
+    out = search("--trials", 1, "--no-confirm")
+    assert "the default settings cannot be trained, and will count as failed: --size 7" in out
+    path = space(text.replace("[3, 4]", "[7, 3]"))
+    search_space.check_values(path, search_space.read_search(path), lambda: time.sleep(0.01))
+    space(text.replace("[3, 4]", "[9, 7]"))
+    assert "toy.py refuses it: --size 7 must not" in refusal("--out", "other")
+    (tmp_path / "asked").unlink()
+    space(text.replace("Toy-v0", "Gone-v0"))
+    assert "toy.py refuses it: --env-id Gone-v0" in refusal("--out", "other")
+    assert len(asked(tmp_path)) == 3  # its flags, the defaults, the first choice
+
+
+@quick
+def test_a_script_that_says_nothing_is_taken_to_have_begun(space, monkeypatch, tmp_path):
+    space()
+    (tmp_path / "toy.py").write_text("import time; time.sleep(99)")
+    monkeypatch.setattr(search_space, "PATIENCE", 0.2)
+    search = search_space.read_search(tmp_path / "toy.toml")
+    start = time.monotonic()
+    assert search_space.refusal_of(search, {}, lambda: time.sleep(0.05)) == ""
+    assert time.monotonic() - start < 30 and not processes_in(tmp_path)
+
+
+def test_ctrl_c_while_the_script_is_asked_leaves_nothing_behind(space, tmp_path):
+    space()
+    slow = TOY.replace(
+        "    parser = argparse",
+        "    time.sleep(0 if '--help' in sys.argv else 99)\n" + "    parser = argparse",
+        1,
+    )
+    (tmp_path / "toy.py").write_text(slow)
+    process = start("--workers", 1, "--trials", 1)
+    wait_for(lambda: any("--run-dir=" in " ".join(one.cmdline()) for one in processes_in(tmp_path)))
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 130 and "Traceback" not in out
+    assert not processes_in(tmp_path) and not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "old, new, words",
+    [
+        ("gamma = 0.9", 'gamma = "abc"', "refuses it: Error parsing --gamma"),
+        pytest.param(
+            "Pendulum-v1",
+            "Pendulu-v1",
+            "refuses it: --env-id Pendulu-v1 fails: ",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "high = 0.5",
+            "high = 1.5",
+            "[search] gae_lambda: ppo_continuous.py does not take 1.5: --gae-lambda must",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_our_scripts_are_asked(space, refusal, old, new, words):
+    text = SPACE.replace("toy.py", "ppo_continuous.py").replace("Toy-v0", "Pendulum-v1")
+    text = text.replace("x = {", "gae_lambda = {").replace("0.9 }", "0.5 }")
+    space(text + "[fixed]\ngamma = 0.9\nrollout_steps = 640\nbatch_size = 320\n", change=(old, new))
+    assert words in refusal()
 
 
 @quick
@@ -418,7 +574,8 @@ def test_failed_trials_count_as_the_worst_so_far(space, search, tmp_path):
     trials = trials_in(tmp_path / "runs" / "tune" / "toy")
     failed = [trial for trial in trials if "failed" in trial.user_attrs]
     for trial in trials:
-        is_bad = trial.params["x"] in (0.5, 0.95) or trial.params["size"] == 7
+        x, size = trial.params["x"], trial.params["size"]
+        is_bad = x in (0.5, 0.95) or (size == 7 and x != 0.8)
         assert is_bad == (trial in failed)
     reasons = " ".join(trial.user_attrs["failed"] for trial in failed)
     for words in ("x is not finite", "--size 7 must not be 7: try 6", "a return is not finite"):
@@ -432,12 +589,28 @@ def test_failed_trials_count_as_the_worst_so_far(space, search, tmp_path):
 
 
 def test_a_search_whose_first_trials_all_fail_ends(space, refusal, tmp_path):
-    space(change=("{ low = 0.0, high = 0.9 }", "{ choices = [0.95, 0.96, 0.97] }"))
+    choices = ("{ low = 0.0, high = 0.9 }", "{ choices = [0.95, 0.96, 0.97] }")
+    space(one=choices, other=("seeds = [1, 2]", "seeds = [1]"))  # or either may fail first
     sentence = refusal("--workers", 1)
     assert "x is not finite" in sentence
     trials = trials_in(tmp_path / "runs" / "tune" / "toy")
     assert [trial.state for trial in trials] == [TrialState.FAIL] * 3
     assert "x is not finite" in refusal("--workers", 1)  # and does not begin anew
+    assert sentence.startswith("error: all 3 trials have failed; trial 0, seed 1: FloatingPoint")
+    log = tmp_path / "runs" / "tune" / "toy" / "trials" / "0" / "1.log"
+    log.write_text(log.read_text() + "the last\n\n")
+    assert "; read runs/tune/toy/trials/0/1.log, which ends with: the last; " in refusal()
+
+
+def test_the_log_that_is_named_is_that_of_the_run_that_failed(space, refusal, tmp_path):
+    space()
+    broken = TOY.replace(
+        "    stopped = []", "    assert args.seed != 2, 'not two'\n    stopped = []"
+    )
+    (tmp_path / "toy.py").write_text(broken)
+    sentence = refusal("--workers", 1, "--trials", 1)
+    assert sentence.startswith("error: the trial has failed; trial 0, seed 2: AssertionError: not")
+    assert "two; read runs/tune/toy/trials/0/2.log; mend it" in sentence  # that is its last line
 
 
 def test_a_folder_keeps_to_its_file_its_source_and_its_fresh_seeds(
@@ -455,6 +628,21 @@ def test_a_folder_keeps_to_its_file_its_source_and_its_fresh_seeds(
     space()
     (tmp_path / "toy.py").write_text(TOY + "# changed\n")
     assert "another toy.py" in refusal("--trials", 2)
+    (tmp_path / "runs" / "tune" / "toy" / "script.py").unlink()
+    assert "another toy.py" in refusal("--trials", 2)
+
+
+@quick
+@pytest.mark.parametrize("journal", ["no JSON\n", "[1]\n", '{"op_code": 99}\n', "{}\n"])
+def test_a_damaged_journal_is_refused(space, refusal, tmp_path, journal):
+    space()
+    folder = tmp_path / "zu groß, 1"
+    folder.mkdir()
+    shutil.copy(tmp_path / "toy.py", folder / "script.py")
+    shutil.copy(tmp_path / "toy.toml", folder / "space.toml")
+    (folder / "journal.log").write_text(journal)
+    sentence = refusal("--out", "zu groß, 1")
+    assert "zu groß, 1/journal.log is damaged: " in sentence and "name a new --out" in sentence
 
 
 # --- stopped and killed ---------------------------------------------------------------------------
@@ -761,10 +949,13 @@ def test_defaults_are_in_the_space_or_not():
     assert not parameter("x", low=1.0, high=9.0).holds(None)
     assert parameter("x", choices=(True, False)).holds(False)
     assert not parameter("x", choices=(True, False)).holds(1)
+    parameters = [parameter("x", choices=("3", 4)), parameter("y", low=0, high=1)]
+    search = search_space.Search(ROOT, "a", 1, [1], [2], parameters, {}, {"x": 3, "y": 1})
+    assert search.default_settings() == {"x": "3", "y": 1}  # 3 and "3" are the same flag
 
 
 @quick
-def test_tables_fit_the_terminal():
+def test_tables_fit_the_terminal(monkeypatch):
     distributions = {
         f"parameter_{n}": optuna.distributions.FloatDistribution(0, 1) for n in range(9)
     }
@@ -776,8 +967,13 @@ def test_tables_fit_the_terminal():
     )
     parameters = [search_space.Parameter(name, low=0.0, high=1.0) for name in distributions]
     search = search_space.Search(ROOT, "a", 1, [1, 2], [3], parameters, {}, {})
-    assert max(map(len, tune.lines_of_best(search, [trial], 80))) <= 80
-    assert len(tune.lines_of_best(search, [trial], math.inf)) == 3
+    outcome = tune.Outcome(search, [trial], trial, None, None)
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = tune.outcome_text(outcome, tune.with_values([trial]), tune.fitted)
+    assert max(map(len, shown.splitlines())) <= 80
+    assert all(f"\n{name} " in shown for name in distributions)
+    written = tune.outcome_text(outcome, tune.with_values([trial]))
+    assert [line.count("|") for line in written.splitlines()].count(13) == 3
 
 
 # --- what the documentation shows -----------------------------------------------------------------

@@ -3,27 +3,33 @@
 python tools/doctor.py runs                    all runs in a folder, finished or living
 python tools/doctor.py 'runs/Hopper*'          some
 python tools/doctor.py runs/NAME --watch       print findings as they come, until the run ends
+python tools/doctor.py runs/NAME --why         list also the checks that could not be made
 python tools/doctor.py runs --markdown         a table, to paste
 python tools/doctor.py --checks                the table of all checks
 python tools/doctor.py --calibrate results     how often each check alarms in runs that are healthy
 
-Three levels: FATAL ended the run, ERROR cannot be in a healthy run, WARN is rare in one. The exit
-code is 0 if nothing was found, 1 if something was, 2 if no run was given.
+Three levels: FATAL ended the run, ERROR cannot be in a healthy run, WARN is rare in one. A run is
+called healthy if nothing was found by all the checks that are for its method, task and settings. A
+run that is short, or lacks metrics, allows only some: then their number is printed.
 
-A check is a function over the metrics of a run that returns the first step at which it fires, with
-the value it saw there, or None; and a record in CHECKS at the end. It looks at no row after that
-step, so that a living run gets the same alarms at the same steps as a finished one.
+The exit code is 0 if nothing was found, 1 if something was, 2 if a name is no run or an option is
+wrong.
 """
+
+# A check is a function over the metrics of a run, and a record in CHECKS at the end. It returns an
+# Alarm, the first step at which it fires with the value that it saw there; None if all is well; or
+# Unmade if it cannot judge. It looks at no row after that step, so that a living run gets the same
+# alarms at the same steps as a finished one.
 
 import argparse
 import math
-import os
 import shutil
 import sys
 import textwrap
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from enum import Enum
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -31,15 +37,18 @@ from typing import NamedTuple
 import numpy as np
 from run_folders import (
     NO_RUN,
+    NoRun,
     find_runs,
+    is_number,
     metrics_file,
     read_all,
     read_config,
     read_metrics,
     read_summary,
+    say,
     state_without_summary,
 )
-from text_tables import markdown_rows
+from text_tables import fitted, markdown_rows
 
 # Names that metrics have in runs of earlier scripts
 FORMER = {
@@ -101,6 +110,24 @@ class Alarm(NamedTuple):
     value: float | str
 
 
+class Unmade(Enum):
+    """What a check returns if it cannot judge: why."""
+
+    TOO_EARLY = "too few steps or rows"
+    NOT_LOGGED = "metrics not logged"
+    NOT_MEANT = "not for this method, task or settings"
+
+
+TOO_EARLY, NOT_LOGGED, NOT_MEANT = Unmade
+
+# Settings that only scripts of a method have
+PPO = "update_epochs"
+DQN = "target_every"
+TD3 = "policy_delay"
+SAC = "autotune"  # TQC, too
+METHODS = (PPO, DQN, TD3, SAC)
+
+
 @dataclass(eq=False)
 class Logs:
     """What checks see of a run."""
@@ -131,6 +158,11 @@ class Logs:
     def progress(self, steps):
         """Return which share of the time for learning has gone by at steps."""
         return (steps - self.starts) / max(self.total - self.starts, 1)
+
+    @property
+    def method(self):
+        """The setting that tells the method, one of METHODS; "" of a script with none of them."""
+        return next((name for name in METHODS if name in self.config), "")
 
     @cached_property
     def metrics(self):
@@ -165,7 +197,10 @@ def read_logs(folder):
 
 
 def with_todays_names(row):
-    """Return a row with the names that metrics have today, and with numbers only."""
+    """Return a row with the names that metrics have today; raise NoRun for what is no number."""
+    for name, value in row.items():
+        if not is_number(value):
+            raise NoRun(f"{name} is no number at step {row['global_step']:,}")
     return {FORMER.get(name, name): float(value) for name, value in row.items()}
 
 
@@ -182,11 +217,25 @@ def columns(rows, *names):
 
 
 # --- helpers of checks ----------------------------------------------------------------------------
-def lasting(steps, values, bad, rows=IN_A_ROW, updates=None):
+def lasting(steps, values, bad, rows=IN_A_ROW, updates=None, could=None):
     """Return the alarm of the row by which so many rows in a row have been bad, or None.
 
-    With the updates that were made by each row it takes LONG_UPDATES of them, too.
+    With the updates that were made by each row it takes LONG_UPDATES of them, too. Where only some
+    rows could be bad, as no other is late enough, could says which. Return TOO_EARLY if there
+    would be no alarm even if all of them had been bad.
     """
+    row = first_lasting(bad, rows, updates)
+    if row is not None:
+        return Alarm(int(steps[row]), float(values[row]))
+    if could is None:
+        could = np.ones(len(steps), bool)
+    if first_lasting(could, rows, updates) is None:
+        return TOO_EARLY
+    return None
+
+
+def first_lasting(bad, rows, updates):
+    """Return the first row by which so many rows have been bad, and long enough; else None."""
     in_a_row = 0
     good_until = 0  # updates
     for row, is_bad in enumerate(bad):
@@ -196,7 +245,7 @@ def lasting(steps, values, bad, rows=IN_A_ROW, updates=None):
             if updates[row] - good_until < LONG_UPDATES:
                 continue
         if in_a_row >= rows:
-            return Alarm(int(steps[row]), float(values[row]))
+            return row
     return None
 
 
@@ -282,12 +331,12 @@ def update_count(logs):
         expected = np.ceil((steps - logs.starts).clip(min=0) / logs.config["train_every"])
         most_off = 2
     else:
-        return None
+        return NOT_MEANT
     if logs.config.get("target_kl") is not None:  # passes may be left out, but not all
         off = (updates == 0) & (expected > most_off)
     else:
         off = abs(updates - expected) > np.maximum(most_off, UPDATES_OFF * expected)
-    return lasting(steps, updates - expected, off, rows=1)
+    return lasting(steps, updates - expected, off, rows=1, could=expected > most_off)
 
 
 def updates_of_ppo(config, steps):
@@ -315,7 +364,9 @@ def impossible_values(logs):
     values = np.maximum(abs(lowest), abs(highest))
     use = values * (1 - logs.discount) / np.maximum(largest, 1e-9)
     grown = values > GROWN * values[:1]
-    return lasting(steps, use, (use > BOUND_USE) & (largest > 0) & grown)
+    could = largest > 0
+    could[:1] = False  # nothing has grown yet
+    return lasting(steps, use, (use > BOUND_USE) & (largest > 0) & grown, could=could)
 
 
 def first_ratio(logs):
@@ -328,7 +379,8 @@ def constant_reward(logs):
     """All rewards are the same, and not because each step survived is worth the same."""
     steps, mean, deviation = columns(logs.intervals, "env/reward_mean", "env/reward_sd")
     constant = np.logical_and.accumulate(deviation <= CONSTANT * abs(mean))
-    return lasting(steps, mean, constant & ~pays_for_length(logs, steps))
+    could = episodes_before(logs, steps) >= EPISODES_SEEN
+    return lasting(steps, mean, constant & ~pays_for_length(logs, steps), could=could)
 
 
 def pays_for_length(logs, steps):
@@ -361,7 +413,7 @@ def constant_obs(logs):
 def same_critics(logs):
     """Two critics are one."""
     if logs.config.get("num_critics") == 1:
-        return None  # there is one by intention
+        return NOT_MEANT  # there is one by intention
     steps, gap = columns(logs.intervals, "q/twin_gap")
     return lasting(steps, gap, gap < SAME_TWINS)
 
@@ -369,17 +421,20 @@ def same_critics(logs):
 def frozen_temperature(logs):
     """A temperature that should be learned stays as it is."""
     steps, alpha, updates = columns(logs.intervals, "losses/alpha", "charts/updates")
-    if not logs.config.get("autotune") or len(steps) == 0:
-        return None
-    still = abs(alpha / alpha[0] - 1) < CONSTANT
-    return lasting(steps, alpha, np.logical_and.accumulate(still) & (updates >= 100))
+    if not logs.config.get("autotune"):
+        return NOT_MEANT
+    still = np.logical_and.accumulate(abs(alpha / alpha[:1] - 1) < CONSTANT)
+    late = updates >= 100
+    return lasting(steps, alpha, still & late, could=late)
 
 
 def temperature_wrong_way(logs):
     """The temperature rises where there is too much entropy, or falls where there is too little."""
     steps, alpha, gap = columns(logs.intervals, "losses/alpha", "policy/entropy_gap")
-    if not logs.config.get("autotune") or len(steps) < 2:
-        return None
+    if not logs.config.get("autotune"):
+        return NOT_MEANT
+    if len(steps) < 2:
+        return TOO_EARLY
     change = np.diff(np.log(alpha))
     gap = (gap[1:] + gap[:-1]) / 2
     wrong = (change * np.sign(gap) > CONSTANT) & (abs(gap) > GAP_TO_MOVE * dimensions(logs))
@@ -388,16 +443,14 @@ def temperature_wrong_way(logs):
 
 def still_target(logs):
     """Targets hold one reward and no more, long after the target network should have followed."""
-    names = ["q/target_mean", "q/target_sd", "q/value_sd", "env/reward_mean", "env/reward_sd"]
-    steps, mean, spread, learned, reward, reward_spread, updates = columns(
-        logs.intervals, *names, "charts/updates"
-    )
+    steps, mean, spread, learned, reward, reward_spread, updates = columns(logs.intervals, *TARGETS)
     size = np.maximum(abs(reward), reward_spread)
     ahead = abs(mean - reward) / np.maximum(size, 1e-9)
     narrow = (spread < SPREADS * reward_spread) | (reward_spread <= CONSTANT * abs(reward))
     alive = learned > ALIVE * spread  # or there is nothing to follow
-    bad = (ahead < reach(logs, steps)) & narrow & alive & has_followed(logs, steps, updates)
-    return lasting(steps, ahead, bad)
+    could = (reach(logs, steps) > 0) & has_followed(logs, steps, updates)
+    bad = could & (ahead < reach(logs, steps)) & narrow & alive
+    return lasting(steps, ahead, bad, could=could)
 
 
 def has_followed(logs, steps, updates):
@@ -424,14 +477,16 @@ def reach(logs, steps):
 def limit_as_end(logs):
     """Episodes last as long as the time limit of the task allows, and none counts as cut."""
     steps, cut = columns(logs.intervals, "env/time_limit_frac")
-    limit = time_limit(logs.config) if any(cut == 0) else None
-    if limit is None:
+    if not any(cut == 0):
         return None
+    limit = time_limit(logs.config)
+    if limit is None:
+        return NOT_MEANT
     _, length = columns(logs.episodes, "charts/episodic_length")
     whole_so_far = np.concatenate([[0], np.cumsum(length == limit)])  # by the number of episodes
     count = episodes_before(logs, steps)
     whole = whole_so_far[count] - whole_so_far[(count - RECENT_EPISODES).clip(min=0)]
-    return lasting(steps, whole, (whole >= 3) & (cut == 0), rows=1)
+    return lasting(steps, whole, (whole >= 3) & (cut == 0), rows=1, could=count >= 3)
 
 
 def time_limit(config):
@@ -451,23 +506,25 @@ def equal_lengths(logs):
     names = ["env/time_limit_frac", "train/length_min", "train/length_max"]
     steps, cut, shortest, longest = columns(logs.intervals, *names)
     equal = (cut == 0) & (shortest == longest) & (longest >= LEAST_LIMIT)
-    if not any(equal) or time_limit(logs.config) is not None:
-        return None
-    count = episodes_before(logs, steps)
-    equal = np.logical_and.accumulate(equal) & (count >= EPISODES_SEEN)
-    return lasting(steps, longest, equal, rows=1)
+    if any(equal) and time_limit(logs.config) is not None:
+        return NOT_MEANT
+    enough = episodes_before(logs, steps) >= EPISODES_SEEN
+    equal = np.logical_and.accumulate(equal)
+    return lasting(steps, longest, equal & enough, rows=1, could=enough)
 
 
 # --- checks: learning -----------------------------------------------------------------------------
 def not_learning(logs):
     """No evaluation is above that of the untrained agent."""
+    if not logs.untrained:
+        return NOT_LOGGED
     steps, above = above_untrained(logs)
     late = logs.progress(steps) >= LEARNED_BY
     if "clip_rewards" in logs.config:
         late &= steps >= ATARI_PATIENCE
     _, returns = columns(logs.evaluations, "eval/return_mean")
     best = np.maximum.accumulate(returns[: len(steps)])
-    return lasting(steps, best, late & ~above, rows=1)
+    return lasting(steps, best, late & ~above, rows=1, could=late)
 
 
 def no_bootstrap(logs):
@@ -484,18 +541,21 @@ def poor_fit(logs):
     if "target_every" in logs.config:
         loss_name = "losses/td_loss"
     if logs.config.get("huber") or "num_quantiles" in logs.config:
-        return None  # that loss is no square
+        return NOT_MEANT  # that loss is no square
+    if loss_name not in logs.metrics:
+        return NOT_LOGGED
     names = (loss_name, "q/target_sd", "charts/updates")
     steps, loss, deviation, updates = columns(logs.intervals, *names)
     error = np.sqrt(loss) / np.maximum(deviation, 1e-9)
     late = (logs.progress(steps) > FIT_FROM) & (updates >= FIT_UPDATES)
-    return lasting(steps, error, (error > POOR_FIT) & late)
+    return lasting(steps, error, (error > POOR_FIT) & late, could=late)
 
 
 def critics_apart(logs):
     """Two critics differ more from each other than states do."""
     steps, gap, updates = columns(logs.intervals, "q/twin_gap", "charts/updates")
-    return lasting(steps, gap, (gap > TWINS_APART) & (updates >= 1000))
+    late = updates >= 1000
+    return lasting(steps, gap, (gap > TWINS_APART) & late, could=late)
 
 
 def target_scale(logs):
@@ -503,6 +563,8 @@ def target_scale(logs):
     steps, lowest, highest = columns(logs.intervals, "q/target_min", "q/target_max")
     if len(steps) == 0:
         steps, lowest, highest = columns(logs.intervals, "ppo/adv_min", "ppo/adv_max")
+    if len(steps) == 0:
+        return why_not_logged(logs, "q/target_max")
     largest = np.maximum(abs(lowest), abs(highest))
     return lasting(steps, largest, largest > TARGET_SCALE, rows=1)
 
@@ -511,7 +573,7 @@ def obs_scale(logs):
     """Observations that nothing normalises are tiny or huge."""
     steps, deviation = columns(logs.intervals, "env/obs_sd")
     if logs.config.get("norm_obs"):
-        return None
+        return NOT_MEANT
     low, high = OBS_SCALE
     return lasting(steps, deviation, (deviation < low) | (deviation > high))
 
@@ -541,7 +603,7 @@ def harmful_critic(logs):
     """PPO's critic is further from the outcomes than a constant would be."""
     steps, explained = columns(logs.intervals, "ppo/explained_var_mc")
     late = logs.progress(steps) > 0.1
-    return lasting(steps, explained, late & (explained < 0), rows=HARMFUL_ROWS)
+    return lasting(steps, explained, late & (explained < 0), rows=HARMFUL_ROWS, could=late)
 
 
 def saturation(logs):
@@ -580,19 +642,21 @@ def temperature_speed(logs):
         change = recent.max() / max(recent.min(), 1e-30)
         if change > ALPHA_CHANGE:
             return Alarm(int(step), float(change))
-    return None
+    return TOO_EARLY if len(steps) < 2 else None
 
 
 def entropy_off_target(logs):
     """The temperature had the time to bring the entropy to its target, and has not."""
     names = ["policy/entropy", "policy/entropy_gap", "charts/updates"]
     steps, _, gap, updates = columns(logs.intervals, *names)
-    if not logs.config.get("autotune") or len(steps) == 0:
-        return None
+    if not logs.config.get("autotune"):
+        return NOT_MEANT
+    if len(steps) == 0:
+        return TOO_EARLY
     gap = gap / dimensions(logs)
     ready = updates * logs.config["alpha_lr"] >= ALPHA_REACH
-    late = logs.progress(steps) >= 0.5
-    return lasting(steps, gap, ready & late & (abs(gap) > ENTROPY_OFF))
+    late = ready & (logs.progress(steps) >= 0.5)
+    return lasting(steps, gap, late & (abs(gap) > ENTROPY_OFF), could=late)
 
 
 def slowing(logs):
@@ -612,7 +676,7 @@ def slowing(logs):
                 growth = now[place] / max(before[place], 1e-12)
                 text = f"{speed:.2f} of the earlier speed; {name} takes {growth:.1f} times as long"
                 return Alarm(int(steps[row - 1]), text)
-    return None
+    return TOO_EARLY if len(costs) < SLOW_ROWS else None
 
 
 def blame(before, now, place):
@@ -639,6 +703,8 @@ def seconds_per_step(logs):
 # --- the table of checks --------------------------------------------------------------------------
 FATAL, ERROR, WARN = LEVELS = ("FATAL", "ERROR", "WARN")
 EVAL = ("eval/return_mean", "eval/return_sd")
+TARGETS = ("q/target_mean", "q/target_sd", "q/value_sd")
+TARGETS += ("env/reward_mean", "env/reward_sd", "charts/updates")
 
 
 @dataclass(eq=False)
@@ -653,6 +719,7 @@ class Check:
     limit: str  # when it fires
     meaning: str
     next_step: str
+    methods: tuple[str, ...] = METHODS  # that log these metrics
 
 
 CHECKS = [
@@ -692,6 +759,7 @@ CHECKS = [
         name="impossible-values",
         level=ERROR,
         function=impossible_values,
+        methods=(DQN, TD3, SAC),
         needs=("q/value_min", "q/value_max", "env/reward_min", "env/reward_max"),
         value="largest |Q| (1 - gamma) / largest |reward|",
         limit=f"above {BOUND_USE:g} in {IN_A_ROW} rows, and |Q| has grown {GROWN:g} times",
@@ -703,6 +771,7 @@ CHECKS = [
         name="first-ratio",
         level=ERROR,
         function=first_ratio,
+        methods=(PPO,),
         needs=("ppo/ratio_first_mb",),
         value="largest |ratio - 1| of the first minibatch",
         limit=f"above {FIRST_RATIO:g}",
@@ -727,6 +796,7 @@ CHECKS = [
         name="constant-obs",
         level=ERROR,
         function=constant_obs,
+        methods=(PPO, TD3, SAC),
         needs=("env/obs_mean", "env/obs_sd"),
         value="mean observation",
         limit=f"no deviation at all in {IN_A_ROW} rows",
@@ -737,6 +807,7 @@ CHECKS = [
         name="same-critics",
         level=ERROR,
         function=same_critics,
+        methods=(TD3, SAC),
         needs=("q/twin_gap",),
         value="mean |Q1 - Q2| / sd(Q)",
         limit=f"below {SAME_TWINS:g} in {IN_A_ROW} rows",
@@ -747,6 +818,7 @@ CHECKS = [
         name="frozen-temperature",
         level=ERROR,
         function=frozen_temperature,
+        methods=(SAC,),
         needs=("losses/alpha", "charts/updates"),
         value="temperature",
         limit="the same from the first row on, after 100 updates",
@@ -758,6 +830,7 @@ CHECKS = [
         name="temperature-wrong-way",
         level=ERROR,
         function=temperature_wrong_way,
+        methods=(SAC,),
         needs=("losses/alpha", "policy/entropy", "policy/entropy_gap"),
         value="entropy - target",
         limit=f"the temperature moves the wrong way in {IN_A_ROW} rows, {GAP_TO_MOVE:g} nat per "
@@ -770,7 +843,8 @@ CHECKS = [
         name="still-target",
         level=ERROR,
         function=still_target,
-        needs=("q/target_mean", "q/target_sd", "env/reward_mean", "env/reward_sd"),
+        methods=(DQN, TD3, SAC),
+        needs=TARGETS,
         value="|mean target - mean reward| / size of rewards",
         limit=f"below {LOOKS_AHEAD:g}, or a tenth of an episode, and the targets spread like "
         f"single rewards, in {IN_A_ROW} rows after {STILL_UPDATES} / tau updates or "
@@ -829,6 +903,7 @@ CHECKS = [
         name="poor-fit",
         level=WARN,
         function=poor_fit,
+        methods=(DQN, TD3, SAC),
         needs=("q/target_sd", "charts/updates"),
         value="rms(Q - target) / sd(target)",
         limit=f"above {POOR_FIT:g} in {IN_A_ROW} rows after {FIT_FROM:.0%} of the run and "
@@ -842,6 +917,7 @@ CHECKS = [
         name="critics-apart",
         level=WARN,
         function=critics_apart,
+        methods=(TD3, SAC),
         needs=("q/twin_gap", "charts/updates"),
         value="mean |Q1 - Q2| / sd(Q)",
         limit=f"above {TWINS_APART:g} in {IN_A_ROW} rows after 1,000 updates",
@@ -864,6 +940,7 @@ CHECKS = [
         name="obs-scale",
         level=WARN,
         function=obs_scale,
+        methods=(PPO, TD3, SAC),
         needs=("env/obs_sd",),
         value="sd of observations",
         limit="below {:g} or above {:g} in {} rows, without --norm-obs".format(
@@ -876,6 +953,7 @@ CHECKS = [
         name="large-kl",
         level=WARN,
         function=large_kl,
+        methods=(PPO,),
         needs=("losses/approx_kl",),
         value=f"median of approx_kl in {KL_ROWS} rows",
         limit=f"above {LARGE_KL:g}",
@@ -887,6 +965,7 @@ CHECKS = [
         name="tiny-kl",
         level=WARN,
         function=tiny_kl,
+        methods=(PPO,),
         needs=("losses/approx_kl", "losses/clipfrac"),
         value=f"median of approx_kl in {KL_ROWS} rows",
         limit=f"below {TINY_KL:g}, and nothing is clipped",
@@ -898,6 +977,7 @@ CHECKS = [
         name="blind-critic",
         level=WARN,
         function=blind_critic,
+        methods=(PPO,),
         needs=("losses/explained_variance",),
         value="explained variance",
         limit=f"within {BLIND:g} of 0 in {BLIND_ROWS} rows",
@@ -909,6 +989,7 @@ CHECKS = [
         name="harmful-critic",
         level=WARN,
         function=harmful_critic,
+        methods=(PPO,),
         needs=("ppo/explained_var_mc",),
         value="explained variance of outcomes",
         limit=f"below 0 in {HARMFUL_ROWS} rows after 10% of the run",
@@ -921,6 +1002,7 @@ CHECKS = [
         name="saturation",
         level=WARN,
         function=saturation,
+        methods=(TD3, SAC),
         needs=("policy/saturation", "charts/updates", *EVAL),
         value="share of |actions| > 0.99",
         limit=f"above {SATURATED:g} in {IN_A_ROW} rows and {LONG_UPDATES:,} updates, and no "
@@ -933,6 +1015,7 @@ CHECKS = [
         name="still-actor",
         level=WARN,
         function=still_actor,
+        methods=(TD3,),
         needs=("policy/action_sd", "charts/updates", *EVAL),
         value="sd of actions over a batch",
         limit=f"below {STILL_ACTOR:g} in {IN_A_ROW} rows and {LONG_UPDATES:,} updates, and no "
@@ -945,6 +1028,7 @@ CHECKS = [
         name="noise-size",
         level=WARN,
         function=noise_size,
+        methods=(PPO, SAC),
         needs=("policy/log_std",),
         value="mean log_std",
         limit="below {:g} or above {:g} in {} rows".format(*NOISE, IN_A_ROW),
@@ -957,6 +1041,7 @@ CHECKS = [
         name="temperature-range",
         level=WARN,
         function=temperature_range,
+        methods=(SAC,),
         needs=("losses/alpha",),
         value="temperature",
         limit="below {:g} or above {:g}".format(*ALPHA),
@@ -967,6 +1052,7 @@ CHECKS = [
         name="temperature-speed",
         level=WARN,
         function=temperature_speed,
+        methods=(SAC,),
         needs=("losses/alpha",),
         value=f"largest / smallest temperature within {ALPHA_STEPS:,} steps",
         limit=f"above {ALPHA_CHANGE:g}",
@@ -977,6 +1063,7 @@ CHECKS = [
         name="entropy-off-target",
         level=WARN,
         function=entropy_off_target,
+        methods=(SAC,),
         needs=("policy/entropy", "policy/entropy_gap", "charts/updates"),
         value="(entropy - target) / dimensions",
         limit=f"more than {ENTROPY_OFF:g} nat off in {IN_A_ROW} rows, late and after "
@@ -1025,29 +1112,105 @@ class Finding(NamedTuple):
         return f"{self.check.value}: {shown} (limit: {self.check.limit})"
 
 
-def applies(check, logs):
-    """Tell whether a run has the metrics that a check needs."""
-    return logs.metrics.issuperset(check.needs)
+def why_not_logged(logs, metric):
+    """Return why a metric is not there that scripts of the run's method log."""
+    if logs.config.get("log_every") == 0 or not logs.method:
+        return NOT_LOGGED
+    if metric in EVAL:
+        may_come = not logs.intervals and logs.config.get("eval_every") != 0
+    elif metric.startswith(("train/", "env/time_limit", "ppo/explained_var_mc")):
+        may_come = not logs.episodes
+    else:  # updates log it
+        may_come = not any(name.startswith("losses/") for name in logs.metrics)
+    return TOO_EARLY if may_come else NOT_LOGGED
+
+
+def judge(check, logs):
+    """Return the Alarm of a check, None if all is well, or Unmade if it cannot tell."""
+    missing = [metric for metric in check.needs if metric not in logs.metrics]
+    if missing and logs.method and logs.method not in check.methods:
+        return NOT_MEANT
+    if missing:
+        return why_not_logged(logs, missing[0])
+    return check.function(logs)
+
+
+@dataclass(eq=False)
+class Examination:
+    """What all checks say of a run."""
+
+    findings: list[Finding]  # the gravest first
+    unmade: dict[Unmade, list[str]]  # names of the checks that could not be made, by reason
+
+    @property
+    def meant(self):
+        """The number of checks that are for such a run."""
+        return len(CHECKS) - len(self.unmade[NOT_MEANT])
+
+    @property
+    def made(self):
+        return self.meant - len(self.unmade[TOO_EARLY]) - len(self.unmade[NOT_LOGGED])
+
+    @property
+    def is_healthy(self):
+        """Whether all checks that are for such a run were made, and nothing was found."""
+        return not self.findings and self.made == self.meant
 
 
 def examine(logs):
-    """Return the findings of a run, the gravest first."""
-    found = []
+    """Return what all checks say of a run."""
+    findings = []
+    unmade = {reason: [] for reason in Unmade}
     for check in CHECKS:
-        alarm = check.function(logs) if applies(check, logs) else None
-        if alarm:
-            found.append(Finding(check, alarm))
-    found.sort(key=lambda finding: (LEVELS.index(finding.check.level), finding.alarm.step))
-    return found
+        result = judge(check, logs)
+        if isinstance(result, Alarm):
+            findings.append(Finding(check, result))
+        elif result is not None:
+            unmade[result].append(check.name)
+    findings.sort(key=lambda one: (LEVELS.index(one.check.level), one.alarm.step))
+    return Examination(findings, unmade)
 
 
 # --- printing -------------------------------------------------------------------------------------
-def verdict(folder, logs, found):
+def outcome(examination):
+    """Say in a few words what was found."""
+    if examination.findings:
+        return ", ".join(finding.check.name for finding in examination.findings)
+    if examination.is_healthy:
+        return "healthy"
+    reasons = []
+    for reason in (TOO_EARLY, NOT_LOGGED):
+        names = examination.unmade[reason]
+        if names:
+            reasons.append(f"{reason.value} for {len(names)}")
+    checks = f"{examination.made} of {examination.meant} checks could be made"
+    return f"nothing found, {checks}: {', '.join(reasons)}"
+
+
+def verdict(folder, logs, examination):
     """Return the line about a run."""
-    names = ", ".join(finding.check.name for finding in found)
-    judged = sum(applies(check, logs) for check in CHECKS)
-    state = f"{logs.state} at step {logs.step:,} of {logs.total:,}, {judged} checks"
-    return f"{folder}: {names or 'healthy'} ({state})"
+    state = f"{logs.state} at step {logs.step:,} of {logs.total:,}"
+    if examination.is_healthy:
+        state += f", all {examination.meant} checks made"
+    elif examination.findings:
+        state += f", {examination.made} of {examination.meant} checks made"
+    return f"{folder}: {outcome(examination)} ({state})"
+
+
+def unmade_lines(examination, width):
+    """Return the names of checks that could not be made, by reason, as lines of this width."""
+    lines = []
+    for reason, names in examination.unmade.items():
+        if names:
+            text = f"not made, {reason.value}: {', '.join(names)}"
+            lines += wrapped(text, width, "  ", "    ")
+    return lines
+
+
+def wrapped(text, width, first="    ", others="    "):
+    """Return a text as lines of this width, with these indents."""
+    indents = {"initial_indent": first, "subsequent_indent": others}
+    return textwrap.wrap(text, max(width, 40), break_on_hyphens=False, **indents)
 
 
 def paragraph(finding, width):
@@ -1055,22 +1218,25 @@ def paragraph(finding, width):
     check = finding.check
     lines = [f"  {check.level} {check.name}, since step {finding.alarm.step:,}"]
     for text in (finding.evidence, check.meaning, f"Next: {check.next_step}"):
-        indents = {"initial_indent": "    ", "subsequent_indent": "    "}
-        lines += textwrap.wrap(text, max(width, 40), break_on_hyphens=False, **indents)
+        lines += wrapped(text, width)
     return "\n".join(lines)
 
 
-def text_of(folder, logs, found):
-    """Return a run's verdict and findings as they fit the terminal."""
+def text_of(folder, logs, examination, why=False):
+    """Return a run's verdict and findings, and why checks are missing, as they fit the terminal."""
     width = shutil.get_terminal_size().columns
-    return "\n".join([verdict(folder, logs, found), *[paragraph(one, width) for one in found]])
+    lines = [verdict(folder, logs, examination)]
+    lines += [paragraph(finding, width) for finding in examination.findings]
+    if why:
+        lines += unmade_lines(examination, width)
+    return "\n".join(lines)
 
 
-def markdown_lines(folder, found):
+def markdown_lines(folder, examination):
     """Return the lines of a run in the Markdown table."""
-    nothing = {"finding": "healthy", "since step": "", "what it saw": "", "meaning": "", "next": ""}
+    nothing = {"since step": "", "what it saw": "", "meaning": "", "next": ""}
     lines = []
-    for finding in found:
+    for finding in examination.findings:
         check = finding.check
         line = {
             "finding": f"{check.level} {check.name}",
@@ -1080,11 +1246,33 @@ def markdown_lines(folder, found):
             "next": check.next_step,
         }
         lines.append(line)
-    return [{"run": f"`{folder}`", **line} for line in lines or [nothing]]
+    if not lines:
+        lines = [{"finding": outcome(examination), **nothing}]
+    return [{"run": f"`{folder}`", **line} for line in lines]
+
+
+def total_line(examinations, lost):
+    """Return the line about all runs; lost are the names that are none."""
+    counted = []
+    healthy = [folder for folder, one in examinations.items() if one.is_healthy]
+    if healthy:
+        counted.append(f"{len(healthy)} healthy")
+    alarmed = [folder for folder, one in examinations.items() if one.findings]
+    unsure = len(examinations) - len(healthy) - len(alarmed)
+    if unsure:
+        words = "with nothing found, but not all checks made (--why lists them)"
+        counted.append(f"{unsure} {words}")
+    if alarmed:
+        words = "1 with an alarm" if len(alarmed) == 1 else f"{len(alarmed)} with alarms"
+        counted.append(f"{words}: {', '.join(map(str, alarmed))}")
+    text = f"{len(examinations)} runs: {', '.join(counted)}"
+    if lost:
+        text += f"; not examined: {', '.join(map(str, lost))}"
+    return text
 
 
 def table_of_checks():
-    """Return a line for each check."""
+    """Return a line, a dict by title, for each check."""
     lines = []
     for check in CHECKS:
         line = {
@@ -1095,16 +1283,20 @@ def table_of_checks():
             "look at next": check.next_step,
         }
         lines.append(line)
-    return markdown_rows(lines)
+    return lines
 
 
 def calibration(runs):
-    """Return how often each check alarms in runs {folder: Logs} that are taken for healthy."""
+    """Return how often each check alarms in runs {folder: Logs} that are taken for healthy.
+
+    These are a line, a dict by title, for each check, and the number of runs with an alarm.
+    """
     lines = []
     alarmed = set()
     for check in CHECKS:
-        judged = [folder for folder, logs in runs.items() if applies(check, logs)]
-        fired = [folder for folder in judged if check.function(runs[folder])]
+        results = {folder: judge(check, logs) for folder, logs in runs.items()}
+        judged = [one for one in results.values() if not isinstance(one, Unmade)]
+        fired = [folder for folder, one in results.items() if isinstance(one, Alarm)]
         alarmed |= {*fired}
         line = {
             "check": f"`{check.name}`",
@@ -1114,67 +1306,109 @@ def calibration(runs):
             "in": ", ".join(f"`{folder}`" for folder in fired),
         }
         lines.append(line)
-    total = f"Of {len(runs)} runs {len(alarmed)} have an alarm of any kind."
-    return f"{markdown_rows(lines)}\n\n{total}"
+    return lines, len(alarmed)
+
+
+def calibration_text(runs, as_markdown):
+    """Return the table of how often each check alarms, and their number."""
+    lines, alarmed = calibration(runs)
+    sentence = f"Of {len(runs)} runs {alarmed} have an alarm of any kind."
+    return f"{table_text(lines, as_markdown)}\n\n{sentence}"
+
+
+def table_text(lines, as_markdown):
+    """Return a table in Markdown, or in columns that fit the terminal."""
+    if as_markdown:
+        return markdown_rows(lines)
+    plain = [{title: str(cell).replace("`", "") for title, cell in line.items()} for line in lines]
+    return fitted(plain).strip("\n")
 
 
 # --- main -----------------------------------------------------------------------------------------
-def show(runs, as_markdown):
-    """Print the findings of runs; return whether there are any."""
-    findings = {folder: examine(logs) for folder, logs in runs.items()}
-    if as_markdown:
+def show(runs, lost, args):
+    """Print what is found in runs {folder: Logs}; return whether there is any alarm."""
+    examinations = {folder: examine(logs) for folder, logs in runs.items()}
+    if args.markdown:
         lines = []
-        for folder, found in findings.items():
-            lines += markdown_lines(folder, found)
-        print(markdown_rows(lines), flush=True)
+        for folder, examination in examinations.items():
+            lines += markdown_lines(folder, examination)
+        say(f"{markdown_rows(lines)}\n")
     else:
-        for folder, found in findings.items():
-            print(text_of(folder, runs[folder], found), flush=True)
-    return any(findings.values())
+        for folder, examination in examinations.items():
+            say(text_of(folder, runs[folder], examination, args.why))
+    return conclude(examinations, lost)
 
 
-def watch(folders, seconds):
-    """Print the findings of runs as they come, until all have ended; return whether there are any.
+def conclude(examinations, lost):
+    """Print the line about all runs, if they are several; return whether there is any alarm."""
+    if len(examinations) + len(lost) > 1:
+        say(total_line(examinations, lost))
+    return any(one.findings for one in examinations.values())
 
-    A run that cannot be read for a moment, since it is being written, is read again later.
-    """
-    told = set()
-    living = list(folders)
-    while living:
-        for folder in list(living):
-            if not folder.exists():
-                living.remove(folder)
-                print(f"{folder} is gone", flush=True)
-                continue
-            try:
-                logs = read_logs(folder)
-            except NO_RUN:
-                continue
-            found = examine(logs)
-            new = [one for one in found if (folder, one.check.name) not in told]
-            told |= {(folder, one.check.name) for one in new}
-            if new:
-                print(text_of(folder, logs, new), flush=True)
-            if logs.state != "living":
-                living.remove(folder)
-                print(verdict(folder, logs, found), flush=True)
-        if living:
-            time.sleep(seconds)
-    return bool(told)
+
+@dataclass(eq=False)
+class Watched:
+    """A run that is watched."""
+
+    folder: Path
+    told: set[str] = field(default_factory=set)  # checks whose alarms were printed
+    examination: Examination | None = None  # the last one
+    is_living: bool = True
+
+    def news(self):
+        """Look at the run; return lines about what is new.
+
+        A run that cannot be read for a moment, since it is being written, is read again later.
+        """
+        if not self.folder.exists():
+            self.is_living = False
+            return [f"{self.folder} is gone"]
+        try:
+            logs = read_logs(self.folder)
+        except NO_RUN:
+            return []
+        self.examination = examine(logs)
+        lines = []
+        new = [one for one in self.examination.findings if one.check.name not in self.told]
+        if new:
+            self.told |= {one.check.name for one in new}
+            lines.append(text_of(self.folder, logs, replace(self.examination, findings=new)))
+        if logs.state != "living":
+            self.is_living = False
+            lines.append(verdict(self.folder, logs, self.examination))
+        return lines
+
+
+def watch(folders, lost, seconds):
+    """Print findings as they come, until all runs have ended; return whether there are any."""
+    runs = [Watched(folder) for folder in folders]
+    while True:
+        lines = []
+        for run in runs:
+            if run.is_living:
+                lines += run.news()
+        if lines and not say("\n".join(lines)):
+            break  # nobody reads any more
+        if not any(run.is_living for run in runs):
+            conclude({run.folder: run.examination for run in runs if run.examination}, lost)
+            break
+        time.sleep(seconds)
+    return any(run.told for run in runs)
 
 
 def run(args):
     """Do what was asked; return the exit code."""
     if args.checks:
-        print(table_of_checks(), flush=True)
+        say(table_text(table_of_checks(), args.markdown))
         return 0
-    runs = read_all(find_runs(args.runs), read_logs, "not examined")
+    folders = find_runs(args.runs)
+    runs = read_all(folders, read_logs, "not examined")
+    lost = [folder for folder in folders if folder not in runs]
     if args.calibrate:
-        print(calibration(runs), flush=True)
-        return 0
-    if args.watch:
-        return int(watch(runs, args.every))
-    return int(show(runs, args.markdown))
+        say(calibration_text(runs, args.markdown))
+        return 2 if lost else 0
+    is_sick = watch(runs, lost, args.every) if args.watch else show(runs, lost, args)
+    return 2 if lost else int(is_sick)
 
 
 def main():
@@ -1189,10 +1423,13 @@ def main():
     parser.add_argument(
         "--every", type=float, default=10, metavar="SECONDS", help="between looks of --watch"
     )
-    parser.add_argument("--markdown", action="store_true", help="print a table in Markdown")
+    parser.add_argument(
+        "--why", action="store_true", help="list the checks that could not be made, and why"
+    )
+    parser.add_argument("--markdown", action="store_true", help="print tables in Markdown")
     parser.add_argument("--checks", action="store_true", help="print the table of all checks")
     parser.add_argument(
-        "--calibrate", action="store_true", help="count alarms in runs, taken for healthy"
+        "--calibrate", action="store_true", help="count alarms in runs that are taken for healthy"
     )
     args = parser.parse_args()
     if not (args.runs or args.checks):
@@ -1204,9 +1441,6 @@ def main():
         code = run(args)
     except KeyboardInterrupt:
         code = 130
-    except BrokenPipeError:  # head has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
     raise SystemExit(code)
 
 

@@ -31,6 +31,9 @@ SILENT = 1800  # seconds without a metric after which a run without a summary is
 # What reading raises where a file is missing, damaged, or not that of a run
 NO_RUN = (OSError, EOFError, zlib.error, LookupError, AttributeError, TypeError, ValueError)
 
+# What all tools read of a row of metrics
+NUMBERS = ("global_step", "seconds", "eval/return_mean", "charts/episodic_return")
+
 # Settings on which no weight depends: runs that differ in them share a row
 ASIDE = {
     "seed",
@@ -66,16 +69,51 @@ def refuse(sentence):
     raise SystemExit(2)
 
 
+class NoRun(ValueError):
+    """A folder holds no run; its text says why, for people."""
+
+
+def why_no_run(error):
+    """Return in words for people why a folder holds no run; error is one of NO_RUN."""
+    if isinstance(error, NoRun):
+        return str(error)
+    if isinstance(error, OSError) and error.filename:
+        return f"{Path(error.filename).name} cannot be read: {reason_of(error)}"
+    return "its files hold what a run does not write"
+
+
+def reason_of(error):
+    """Return in words for people why a file cannot be read or written."""
+    if isinstance(error, UnicodeDecodeError):
+        return "it is no UTF-8 text"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return str(error)
+
+
 # --- finding --------------------------------------------------------------------------------------
 def find_runs(names):
-    """Return the run folders that names or patterns stand for, each once."""
+    """Return the run folders that names or patterns stand for, each once.
+
+    A name that stands for none is returned as it is: who reads it says so.
+    """
     found = {}
     for name in names:
-        paths = [name] if os.path.exists(name) else sorted(glob.glob(name, recursive=True))
-        for path in paths or [name]:
+        if name == "":  # as a path it would be this folder
+            refuse("a name is empty: name run folders, or folders of runs")
+        for path in paths_of(name):
             for folder in runs_within(Path(path)):
                 found.setdefault(folder.resolve(), folder)
     return sorted(found.values())
+
+
+def paths_of(name):
+    """Return the paths that a name or a pattern stands for: of a pattern only folders, if any."""
+    if os.path.exists(name):
+        return [name]
+    matches = sorted(glob.glob(name, recursive=True))
+    folders = [path for path in matches if os.path.isdir(path)]
+    return folders or matches or [name]
 
 
 def runs_within(path):
@@ -193,21 +231,34 @@ def read_all(folders, read, lost):
         try:
             found[folder] = read(folder)
         except NO_RUN as error:
-            print(f"{lost}: {folder} is no run ({error!r:.150})", file=sys.stderr)
+            print(f"{lost}: {folder} is no run ({why_no_run(error)})", file=sys.stderr)
     if not found:
         refuse("no run among what you named: name run folders, or folders of runs")
     return found
 
 
 def read_config(folder):
-    """Return the settings of a run."""
-    config = tomllib.loads((folder / "config.toml").read_text("utf-8"))
+    """Return the settings of a run; raise NoRun if there are none, or not those of a run."""
+    if not folder.exists():
+        raise NoRun("nothing has this name or matches it")
+    if not folder.is_dir():
+        raise NoRun("it is a file: name the folder of a run")
+    path = folder / "config.toml"
+    if not path.exists():
+        raise NoRun("no config.toml in it: is it a run folder?")
+    try:
+        config = tomllib.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise NoRun(f"config.toml is damaged: {reason_of(error)}") from error
+    for name in ("env_id", "seed", "total_timesteps"):
+        if name not in config:
+            raise NoRun(f"config.toml lacks {name}: is it a run folder?")
     if not isinstance(config["env_id"], str):
-        raise ValueError("env_id is no text")
+        raise NoRun("env_id in config.toml is no text")
     if not isinstance(config["seed"], int):
-        raise ValueError("seed is no integer")
+        raise NoRun("seed in config.toml is no whole number")
     if not isinstance(config["total_timesteps"], int) or config["total_timesteps"] < 1:
-        raise ValueError("total_timesteps is no positive integer")
+        raise NoRun("total_timesteps in config.toml is no positive whole number")
     return config
 
 
@@ -221,12 +272,39 @@ def metrics_file(folder):
 
 
 def read_metrics(path):
-    """Return the rows of a run's metrics; a line that is half written does not count."""
+    """Return the rows of a run's metrics; a line that is half written does not count.
+
+    Raise NoRun if there are none, or if one is damaged.
+    """
+    if not path.exists():
+        raise NoRun("no metrics yet: it has no metrics.jsonl")
     data = path.read_bytes()
     if path.suffix == ".gz":
-        data = gzip.decompress(data)
+        try:
+            data = gzip.decompress(data)
+        except (OSError, EOFError, zlib.error) as error:
+            raise NoRun(f"{path.name} is damaged: it cannot be unpacked") from error
     whole_lines = data[: data.rfind(b"\n") + 1].splitlines()
-    return [json.loads(line) for line in whole_lines]
+    return [read_row(line, f"line {n} of {path.name}") for n, line in enumerate(whole_lines, 1)]
+
+
+def read_row(line, where):
+    """Return a row of metrics; raise NoRun, which says where, if it is none."""
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise NoRun(f"{where} is damaged") from error
+    if not isinstance(row, dict) or "global_step" not in row:
+        raise NoRun(f"{where} is no row of metrics")
+    for name in NUMBERS:
+        if not is_number(row.get(name, 0)):
+            raise NoRun(f"{name} is no number in {where}")
+    return row
+
+
+def is_number(value):
+    """Tell whether a value is a number; true is none."""
+    return type(value) in (int, float)
 
 
 def read_summary(folder):
@@ -412,13 +490,18 @@ def read_defaults(source):
 
 def flag(name, value):
     """Write a setting as on the command line."""
+    return shlex.join(flag_words(name, value))
+
+
+def flag_words(name, value):
+    """Return a setting as words of a command: --no-anneal, or --gamma and 0.9."""
     name = name.replace("_", "-")
     if value is True:
-        return f"--{name}"
+        return [f"--{name}"]
     if value is False:
-        return f"--no-{name}"
+        return [f"--no-{name}"]
     values = value if isinstance(value, list) else [value]
-    return f"--{name} {shlex.join(str(one) for one in values)}"
+    return [f"--{name}", *[str(one) for one in values]]
 
 
 def changed_settings(run, varied):
@@ -473,9 +556,11 @@ def strength(seeds):
 
 # --- printing -------------------------------------------------------------------------------------
 def say(text):
-    """Print to whoever still reads: head may have seen enough."""
+    """Print, and return whether anybody reads: head may have seen enough."""
     try:
         print(text, flush=True)
+        return True
     except BrokenPipeError:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
+        return False

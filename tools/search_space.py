@@ -1,15 +1,33 @@
-"""What tune.py is to search: its TOML file, read and checked strictly (see tune.py --help)."""
+"""What tune.py is to search: its TOML file, read and checked strictly (see tune.py --help).
+
+What only the script knows, such as the type of a flag and whether there is such an environment, the
+script itself is asked: it is started for a moment, before the first trial.
+"""
 
 import difflib
 import math
+import os
 import re
+import signal
 import subprocess
 import sys
+import tempfile
+import time
 import tomllib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from run_folders import ROOT, read_defaults, refuse
+from changes import same
+from run_folders import (
+    ROOT,
+    flag_words,
+    is_number,
+    read_defaults,
+    reason_of,
+    refuse,
+    say,
+)
 
 KEYS = ("script", "env_id", "total_timesteps", "seeds", "fresh_seeds", "search", "fixed")
 NEEDED_KEYS = ("script", "env_id", "total_timesteps", "search")
@@ -17,6 +35,7 @@ RANGE_KEYS = ("low", "high", "log", "step")
 SEEDS = [1, 2, 3]
 FRESH_SEEDS = [101, 102, 103, 104, 105]
 LEAST_FRESH_SEEDS = 5  # with fewer no permutation test gives p < 0.05
+PATIENCE = 60  # seconds after which a script that says nothing is taken to have begun
 LEAST_STEPS = 20  # as many as there are points at which a trial is held against others
 EXAMPLE = "{ low = 1e-4, high = 1e-2, log = true } or { choices = [0.9, 0.99] }"
 
@@ -59,8 +78,8 @@ class Parameter:
     def holds(self, value):
         """Tell whether a value is one of those that are searched."""
         if self.choices:
-            return any(is_same(value, choice) for choice in self.choices)
-        if not is_number(value) or not self.low <= value <= self.high:
+            return any(same(value, choice) for choice in self.choices)
+        if not is_finite(value) or not self.low <= value <= self.high:
             return False
         grid = 1 if isinstance(self.low, int) else None
         grid = self.step or grid
@@ -68,6 +87,19 @@ class Parameter:
             return True
         steps = (value - self.low) / grid
         return math.isclose(steps, round(steps), abs_tol=1e-9)
+
+    def ends(self):
+        """Return the choices, or the lowest and the highest value."""
+        if self.choices:
+            return self.choices
+        if not self.step:
+            return (self.low, self.high)
+        steps = math.floor((self.high - self.low) / self.step + 1e-9)
+        return (self.low, self.low + steps * self.step)
+
+    def as_searched(self, value):
+        """Return a value as the choices have it: "3" for 3."""
+        return next((choice for choice in self.choices if same(value, choice)), value)
 
     def __str__(self):
         if self.choices:
@@ -80,19 +112,14 @@ class Parameter:
         return words
 
 
-def is_same(one, other):
-    """Tell whether two settings are equal; true and 1 are not."""
-    return one == other and isinstance(one, bool) == isinstance(other, bool)
-
-
-def is_number(value):
-    """Tell whether a value is a finite number."""
-    return type(value) in (int, float) and math.isfinite(value)
+def is_finite(value):
+    """Tell whether a value is a finite number; true is none."""
+    return is_number(value) and math.isfinite(value)
 
 
 def is_setting(value):
     """Tell whether a value can be given to a flag."""
-    return isinstance(value, bool | str) or is_number(value)
+    return isinstance(value, bool | str) or is_finite(value)
 
 
 @dataclass(frozen=True)
@@ -115,12 +142,21 @@ class Search:
             value = self.defaults.get(parameter.name)
             if not parameter.holds(value):
                 return None
-            found[parameter.name] = value
+            found[parameter.name] = parameter.as_searched(value)
         return found
 
     def is_default(self, settings):
         """Tell whether what is searched has its defaults."""
         return settings == self.default_settings()
+
+    def command(self, seed, settings, folder):
+        """Return the command that trains with a seed and settings, in a run folder."""
+        asked = {"env_id": self.env_id, "total_timesteps": self.total_timesteps, "seed": seed}
+        asked |= {"threads": 1, "capture_video": False, "resume": "auto", "run_dir": folder}
+        asked |= self.fixed | settings
+        # as one word, since a value may begin with a dash
+        flags = ["=".join(flag_words(name, value)) for name, value in asked.items()]
+        return [sys.executable, str(self.script), *flags]
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -129,7 +165,8 @@ def read_toml(path):
     try:
         return tomllib.loads(path.read_text("utf-8-sig"))
     except (OSError, ValueError) as error:
-        return refuse(f"{path} cannot be read ({error}): name a TOML file; --help shows one")
+        reason = reason_of(error)
+        return refuse(f"{path} cannot be read ({reason}): name a TOML file; --help shows one")
 
 
 def read_search(path):
@@ -235,7 +272,7 @@ def read_choices(where, name, table):
     require(isinstance(choices, list) and len(choices) > 1, sentence)
     for number, choice in enumerate(choices):
         require(is_setting(choice), sentence)
-        twice = any(is_same(choice, earlier) for earlier in choices[:number])
+        twice = any(same(choice, earlier) for earlier in choices[:number])
         require(not twice, f"{where}: the choice {choice} is there twice: delete one")
     return Parameter(name, choices=tuple(choices))
 
@@ -246,7 +283,7 @@ def read_range(where, name, table):
         known = (*RANGE_KEYS, "choices")
         require(key in known, f"{where}: there is no key {key}{hint(key, known)}")
     for key in ("low", "high"):
-        require(is_number(table.get(key)), f"{where}: {key} must be a number; write {EXAMPLE}")
+        require(is_finite(table.get(key)), f"{where}: {key} must be a number; write {EXAMPLE}")
     low = table["low"]
     high = table["high"]
     log = table.get("log", False)
@@ -255,7 +292,7 @@ def read_range(where, name, table):
     require(isinstance(log, bool), f"{where}: log must be true or false")
     require(not log or low > 0, f"{where}: with log = true low must be above 0, not {low}")
     require(not log or step is None, f"{where}: log and step do not go together: delete one")
-    good = step is None or (is_number(step) and 0 < step <= high - low)
+    good = step is None or (is_finite(step) and 0 < step <= high - low)
     require(good, f"{where}: step must be a number above 0, and at most high - low")
     whole = all(type(number) is int for number in (low, high, step or 1))
     if not whole:
@@ -292,6 +329,90 @@ def flags_of(path, script):
     reason = last_words(done.stderr)
     require(done.returncode == 0, f"{path}: {script.name} --help fails ({reason}): mend the script")
     return {name.replace("-", "_") for name in re.findall(r"--([a-z][\w-]*)", done.stdout)}
+
+
+# --- the values that the script takes -------------------------------------------------------------
+def check_values(path, search, pause):
+    """Refuse an environment, fixed settings or values with which no run can begin.
+
+    The script is started with each of them, and ended as soon as its run has begun. Values of
+    several flags are tried together, and alone if the script refuses that: values that only do not
+    go together are the search's to find out. pause waits a moment, and raises what is to end this.
+    """
+    script = search.script.name
+    say(f"asking {script} whether it takes these settings")
+    table = table_of_ends(search.parameters)
+    reason = refusal_of(search, {}, pause)
+    if reason:
+        begins = any_begins(search, table, reason, pause)
+        require(begins, f"{path}: {script} refuses it: {reason}")
+        say(f"the default settings cannot be trained, and will count as failed: {reason}")
+        return
+    for settings in table:
+        if len(settings) > 1 and not refusal_of(search, settings, pause):
+            continue
+        for name, value in settings.items():
+            reason = refusal_of(search, {name: value}, pause)
+            where = f"{path}: [search] {name}"
+            require(not reason, f"{where}: {script} does not take {value}: {reason}")
+
+
+def table_of_ends(parameters):
+    """Return settings of all parameters, enough of them to hold every end and choice once."""
+    ends = {parameter.name: parameter.ends() for parameter in parameters}
+    most = max(map(len, ends.values()))
+    return [
+        {name: values[row % len(values)] for name, values in ends.items()} for row in range(most)
+    ]
+
+
+def any_begins(search, table, reason, pause):
+    """Tell whether a run begins with any of the settings, where the default ones are refused."""
+    for settings in table:
+        other = refusal_of(search, settings, pause)
+        if not other:
+            return True
+        shared = [name for name, one in settings.items() if same(one, search.defaults.get(name))]
+        if other == reason and not shared:
+            return False  # it does not depend on what is searched
+    return False
+
+
+def refusal_of(search, settings, pause):
+    """Return why no run begins with some settings, in the script's words; "" if one does."""
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent, "run")
+        log = Path(parent, "log")
+        with open(log, "wb") as file:
+            process = subprocess.Popen(
+                search.command(search.seeds[0], settings, folder),
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env=os.environ | {"COLUMNS": "999"},  # so that no sentence is broken
+            )
+        try:
+            begins = wait_for_run(process, folder, pause)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # with the processes of environments
+            process.wait()
+        if begins:
+            return ""
+        return last_words(log.read_text("utf-8", "replace")).replace(str(folder), folder.name)
+
+
+def wait_for_run(process, folder, pause):
+    """Wait until a run has begun, or its process has ended; return whether it has begun."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        code = process.poll()
+        if (folder / "config.toml").exists() or code == 0 or time.monotonic() > deadline:
+            return True
+        if code is not None:
+            return False
+        pause()
 
 
 def last_words(text):

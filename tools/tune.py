@@ -19,7 +19,9 @@ A TOML file says what to search:
     [fixed]                                    # may be left out: flags that all runs get
     num_envs = 8
 
-Between two whole numbers only whole numbers are tried.
+Between two whole numbers only whole numbers are tried. Before the first trial the script is started
+for a moment with the ends of each range and each choice. If it refuses one, the search does not
+begin.
 
 A trial trains one choice of settings with all seeds, a process each. Its value is the mean score of
 its runs; a run's score is the mean return over the last tenth of its evaluations. At each twentieth
@@ -52,7 +54,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 import warnings
 from collections import Counter
@@ -73,10 +74,20 @@ from run_folders import (
     read_evaluations,
     read_run,
     read_summary,
+    reason_of,
     refuse,
     say,
 )
-from search_space import Search, check_flags, last_words, read_search, read_toml, require
+from search_space import (
+    Search,
+    check_flags,
+    check_values,
+    last_words,
+    read_search,
+    read_toml,
+    require,
+)
+from text_tables import fitted, markdown_rows
 
 NEEDED = ("optuna", "scipy", "matplotlib")
 MISSING = [name for name in NEEDED if not importlib.util.find_spec(name)]
@@ -341,14 +352,6 @@ def end(runs, stop):
         time.sleep(PAUSE)
 
 
-def flag(name, value):
-    """Write a setting as one word of a command."""
-    name = name.replace("_", "-")
-    if isinstance(value, bool):
-        return f"--{name}" if value else f"--no-{name}"
-    return f"--{name}={value}"
-
-
 # --- a worker -------------------------------------------------------------------------------------
 class Claimed(NamedTuple):
     """A trial that this worker trains while it holds the lock."""
@@ -365,6 +368,19 @@ class Confirmation(NamedTuple):
     default: list
 
 
+def open_journal(path):
+    """Return Optuna's storage in a journal, which is made if it is not there; or exit with 2."""
+    journal = optuna.storages.journal
+    backend = journal.JournalFileBackend(str(path), lock_obj=JournalLock(path))
+    try:
+        if path.exists():
+            for line in path.read_bytes().split(b"\n")[:-1]:
+                json.loads(line)  # Optuna passes over a last line that is damaged, and then fails
+        return journal.JournalStorage(backend)
+    except (ValueError, LookupError, TypeError, AssertionError):
+        return refuse(f"{os.path.relpath(path)} is damaged: put a copy back, or name a new --out")
+
+
 class Worker:
     """Trains trials and the runs of the confirmation, beside others on the same folder."""
 
@@ -373,10 +389,7 @@ class Worker:
         self.folder = folder
         self.options = options
         self.stop = stop
-        path = folder / "journal.log"
-        journal = optuna.storages.journal
-        backend = journal.JournalFileBackend(str(path), lock_obj=JournalLock(path))
-        self.storage = journal.JournalStorage(backend)
+        self.storage = open_journal(folder / "journal.log")
         self.study = self.open_study()
 
     def open_study(self):
@@ -404,13 +417,8 @@ class Worker:
 
     def training(self, parent, seed, settings):
         """Return a run that is still to begin."""
-        search = self.search
         folder = self.folder / parent / str(seed)
-        asked = {"env_id": search.env_id, "total_timesteps": search.total_timesteps, "seed": seed}
-        asked |= {"threads": 1, "capture_video": False, "resume": "auto", "run_dir": folder}
-        asked |= search.fixed | settings
-        flags = [flag(name, value) for name, value in asked.items()]
-        return Training(seed, folder, [sys.executable, str(search.script), *flags])
+        return Training(seed, folder, self.search.command(seed, settings, folder))
 
     # --- trials
     def run_trials(self):
@@ -438,10 +446,22 @@ class Worker:
         failed = [trial for trial in ended if trial.state == TrialState.FAIL]
         first = min(HOPELESS, self.options.trials)
         if len(failed) >= first and len(failed) == len(ended):
-            last = failed[-1]
-            sentence = f"all {len(failed)} trials have failed; trial {last.number}"
-            remedy = "mend it and name a new --out"
-            raise Hopeless(f"{sentence}, {last.user_attrs['failed']}: {remedy}")
+            count = f"all {len(failed)} trials have" if len(failed) > 1 else "the trial has"
+            why = self.why_failed(failed[0])
+            raise Hopeless(f"{count} failed; {why}; mend it and name a new --out")
+
+    def why_failed(self, trial):
+        """Say why a trial failed, and how the log ends that tells more."""
+        of_first_seed = f"trials/{trial.number}/{self.search.seeds[0]}.log"
+        log = self.folder / trial.user_attrs.get("log", of_first_seed)
+        lines = log.read_text("utf-8", "replace").split("\n") if log.exists() else []
+        lines = [line.strip() for line in lines if line.strip()]
+        words = f"trial {trial.number}, {trial.user_attrs['failed']}"
+        if not lines:
+            return words
+        last = lines[-1].removeprefix("error: ")
+        ending = "" if last in words else f", which ends with: {last:.200}"
+        return f"{words}; read {os.path.relpath(log)}{ending}"
 
     def next_trial(self):
         """Return a trial whose worker is gone, else a new one; None if enough have begun."""
@@ -560,6 +580,8 @@ class Worker:
         reasons = [f"seed {run.seed}: {run.reason:.200}" for run in runs if run.reason]
         reason = "; ".join(reasons) or "a score is not finite"
         trial.set_user_attr("failed", reason)
+        first = next((run for run in runs if run.reason), runs[0])
+        trial.set_user_attr("log", str(first.log.relative_to(self.folder)))
         seen = [one.value for one in self.trials() if one.value is not None]
         if seen:
             self.study.tell(trial, min(seen))
@@ -773,20 +795,6 @@ def list_of_scores(scores):
     return ", ".join(f"{score:.4g}" for score in scores)
 
 
-def lines_of_best(search, trials, width):
-    """Return a table of the best trials as lines, or if it is too wide a paragraph for each."""
-    table = table_of_best(search, trials)
-    if len(table[0]) <= width:
-        return table
-    lines = []
-    for trial in shown_trials(search, trials):
-        scores = list_of_scores(trial.user_attrs["scores"])
-        settings = settings_text(trial.params)
-        text = f"trial {trial.number}: {trial.value:.4g} ({scores}) with {settings}"
-        lines += textwrap.wrap(text, width, subsequent_indent="    ")
-    return lines
-
-
 def shown_trials(search, trials):
     """Return the trials for the table: the best ones, and that of the default settings."""
     found = ranked(trials)
@@ -795,21 +803,18 @@ def shown_trials(search, trials):
 
 
 def table_of_best(search, trials):
-    """Return a Markdown table of the best trials as lines."""
-    names = [parameter.name for parameter in search.parameters]
+    """Return a line, a dict by title, for each of the best trials."""
     seeds = ", ".join(map(str, search.seeds))
-    rows = [["trial", "score", f"seeds {seeds}", *names]]
+    lines = []
     for trial in shown_trials(search, trials):
         mark = " (default)" if search.is_default(trial.params) else ""
-        scores = list_of_scores(trial.user_attrs["scores"])
-        values = [short(trial.params[name]) for name in names]
-        rows.append([f"{trial.number}{mark}", f"{trial.value:.4g}", scores, *values])
-    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
-    rows.insert(1, ["-" * width for width in widths])
-    lines = []
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        lines.append(f"| {' | '.join(cells)} |")
+        line = {
+            "trial": f"{trial.number}{mark}",
+            "score": f"{trial.value:.4g}",
+            f"seeds {seeds}": list_of_scores(trial.user_attrs["scores"]),
+        }
+        line |= {one.name: short(trial.params[one.name]) for one in search.parameters}
+        lines.append(line)
     return lines
 
 
@@ -859,10 +864,10 @@ def confirmation_lines(outcome):
     return [*lines, ""]
 
 
-def outcome_text(outcome, study, width=math.inf):
-    """Return all that was found, in Markdown."""
-    lines = [f"{outcome.title()}.", ""]
-    lines += [*lines_of_best(outcome.search, outcome.trials, width), ""]
+def outcome_text(outcome, study, write_table=markdown_rows):
+    """Return all that was found, in Markdown; write_table makes text of a list of lines."""
+    table = write_table(table_of_best(outcome.search, outcome.trials))
+    lines = [f"{outcome.title()}.", "", table.strip("\n"), ""]
     if len(study.trials) >= ENOUGH_TO_WEIGH:
         lines += importance_lines(study)
     if outcome.confirmation:
@@ -910,8 +915,8 @@ def conclude(outcome, folder):
     write(folder / "best.toml", best_toml(outcome))
     if len(study.trials) > 1:
         draw(study, folder)
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else math.inf
-    say(f"\n{outcome_text(outcome, study, width)}")
+    write_table = fitted if sys.stdout.isatty() else markdown_rows
+    say(f"\n{outcome_text(outcome, study, write_table)}")
     script = os.path.relpath(outcome.search.script)
     config = os.path.relpath(folder / "best.toml")
     say(f"best.toml has the settings to use: python {shlex.join([script, '--config', config])}")
@@ -931,14 +936,17 @@ def read_options(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("space", type=Path, metavar="FILE.toml", help="what to search")
     parser.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="default: runs/tune/<name of the file>"
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="of the search; default: runs/tune/<name of the file>",
     )
-    parser.add_argument("--trials", type=int, default=30, help="default: 30")
+    parser.add_argument("--trials", type=int, default=30, help="how many; default: 30")
     parser.add_argument(
         "--workers",
         type=int,
         help="trials at a time, each of as many processes as there are seeds; default: as many as "
-        "the cores of this machine are for",
+        "this machine has cores for",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the search itself; default: 0")
     parser.add_argument("--no-prune", action="store_true", help="train all trials to their end")
@@ -959,23 +967,29 @@ def check_options(options):
     require(options.seed >= 0, f"--seed {options.seed} must not be negative")
 
 
+def folder_of(options):
+    """Return the folder of the search."""
+    return (options.out or Path("runs", "tune", options.space.stem)).resolve()
+
+
 def open_folder(options, search):
     """Return the folder of the search, which keeps to one file and one source; else exit with 2."""
-    folder = (options.out or Path("runs", "tune", options.space.stem)).resolve()
+    folder = folder_of(options)
     shown = os.path.relpath(folder)
     try:
         check_is_ours(folder, shown)
         folder.mkdir(parents=True, exist_ok=True)
         begin_folder(folder, options.space, search.script)
     except OSError as error:
-        refuse(f"--out {shown} cannot be used ({error}): name another folder")
+        refuse(f"--out {shown} cannot be used ({reason_of(error)}): name another folder")
     name = options.space.name
-    same = read_toml(folder / "space.toml") == read_toml(options.space)
-    require(same, f"--out {shown} was begun with another {name}: name a new folder")
+    is_same = read_toml(folder / "space.toml") == read_toml(options.space)
+    require(is_same, f"--out {shown} was begun with another {name}: name a new folder")
     name = search.script.name
-    same = (folder / "script.py").read_bytes() == search.script.read_bytes()
+    source = folder / "script.py"
+    is_same = source.is_file() and source.read_bytes() == search.script.read_bytes()
     remedy = "name a new folder, or put its script.py back"
-    require(same, f"--out {shown} was begun with another {name}: {remedy}")
+    require(is_same, f"--out {shown} was begun with another {name}: {remedy}")
     return folder
 
 
@@ -992,6 +1006,16 @@ def begin_folder(folder, space, script):
         if not (folder / "space.toml").exists():
             shutil.copyfile(script, folder / "script.py")
             write(folder / "space.toml", space.read_text("utf-8-sig"))
+
+
+def check_begin(options, search, stop):
+    """Refuse what no run can begin with, unless the search has begun, when it was asked before."""
+    if (folder_of(options) / "space.toml").exists():
+        return
+    try:
+        check_values(options.space, search, stop.pause)
+    except Stopped:
+        raise SystemExit(128 + stop.number) from None
 
 
 def check_growth(worker):
@@ -1078,13 +1102,15 @@ def main():
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     warnings.filterwarnings("ignore", module="optuna")  # of few trials, above all
     search = read_search(options.space)
+    stop = Stop(options.helper)
+    stop.listen()
     if not options.helper:
         check_flags(options.space, search)
+        check_begin(options, search, stop)
     options.workers = options.workers or max(1, os.cpu_count() // len(search.seeds))
     folder = open_folder(options, search)
-    worker = Worker(search, folder, options, Stop(options.helper))
+    worker = Worker(search, folder, options, stop)
     check_growth(worker)
-    worker.stop.listen()
     if options.helper:
         with suppress(Stopped, Hopeless):  # the process that it helps says so
             work(worker)
