@@ -59,7 +59,7 @@ from changes import (
     setting,
     show,
 )
-from run_folders import NO_RUN, ROOT, find_runs, flag, iqm, refuse, say, strength
+from run_folders import NO_RUN, ROOT, find_runs, flag, iqm, refuse, say, strength, why_no_run
 from text_tables import LONGEST, fits_in_columns, fitted, markdown, number, prose, turned, wrap
 
 try:
@@ -133,7 +133,7 @@ def read_records(names):
         try:
             records.append(read_record(folder))
         except NO_RUN as error:
-            reasons.append(f"{folder} is no run ({error!r:.150})")
+            reasons.append(f"{folder} is no run ({why_no_run(error)})")
     if not records:
         refuse(f"{reasons[0]}: name run folders, folders of runs, or quoted patterns")
     for reason in reasons:
