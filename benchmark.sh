@@ -5,7 +5,7 @@
 #     ./benchmark.sh simple
 #     ./benchmark.sh medium --total-timesteps 200000
 #     SCRIPTS="sac_continuous mine/my_sac.py" ENVS="Hopper-v4 Ant-v4" SEEDS="1 2 3" ./benchmark.sh
-#     SCRIPTS=sac_continuous ENVS=Hopper-v4 B="--gamma 0.98" ./benchmark.sh ab
+#     SCRIPTS=sac_continuous ENVS=Hopper-v4 B="--gamma 0.98" ./benchmark.sh ab --total-timesteps 2e5
 #
 # simple    InvertedPendulum-v4, Pendulum-v1: SAC 20,000 steps, TD3 45,000, PPO 100,000; about three
 #           quarters of an hour on two cores
@@ -14,7 +14,8 @@
 # atari     Pong and Breakout: DQN, 10,000,000 steps, 7 GB of memory a run; nine days
 # noise     Hopper-v4: PPO, one seed three times and ten seeds once: what is chance, what is seed;
 #           an hour
-# ab        two SCRIPTS, or one with two sets of flags, on ten fresh seeds, in turns; compares them
+# ab        two SCRIPTS, or one with two sets of flags, on ten fresh seeds, in turns; compares them.
+#           Set --total-timesteps: the scripts' default takes a day and a half
 #
 # All further flags go to the scripts. These variables set the rest, and override a preset:
 #
@@ -25,25 +26,34 @@
 # CONFIGS   settings of some runs, one a line: script, environment, file for --config. * fits any,
 #           and the first that fits counts: CONFIGS="ppo_continuous Ant-* my ant.toml"
 # A, B      for ab: flags of the one and of the other side, quoted as in a shell
-# OUT       the folder of the sweep; default runs/sweep. Runs are in $OUT/<script>/<env>/<seed>, and
-#           what they print in $OUT/logs
+# OUT       the folder of the sweep; default runs/sweep. What runs print is in $OUT/logs
 # JOBS      runs at a time; default one for every THREADS cores, or for every device in GPUS
 # THREADS   CPU threads of a run; default 1
 # RETRIES   how often a run that fails or is refused is tried again; default 1
-# GPUS      CUDA devices to share out, such as "0 1"; with JOBS=4 each gets two runs at a time
+# GPUS      CUDA devices to share out, such as "0 1"; with JOBS=4 each gets two runs at a time. For
+#           ENGINE=local: Slurm gives devices to its tasks, see SBATCH_ARGS
 # PYTHON    the interpreter; default python
 # ENGINE    local, the default; slurm: one array job, of JOBS tasks at a time, all if JOBS is not
 #           set; print: no run. All write $OUT/jobs.tsv first, a line "name<TAB>command" for what
 #           is to do: cut -f 2 runs/sweep/jobs.tsv | SHELL=bash parallel
 # SBATCH_ARGS   more for sbatch, such as "-p gpu -G 1"; with -W it waits for the end
 #
-# After Ctrl-C or SIGTERM every run saves a checkpoint and ends. The same command, called again,
-# goes on from there; after a crash, from the last checkpoints. Runs that outlive a kill -9 of the
-# sweep are not started twice. A run that fails is tried again after all others have begun, from its
-# checkpoint if it has one. A run is refused, and its folder left as it is, if a living process uses
-# it, or if it was made by other flags or another source; if it is finished, nothing is begun. In
-# the end a table says how each run ended and what it printed last. The exit status is 0 if all are
-# finished, 1 if not, 2 if something is wrong with the command, 130 or 143 after Ctrl-C or SIGTERM.
+# Runs are in $OUT/<script>/<env>/<seed>, for ab in $OUT/a-<script>/... and $OUT/b-<script>/...; a :
+# or / in an id becomes _. They make no videos unless you add --capture-video.
+#
+# Ctrl-C, SIGTERM or a closed terminal: every run saves a checkpoint and ends; a second Ctrl-C
+# changes nothing. The same command goes on from there; after a crash, from the last checkpoints.
+# kill -9 of the sweep leaves its runs alive. The next call refuses those: call it again when they
+# have ended.
+# A run fails: it is tried again after all others have begun, from its checkpoint if it has one. On
+# Slurm its task tries it again at once; a task that is preempted is requeued and goes on.
+# A run is refused, and its folder left as it is, if a living process uses it, or if it was made by
+# other flags or another version of the script. If that run is finished, the sweep ends before
+# anything is begun: name another OUT.
+# At the end a table says how each run ended, and of those that did not finish what they printed
+# last; presets add scores and plots ($OUT/plots), ab the comparison.
+# Exit status: 0 if all are finished (with print and slurm: written or submitted), 1 if not, 2 if
+# something is wrong with the command, 130 after Ctrl-C, 143 after SIGTERM or a closed terminal.
 
 set -uf # f: * is for CONFIGS, and no pattern for files
 here=$(dirname "$0")
@@ -295,6 +305,10 @@ check() { # FLAGS: refuse what cannot work, and fill in what is not set
     esac
     require_number RETRIES "$RETRIES" 0
     require_number THREADS "$THREADS" 1
+    [ "$preset" = ab ] || [ -z "${A-}${B-}" ] || fail "A and B are for ab: ./benchmark.sh ab"
+    [ "$ENGINE" = local ] || [ -z "${GPUS-}" ] || fail "GPUS is for ENGINE=local: unset it"
+    [ "$ENGINE" != slurm ] || command -v sbatch >/dev/null ||
+        fail "there is no sbatch here: go to a cluster, or try ENGINE=print"
     if [ "$ENGINE" != slurm ]; then
         cores=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
         [ -z "${GPUS-}" ] || : "${JOBS:=$(($(wc -w <<<"$GPUS")))}"
@@ -318,7 +332,7 @@ main() {
     check "$@"
     list_runs "$@"
     [ "${#names[@]}" -gt 0 ] || fail 'nothing to do: set SCRIPTS="sac_continuous" ENVS="Hopper-v4"'
-    mkdir -p "$OUT/logs" 2>/dev/null || fail "OUT=$OUT can not be written to: name another"
+    mkdir -p "$OUT/logs" 2>/dev/null || fail "OUT=$OUT cannot be written to: name another"
 
     ask_finished
     for ((number = 0; number < ${#names[@]}; number++)); do
@@ -328,7 +342,10 @@ main() {
             todo+=("$number")
             jobs+=${names[number]}$'\t'${commands[number]}$'\n'
             ;;
-        *) fail "name another OUT; of ${names[number]} its script says: $(last_line "$number")" ;;
+        refused)
+            fail "name another OUT; of ${names[number]} its script says: $(last_line "$number")"
+            ;;
+        *) fail "${names[number]}: its script fails: $(last_line "$number")" ;;
         esac
     done
     printf '%s' "$jobs" >"$OUT/jobs.tsv"
@@ -341,10 +358,9 @@ main() {
         ;;
     slurm)
         [ -z "$jobs" ] || submit "${#todo[@]}" || status=$? # with -W that of the runs
-        case " ${SBATCH_ARGS-} ${#todo[@]} " in
-        *" 0 "* | *" -W "* | *" --wait "*) conclude ;;
-        esac
-        [ "$status" = 0 ] || fail "sbatch refuses, or is not there"
+        [ "${#todo[@]}" -gt 0 ] || conclude
+        case " ${SBATCH_ARGS-} " in *" -W "* | *" --wait "*) conclude ;; esac
+        [ "$status" = 0 ] || fail "sbatch refuses: it says why above"
         ;;
     esac
 }

@@ -572,7 +572,9 @@ def test_a_summary_that_a_crash_has_cut_is_no_end(sweep, tmp_path):
         ("", {"RETRIES": "1.5"}, 'RETRIES="1.5" is no number: try RETRIES=0'),
         ("", {"ENGINE": "cloud"}, "there is no ENGINE=cloud: choose local, slurm or print"),
         ("", {"PYTHON": "pyton"}, 'PYTHON="pyton" is not there: try PYTHON='),
-        ("", {"OUT": "idle.py/out"}, "OUT=idle.py/out can not be written to: name another"),
+        ("", {"OUT": "idle.py/out"}, "OUT=idle.py/out cannot be written to: name another"),
+        ("", {"B": "--gamma 1"}, "A and B are for ab: ./benchmark.sh ab"),
+        ("", {"GPUS": "0 1", "ENGINE": "print"}, "GPUS is for ENGINE=local: unset it"),
         ("easy", {}, "there is no preset easy: choose simple, medium, hard, atari, noise or ab"),
         ("ab", {}, "ab takes two SCRIPTS, or one and "),
         ("ab", {"SCRIPTS": "idle idle idle"}, "ab takes two SCRIPTS, or one and "),
@@ -583,6 +585,34 @@ def test_refusals(sweep, tmp_path, flags, variables, sentence):
     code, out, err = end(sweep(flags, **{"SCRIPTS": "idle", "ENVS": "E"} | variables))
     assert (code, out) == (2, "") and err.startswith(f"error: {sentence}") and err.count("\n") == 1
     assert not (tmp_path / "out").exists() and not starts(tmp_path)
+
+
+def test_there_is_no_slurm(sweep, tmp_path):
+    write(tmp_path)
+    (tmp_path / "bin").mkdir()
+    for name in ("bash", "dirname", "basename", "wc"):
+        (tmp_path / "bin" / name).symlink_to(shutil.which(name))
+    setting = {"SCRIPTS": "idle", "ENVS": "E", "PATH": str(tmp_path / "bin")}
+    code, out, err = end(sweep(ENGINE="slurm", **setting))
+    assert (code, out, err) == (
+        2,
+        "",
+        "error: there is no sbatch here: go to a cluster, or try ENGINE=print\n",
+    )
+
+
+def test_what_sbatch_is_asked(sweep, tmp_path):
+    """A sweep that does not wait ends when its job is submitted, whatever its flags look like."""
+    write(tmp_path)
+    (tmp_path / "sbatch").write_text('#!/bin/sh\necho "$@" >asked\ncat >task\n')
+    (tmp_path / "sbatch").chmod(0o755)
+    setting = {"ENGINE": "slurm", "SCRIPTS": "idle", "ENVS": "E", "SEEDS": "1 2"}
+    setting["PATH"] = f"{tmp_path}:{os.environ['PATH']}"
+    code, out, err = end(sweep(SBATCH_ARGS="--mem 0 -p gpu", **setting))
+    assert (code, out) == (0, ""), out + err
+    asked = (tmp_path / "asked").read_text()
+    assert asked.rstrip().endswith("--mem 0 -p gpu") and "--array=1-2%3" in asked
+    assert (tmp_path / "task").read_text().count("idle.py") == 2
 
 
 def test_flags_of_the_sweep_itself_are_refused(sweep, tmp_path):

@@ -744,7 +744,7 @@ def test_command_names_the_sick_runs(runs):
     assert "WARN temperature-range, since step 500" in sick
     assert "WARN obs-scale, since step 2,500" in sick
     words = " ".join(sick.split())
-    assert "temperature: 20 (limit: below 1e-05 or above 10)" in words
+    assert "temperature: 20 (alarm: below 1e-05 or above 10)" in words
     for name in ("temperature-range", "obs-scale"):
         assert CHECKS[name].meaning in words and f"Next: {CHECKS[name].next_step}" in words
     assert max(len(line) for line in sick.splitlines()[1:]) <= 60

@@ -811,7 +811,7 @@ CHECKS = [
         needs=("q/twin_gap",),
         value="mean |Q1 - Q2| / sd(Q)",
         limit=f"below {SAME_TWINS:g} in {IN_A_ROW} rows",
-        meaning="Both critics are the same, so that their minimum prevents no over-estimation.",
+        meaning="Both critics are the same, so that a second one prevents no over-estimation.",
         next_step="Give each critic weights of its own.",
     ),
     Check(
@@ -1109,7 +1109,7 @@ class Finding(NamedTuple):
         """What it saw, and its limit."""
         value = self.alarm.value
         shown = value if isinstance(value, str) else f"{value:.4g}"
-        return f"{self.check.value}: {shown} (limit: {self.check.limit})"
+        return f"{self.check.value}: {shown} (alarm: {self.check.limit})"
 
 
 def why_not_logged(logs, metric):
