@@ -189,4 +189,7 @@ def test_threads_are_limited_in_all_processes(S, launch, tmp_path, threads):
     code, _, err = finish(launch(tmp_path, flags, PYTHONPATH=str(ROOT)))
     assert code == 0, err
     found = [json.loads(path.read_text()) for path in tmp_path.glob("threads-*")]
-    assert len(found) == 2 and all(pools[0] == threads == max(pools) for pools in found)
+    assert len(found) == 2
+    for process in found:
+        pools = process["pools"]
+        assert pools[0] == threads == max(pools) and process["tiny"] == 0

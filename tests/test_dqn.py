@@ -538,6 +538,27 @@ class Reused(gym.Env):
 gym.register("Reused-v0", Reused)
 
 
+class Quiet(Reused):
+    """Tells its lives only where they change: three, and from the third step on two."""
+
+    def step(self, action):
+        obs, reward, terminated, truncated, _ = super().step(action)
+        info = {1: {"lives": 3}, 3: {"lives": 2}}.get(self.t, {})
+        return obs, reward, terminated, truncated, info
+
+
+def test_lives_that_are_told_when_they_change(S):
+    """Silence is no lost life."""
+    need(S, "Lives")
+    env = S.Lives(Quiet())
+    env.reset()
+    lost = []
+    for _ in range(4):
+        env.step(0)
+        lost.append(env.life_lost)
+    assert lost == [False, False, True, False]
+
+
 def test_t08_frames_are_copied_and_lives_are_forgotten_at_a_reset(run):
     """Acting sees what is learned from; a new game's fewer lives are none lost."""
     seen = run(env_id="Reused-v0", num_envs=2)

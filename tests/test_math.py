@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from torch import nn
@@ -33,6 +34,7 @@ from tests.reference import (
     recorded,
     weights,
 )
+from tests.toy_envs import Toy
 
 
 def has_quantiles(S):
@@ -860,6 +862,30 @@ def test_t31_an_episode_without_reward_is_logged(spied):
     logged = [row for row in seen.logs if "charts/episodic_return" in row]
     assert len(logged) >= ends.sum() > 0
     assert {row["charts/episodic_return"] for row in logged} == {0}
+
+
+def test_memory_of_a_buffer_is_taken_at_once(S):
+    """Or a second run would count on it, and one of both be killed after hours."""
+    need(S, "ReplayBuffer")
+    before = psutil.Process().memory_info().rss
+    buffer = S.ReplayBuffer(500_000, 16, 6, "cpu")
+    assert psutil.Process().memory_info().rss - before > 0.9 * buffer.rows.nbytes
+
+
+def test_rewards_of_float32_are_summed_in_float64(S):
+    need(S, "Episodes")
+
+    class Single(Toy):
+        def step(self, action):
+            obs, _, *rest = super().step(action)
+            return obs, np.float32(1e-3), *rest
+
+    env = S.Episodes(Single(length=2000), 0)
+    env.reset(options={"stream": (0, 1)})
+    done = False
+    while not done:
+        _, _, done, _, info = env.step(np.zeros(2, np.float32))
+    assert info["episode_return"] == pytest.approx(2000 * float(np.float32(1e-3)), rel=1e-12)
 
 
 def test_denormal_numbers_are_taken_as_zero(S):

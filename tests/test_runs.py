@@ -830,6 +830,19 @@ def test_git_commit_and_changes(S, script, spaces, tmp_path):
     assert "+one = 3" in (folder / "staged" / "changes.diff").read_text()
 
 
+def test_what_a_run_says(S, train, capfd):
+    """What it runs on, where it writes, why nothing is learned yet, how long it takes, its end."""
+    need(S, "Args.total_timesteps", "Run")
+    train("--run-dir run")
+    said = capfd.readouterr().out
+    assert re.search(r"^device cpu, 1 threads, compile (on|off)$", said, re.M)
+    assert "\nrun folder run; to watch it: tensorboard --logdir run\n" in said
+    if hasattr(S.Args, "learning_starts") and not framed(S):  # games are played by epsilon
+        assert "\nactions are random until step 100, then updates begin\n" in said
+    assert re.search(r"^step 300/300 SPS \d+ left 0 min ", said, re.M)
+    assert said.splitlines()[-1].startswith("finished: ")
+
+
 NO_OPENGL = """import ctypes.util
 ctypes.util.find_library, load = lambda name: None, ctypes.CDLL.__init__
 def refuse(self, name, *rest, **options):
@@ -927,6 +940,7 @@ def test_where_wandb_puts_a_run(S, monkeypatch, tmp_path, flag, environment, pro
     assert S.Tracker(args, tmp_path, "id1").run
     assert asked["project"] == project
     assert (asked["entity"], asked["notes"], asked["id"]) == ("us", "why", "id1")
+    assert asked["group"] == f"{args.env_id}__{S.SCRIPT.stem}"
     assert asked["name"] == tmp_path.name and asked["config"]["notes"] == "why"
 
 

@@ -687,6 +687,26 @@ SAC = {
         'os.environ.get("WANDB_PROJECT", args.wandb_project_name or "deep-rl-baselines")',
         f"{RUNS}where_wandb_puts_a_run[mine-yours-mine]",
     ),
+    "memory of the buffer is promised, not taken": (
+        "torch.full((capacity, sum(self.widths)), 0.0, device=device)",
+        "torch.empty((capacity, sum(self.widths)), device=device)",
+        f"{MATH}memory_of_a_buffer_is_taken_at_once",
+    ),
+    "rewards are summed in float32": (
+        "reward = np.asarray(reward).item()  # some give an array of one number",
+        "reward = np.float32(np.asarray(reward).item())",
+        f"{MATH}rewards_of_float32_are_summed_in_float64",
+    ),
+    "nobody says why nothing is learned yet": (
+        'say(f"actions are random until step {args.learning_starts:,}, then updates begin")',
+        "pass",
+        f"{RUNS}what_a_run_says",
+    ),
+    "W&B groups runs by their seed": (
+        'group=f"{args.env_id}__{SCRIPT.stem}"',
+        'group=f"{args.env_id}__{args.seed}"',
+        f"{RUNS}where_wandb_puts_a_run[mine-yours-mine]",
+    ),
     "NumPy's second normal number is lost in checkpoints": (
         "    name, keys, *rest = np.random.get_state()\n",
         "    name, keys, *rest = np.random.get_state()\n    rest = [rest[0], 0, 0.0]\n",
@@ -2222,6 +2242,11 @@ PPO = {
 }
 DQN_MATH = "test_dqn.py::test_"
 DQN = {
+    "silence about lives is a lost one": (
+        "            lives = self.lives\n",
+        "            lives = 0\n",
+        "test_dqn.py::test_lives_that_are_told_when_they_change",
+    ),
     # the update
     "terminated is ignored": (
         "(1 - batch.terminated) * ",

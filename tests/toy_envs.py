@@ -97,11 +97,13 @@ class Hidden(Toy):
 
 
 class Threads(Toy):
-    """Writes how many threads PyTorch and each pool of its process may use."""
+    """Writes how many threads PyTorch and each pool of its process may use, and how it counts."""
 
     def reset(self, seed=None, options=None):
         pools = [pool["num_threads"] for pool in threadpoolctl.threadpool_info()]
-        Path(f"threads-{os.getpid()}").write_text(json.dumps([torch.get_num_threads(), *pools]))
+        tiny = (torch.tensor([1e-40]) * torch.ones(1)).item()  # 0 where denormal numbers are
+        found = {"pools": [torch.get_num_threads(), *pools], "tiny": tiny}
+        Path(f"threads-{os.getpid()}").write_text(json.dumps(found))
         return super().reset(seed=seed)
 
 
