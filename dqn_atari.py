@@ -48,6 +48,7 @@ import io
 import json
 import math
 import multiprocessing
+import multiprocessing.connection
 import os
 import platform
 import random
@@ -1050,12 +1051,16 @@ def refusing(env_id, remedy=""):
             yield
     except Exit:
         raise
-    except Exception as error:  # environments raise all kinds
+    except (Exception, SystemExit) as error:  # environments raise all kinds
         reason = " ".join(str(error).split()) or repr(error)
+        if isinstance(error, SystemExit):
+            reason = f"it ends the program by {error!r}"
         reason += place_of(error)
         if ":" in env_id and isinstance(error, gym.error.UnregisteredEnv):
             reason += f" Does {env_id.split(':')[0]} call gymnasium.register for it?"
-        refuse("env_id", f"{env_id} fails: {reason}{remedy}")
+        elif not isinstance(error, ImportError | gym.error.Error):
+            reason += remedy
+        refuse("env_id", f"{env_id} fails: {reason}")
 
 
 def place_of(error):
@@ -1126,8 +1131,9 @@ def make_games(
         makers.append(partial(make_game, args.env_id, i, film=film and i == 0, **options))
     sticky_actions(args.env_id)  # refuses what cannot be built
     remedy = ""
-    if max_steps:  # for evaluations, while those of training are there
-        remedy = "; if there can be only one at a time, add --eval-every 0"
+    if max_steps or num_envs > 1:  # max_steps: for evaluations
+        remedy = "; if there can be only one at a time: --num-envs 1 --eval-every 0"
+        remedy += ", and with --evaluate: --eval-episodes 1"
     with refusing(args.env_id, remedy):
         return vector(makers, autoreset_mode="Disabled")
 
@@ -1204,17 +1210,37 @@ class WorkerEnvs(gym.vector.AsyncVectorEnv):
         atexit.register(self.kill)  # else multiprocessing waits for those that heed no signal
 
     def step(self, actions):
-        """Step all environments; say in one sentence whose process is gone."""
-        try:
+        """Step all environments."""
+        with self.naming_the_dead():
             return super().step(actions)
+
+    def reset(self, **options):
+        """Reset environments."""
+        with self.naming_the_dead():
+            return super().reset(**options)
+
+    def call(self, name, *inputs, **options):
+        """Call a method of every environment."""
+        with self.naming_the_dead():
+            return super().call(name, *inputs, **options)
+
+    @contextmanager
+    def naming_the_dead(self):
+        """If a process is gone, end the program by a sentence that says which."""
+        try:
+            yield
         except (EOFError, ConnectionError):
-            for index, process in enumerate(self.processes):
-                process.join(1)
-                if process.exitcode is not None:
-                    how = f"exit code {process.exitcode}, -9 where memory is short"
-                    sentence = f"the process of environment {index} has ended: {how}"
-                    raise ChildProcessError(sentence) from None
-            raise
+            ends = {process.sentinel: index for index, process in enumerate(self.processes)}
+            gone = multiprocessing.connection.wait(ends, timeout=5)
+            if not gone:
+                raise
+            index = ends[gone[0]]
+            self.processes[index].join()  # else its exit code is not there yet
+            code = self.processes[index].exitcode
+            sentence = f"the process of environment {index} has ended: exit code {code}"
+            if code == -signal.SIGKILL:
+                sentence += ", as where memory is short"
+            raise SystemExit(sentence) from None
 
     def kill(self):
         """End all processes at once."""
@@ -1225,13 +1251,25 @@ class WorkerEnvs(gym.vector.AsyncVectorEnv):
         """Let the environments close, or end their processes at once."""
         if terminate:
             self.kill()
-        elif not all(process.is_alive() for process in self.processes):
-            for pipe in self.parent_pipes:
-                if pipe:
-                    pipe.close()  # the others close their environments then, and end
-            self._state = async_vector_env.AsyncState.DEFAULT  # no answer is waited for
-        super().close_extras(timeout, terminate)
+        if terminate or not all(process.is_alive() for process in self.processes):
+            self.leave()
+        try:
+            super().close_extras(timeout, terminate)
+        except (EOFError, ConnectionError):  # one has died only now
+            self.leave()
+            super().close_extras(timeout, terminate)
         atexit.unregister(self.kill)
+
+    def leave(self):
+        """Ask for no more, upon which processes close their environments and end, or are ended."""
+        self._state = async_vector_env.AsyncState.DEFAULT  # no answer is waited for
+        for pipe in self.parent_pipes:
+            if pipe:
+                pipe.close()
+        deadline = time.perf_counter() + 10
+        for process in self.processes:
+            process.join(max(0, deadline - time.perf_counter()))
+        self.kill()
 
 
 def work(index, maker, *pipes):
@@ -1375,6 +1413,10 @@ def evaluate_run(cls, args, build_envs, sizes_of):
             video = film.close()
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    except Exit:
+        raise
+    except SystemExit as error:
+        refuse("evaluate", f"{args.evaluate}: {env_id} ends the program by {error!r}")
     finally:
         close_envs(envs)
     scores = {name: round(float(value), 4) for name, value in metrics.items()}
@@ -2236,7 +2278,7 @@ class Run:
         self.say_farewell(status, reason)
         if status == "interrupted":
             raise SystemExit(130) from None
-        in_one_sentence = kind in (FloatingPointError, ChildProcessError, SystemExit)
+        in_one_sentence = kind in (FloatingPointError, SystemExit)
         if in_one_sentence or (kind is None and not (status == "finished" and written)):
             raise Exit(1, reason or "summary.json cannot be written") from None
 

@@ -1036,12 +1036,16 @@ def refusing(env_id, remedy=""):
             yield
     except Exit:
         raise
-    except Exception as error:  # environments raise all kinds
+    except (Exception, SystemExit) as error:  # environments raise all kinds
         reason = " ".join(str(error).split()) or repr(error)
+        if isinstance(error, SystemExit):
+            reason = f"it ends the program by {error!r}"
         reason += place_of(error)
         if ":" in env_id and isinstance(error, gym.error.UnregisteredEnv):
             reason += f" Does {env_id.split(':')[0]} call gymnasium.register for it?"
-        refuse("env_id", f"{env_id} fails: {reason}{remedy}")
+        elif not isinstance(error, ImportError | gym.error.Error):
+            reason += remedy
+        refuse("env_id", f"{env_id} fails: {reason}")
 
 
 def place_of(error):
@@ -1064,8 +1068,9 @@ def make_envs(env_id, num_envs, film=False, max_steps=None, vector=gym.vector.Sy
     warn_once()
     makers = [partial(make_env, env_id, i, film and i == 0, max_steps) for i in range(num_envs)]
     remedy = ""
-    if max_steps:  # for evaluations, while those of training are there
-        remedy = "; if there can be only one at a time, add --eval-every 0"
+    if max_steps or num_envs > 1:  # max_steps: for evaluations
+        remedy = "; if there can be only one at a time: --num-envs 1 --eval-every 0"
+        remedy += ", and with --evaluate: --eval-episodes 1"
     with refusing(env_id, remedy):
         return vector(makers, autoreset_mode="Disabled")
 
@@ -1295,6 +1300,10 @@ def evaluate_run(cls, args, build_envs, sizes_of):
             video = film.close()
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+    except Exit:
+        raise
+    except SystemExit as error:
+        refuse("evaluate", f"{args.evaluate}: {env_id} ends the program by {error!r}")
     finally:
         close_envs(envs)
     scores = {name: round(float(value), 4) for name, value in metrics.items()}
@@ -2103,7 +2112,7 @@ class Run:
         self.say_farewell(status, reason)
         if status == "interrupted":
             raise SystemExit(130) from None
-        in_one_sentence = kind in (FloatingPointError, ChildProcessError, SystemExit)
+        in_one_sentence = kind in (FloatingPointError, SystemExit)
         if in_one_sentence or (kind is None and not (status == "finished" and written)):
             raise Exit(1, reason or "summary.json cannot be written") from None
 

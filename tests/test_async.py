@@ -59,7 +59,7 @@ def test_a_killed_process_ends_the_run_in_one_sentence(started, tmp_path):
     children[1].kill()
     code, out, err = finish(process)
     assert code == 1 and "Traceback" not in err, err
-    assert "the process of environment 1 has ended: exit code -9" in out
+    assert "the process of environment 1 has ended: exit code -9, as where memory is short" in out
     assert summary(tmp_path / "run")["status"] == "failed"
     assert not psutil.wait_procs(children, 10)[1]
 
@@ -113,8 +113,8 @@ def test_killed_runs_leave_no_process_in_the_middle_of_a_step(S, launch, tmp_pat
     finish(process)
 
 
-def test_processes_in_the_middle_of_a_step_end_at_once(S):
-    """Where the run ends in an error: the step would take a minute, and SIGTERM is not heeded."""
+def in_a_long_step(S):
+    """Return two environments in processes, which take a minute for the step that has begun."""
     need(S, "WorkerEnvs", "make_envs")
     envs = S.make_envs("tests.toy_envs:Stuck-v0", 2, vector=partial(S.WorkerEnvs, threads=1))
     actions = np.zeros(envs.action_space.shape, envs.action_space.dtype)
@@ -124,9 +124,25 @@ def test_processes_in_the_middle_of_a_step_end_at_once(S):
         if (terminated | truncated).any():
             envs.reset(options={"reset_mask": terminated | truncated})
     envs.step_async(actions)
+    return envs
+
+
+def test_processes_in_the_middle_of_a_step_end_at_once(S):
+    """Where the run ends in an error: they do not heed SIGTERM."""
+    envs = in_a_long_step(S)
     began = time.perf_counter()
     envs.close(terminate=True)
     assert time.perf_counter() - began < 30
+    assert not any(process.is_alive() for process in envs.processes)
+
+
+def test_processes_are_not_waited_for_when_one_has_died(S):
+    """The others get some seconds to close their environments."""
+    envs = in_a_long_step(S)
+    envs.processes[0].kill()
+    began = time.perf_counter()
+    envs.close()
+    assert time.perf_counter() - began < 40
     assert not any(process.is_alive() for process in envs.processes)
 
 

@@ -88,6 +88,7 @@ REFUSED = {
     "Discrete": "discrete actions: dqn_atari.py",
     "Demanding": "fails: .*wanted",
     "Broken": "fails: out of order",
+    "Quits_at_once": r"fails: it ends the program by SystemExit\(0\)",
 }
 
 
@@ -137,7 +138,7 @@ def test_a_second_environment_that_cannot_be(S, spaces, train, capfd):
         Lonely.alive = 0
     said = capfd.readouterr().err
     assert stop.value.code == 2 and "the port is taken" in said
-    assert said.endswith("; if there can be only one at a time, add --eval-every 0\n")
+    assert "; if there can be only one at a time: --num-envs 1 --eval-every 0" in said
 
 
 def test_an_environment_that_quits(S, spaces, train, capfd):
@@ -147,6 +148,17 @@ def test_an_environment_that_quits(S, spaces, train, capfd):
         train("--env-id tests.toy_envs:Quits-v0 --eval-every 0 --run-dir run")
     assert stop.value.code == 1 and summary("run")["status"] == "failed"
     assert "failed SystemExit(0) at step " in capfd.readouterr().out
+
+
+def test_an_environment_that_quits_where_it_is_evaluated(S, spaces, train, capfd, monkeypatch):
+    apply(spaces, "box")
+    monkeypatch.setenv("QUITS_AT", "1000")
+    train("--env-id tests.toy_envs:Quits-v0 --eval-every 0 --run-dir run")
+    monkeypatch.setenv("QUITS_AT", "3")  # later than it is tried out
+    with pytest.raises(SystemExit) as stop:
+        S.main(S.parse_args(S.Args, ["--evaluate", "run"]))
+    said = capfd.readouterr().err
+    assert stop.value.code == 2 and "ends the program by SystemExit(0)" in said
 
 
 ENDS = {

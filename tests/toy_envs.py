@@ -133,10 +133,14 @@ class Stuck(Toy):
 
 
 class Quits(Toy):
-    """Ends the program at step 150 of its life, as simulators do whose window is closed."""
+    """Ends the program at some step of its life, as simulators do whose window is closed."""
+
+    def __init__(self, at=150, **kwargs):
+        super().__init__(**kwargs)
+        self.at = int(os.environ.get("QUITS_AT", at))
 
     def step(self, action):
-        if self.born == 150:
+        if self.born == self.at:
             sys.exit(0)
         return super().step(action)
 
@@ -553,6 +557,7 @@ register("Rude", Rude)
 register("Hidden", Hidden, kwargs={"length": 60})
 register("Restless", Restless)
 register("Stuck", Stuck)
+register("Quits_at_once", Quits, kwargs={"at": 0})
 register("Mangler", Mangler, kwargs={"length": 60})
 register("DictObs", DictToy)
 register("Killer", Killer)
