@@ -2035,6 +2035,8 @@ def code_by_name(text):
             continue
         if isinstance(node, ast.FunctionDef):
             code[node.name] = without_docstring(node)
+        elif isinstance(node, ast.AnnAssign):
+            code[ast.unparse(node.target)] = ast.dump(node)
         elif not isinstance(node, ast.ClassDef):
             code[ast.unparse(node).splitlines()[0].partition(" =")[0]] = ast.dump(node)
         elif node.name != "Args":

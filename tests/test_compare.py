@@ -6,6 +6,7 @@
 import importlib
 import itertools
 import json
+import math
 import os
 import re
 import shlex
@@ -580,6 +581,31 @@ def test_runs_of_a_sweep_that_is_under_way(tmp_path, run_compare):
 
 
 @quick
+def test_a_return_that_is_no_number_is_not_ranked(tmp_path, run_compare):
+    """Sorted as a number it would be the highest one."""
+    make_side(tmp_path / "a", [1, 2, 3, 4, 5])
+    make_side(tmp_path / "b", [1, 2, math.nan, 4, 5], settings={"gamma": 0.98})
+    code, out, err = run_compare(tmp_path / "a", tmp_path / "b")
+    assert (code, out) == (2, "")
+    assert f"{tmp_path / 'b' / '103'} has a return of nan at step 1,000,000" in err
+
+
+def test_a_folder_with_a_space(tmp_path, run_compare):
+    """Whose scripts benchmark.sh could not name is copied first."""
+    source = (ROOT / "sac_continuous.py").read_text("utf-8") + "\nmine = 1\n"
+    for side, gamma in (("a", 0.99), ("b", 0.98)):
+        settings = {"autotune": True, "double": None, "gamma": gamma, "tau": gamma / 100}
+        folder = tmp_path / "my runs" / side
+        make_side(folder, LOW[:2], settings=settings, source=source)
+    code, out, _ = run_compare(tmp_path / "my runs" / "a", tmp_path / "my runs" / "b")
+    found = [shlex.split(one) for one in commands(out) if one.startswith("SCRIPTS=")]
+    assert code == 2 and found
+    for words in found:
+        script = words[0].removeprefix("SCRIPTS=")
+        assert script.startswith("mine/") and words[1].startswith("ENVS=")
+        assert any(one.endswith(f" {script}") and "mkdir" in one for one in commands(out))
+
+
 def test_runs_without_evaluations(tmp_path, run_compare):
     a, b = make_side(tmp_path / "a", LOW), make_side(tmp_path / "b", HIGH)
     begun = make_run(b / "Hopper-v4__sac_continuous__9__9", 9, [], status="", source=SOURCE)
@@ -1112,6 +1138,9 @@ def test_journal_has_an_entry_once(tmp_path, run_compare, monkeypatch):
         out = run_compare(*sides, "--journal")[1]
         assert out.endswith("\nAlready in JOURNAL.md: nothing was written.\n")
     assert journal.read_text() == text
+    text += "\nA thought of mine.\n"
+    journal.write_text(text)
+    assert run_compare("a", "c", "--journal")[1].endswith("nothing was written.\n")
     make_side(Path("a"), [150], seeds=[106])
     assert run_compare("a", "b", "--journal")[1].endswith("\nWritten to JOURNAL.md.\n")
     assert journal.read_text().startswith(text) and journal.read_text().count("\n## ") == 3

@@ -518,6 +518,18 @@ def until(logs, step):
 
 
 @quick
+def test_checks_survive_copies_with_other_settings():
+    """Whatever they renamed or left out, and whatever they log no more."""
+    everything = {metric: RISING for check in CHECKS.values() for metric in check.needs}
+    for config in (SAC, PPO, DQN):
+        for name in [*config, None]:
+            rest = {key: value for key, value in config.items() if key != name}
+            doctor.examine(made_up(everything, config=rest))
+        for metric in everything:
+            rest = {key: value for key, value in everything.items() if key != metric}
+            doctor.examine(made_up(rest, config=config))
+
+
 def test_checks_survive_runs_without_metrics():
     """Such as one that has just begun, or that a script with other metrics made."""
     for logs in (

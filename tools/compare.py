@@ -60,7 +60,7 @@ from changes import (
     show,
 )
 from run_folders import NO_RUN, ROOT, find_runs, flag, iqm, refuse, say, strength, why_no_run
-from text_tables import LONGEST, fits_in_columns, fitted, markdown, number, prose, turned, wrap
+from text_tables import fits_in_columns, fitted, markdown, number, prose, turned
 
 try:
     from evidence import (
@@ -689,10 +689,11 @@ def runs_with(comparison, variant):
     if spared:
         where = "; ".join(spared)
         text += f"Nothing has to be trained on {where}, where the runs of {base.letter} serve.\n\n"
-    if code:
+    if code or len(str(script).split()) > 1:  # benchmark.sh takes no names with spaces
         own = shlex.quote(str(base.records[0].folder / "script.py"))
         script = f"mine/{slug(Path(variant.folder).name)}.py"
         text += f"    mkdir -p mine && cp {own} {script}\n"
+    if code:
         there = donor.records[0].folder / "script.py"
         text += f"    # make these in {script} as they are in {there}: {', '.join(code)}\n"
     for change in variant.changes:
@@ -784,7 +785,8 @@ def add_to_journal(path, entry):
     """
     try:
         text = path.read_text("utf-8") if path.exists() else ""
-        if without_date(entry) in map(without_date, text.split("\n## ")):
+        there = [without_date(one) + "\n" for one in text.split("\n## ")]
+        if any(one.startswith(without_date(entry) + "\n") for one in there):  # with a thought below
             return f"Already in {path}: nothing was written."
         with open(path, "a", encoding="utf-8") as file:
             file.write(entry if text else f"# Journal\n{entry}")
@@ -892,7 +894,7 @@ def table_of_task(groups, table):
         if not group.is_baseline:
             line["changes"] = len(group.changes)
             words = f"Changes of {place}: {', '.join(change.name for change in group.changes)}."
-            text += "\n" + "\n".join(wrap(words, LONGEST)) + "\n"
+            text += "\n" + prose(words, table) + "\n"
     return titled(groups, table, turned(lines, table) + text)
 
 

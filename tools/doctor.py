@@ -358,7 +358,7 @@ def impossible_values(logs):
     largest = np.maximum.accumulate(np.maximum(abs(least), abs(most)))
     if logs.config.get("clip_rewards"):
         largest = np.sign(largest)
-    _, alpha, _ = columns(logs.intervals, "losses/alpha", "policy/entropy_gap")
+    _, alpha, *_ = columns(logs.intervals, "losses/alpha", "policy/entropy", "policy/entropy_gap")
     if len(alpha) == len(steps) > 0:
         largest = largest + np.maximum.accumulate(alpha) * dimensions(logs) * math.log(2)
     values = np.maximum(abs(lowest), abs(highest))
@@ -1132,7 +1132,10 @@ def judge(check, logs):
         return NOT_MEANT
     if missing:
         return why_not_logged(logs, missing[0])
-    return check.function(logs)
+    try:
+        return check.function(logs)
+    except KeyError:  # a copy has renamed a setting that the check needs
+        return NOT_MEANT
 
 
 @dataclass(eq=False)
@@ -1265,7 +1268,8 @@ def total_line(examinations, lost):
     if alarmed:
         words = "1 with an alarm" if len(alarmed) == 1 else f"{len(alarmed)} with alarms"
         counted.append(f"{words}: {', '.join(map(str, alarmed))}")
-    text = f"{len(examinations)} runs: {', '.join(counted)}"
+    runs = "1 run" if len(examinations) == 1 else f"{len(examinations)} runs"
+    text = f"{runs}: {', '.join(counted)}"
     if lost:
         text += f"; not examined: {', '.join(map(str, lost))}"
     return text

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-from run_folders import interval, iqm, mean_or_nan
+from run_folders import interval, iqm, mean_or_nan, refuse
 from scipy import stats
 
 LEAST = 4  # seeds a side for a verdict: with 3 no permutation test can reject
@@ -45,6 +45,10 @@ def runs_until(records, end):
     runs = []
     for record in records:
         early = [one for one in record.run.evaluations if one.step <= end]
+        for one in early:
+            sentence = f"{record.folder} has a return of {one.score} at step {one.step:,}"
+            if not math.isfinite(one.score):
+                refuse(f"{sentence}, which no test can rank: find out why, or name the others")
         if early:
             runs.append(replace(record.run, evaluations=early))
     return runs

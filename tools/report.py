@@ -448,7 +448,7 @@ def details(rows, table):
     """Return returns of training, times, machines and the sources of published results."""
     text = "\nReturns of training are means of the last 100 episodes.\n"
     text += table([training_line(row) for row in rows])
-    text += "\nThe mean time of a run, steps per second of its runs, and what the time went into:\n"
+    text += "\nMean time of a run, steps per second, and the share of time of each part:\n"
     text += table([time_line(row) for row in rows])
     return text + prose(list_of_machines(rows) + list_of_sources(rows), table)
 

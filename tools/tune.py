@@ -977,7 +977,6 @@ def open_folder(options, search):
     folder = folder_of(options)
     shown = os.path.relpath(folder)
     try:
-        check_is_ours(folder, shown)
         folder.mkdir(parents=True, exist_ok=True)
         begin_folder(folder, options.space, search.script)
     except OSError as error:
@@ -993,11 +992,12 @@ def open_folder(options, search):
     return folder
 
 
-def check_is_ours(folder, shown):
+def check_is_ours(folder):
     """Refuse a folder of other files; a search may just be beginning in it."""
     if not (folder / "space.toml").exists():
         there = {path.name for path in folder.glob("[!.]*")} - {"lock", "script.py"}
-        require(not there, f"--out {shown} holds other files: name a new folder")
+        sentence = f"--out {os.path.relpath(folder)} holds other files: name a new folder"
+        require(not there, sentence)
 
 
 def begin_folder(folder, space, script):
@@ -1106,6 +1106,7 @@ def main():
     stop.listen()
     if not options.helper:
         check_flags(options.space, search)
+        check_is_ours(folder_of(options))
         check_begin(options, search, stop)
     options.workers = options.workers or max(1, os.cpu_count() // len(search.seeds))
     folder = open_folder(options, search)
