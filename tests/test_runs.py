@@ -538,7 +538,7 @@ def main():
     assert changes("return 1", "return 2") == ["Agent.act"]
     assert changes("(Base)", "") == changes("size = 3", "size = 4") == ["Agent"]
     assert changes("RATE = 1", "RATE = 2") == ["RATE"]
-    assert changes("RATE = 1", "RATE: int = 1") == ["RATE: int", "RATE"]
+    assert changes("RATE = 1", "RATE: int = 1") == ["RATE"]
     assert changes("RATE = 1", "RATE = 1\nset_default(2)") == ["set_default(2)"]
     assert changes("return RATE", "return 2 * RATE") == ["main"]
     assert changes("def main", "def start") == ["start", "main"]
