@@ -1251,18 +1251,17 @@ class WorkerEnvs(gym.vector.AsyncVectorEnv):
         """Let the environments close, or end their processes at once."""
         if terminate:
             self.kill()
-        if terminate or not all(process.is_alive() for process in self.processes):
-            self.leave()
         try:
-            super().close_extras(timeout, terminate)
+            if terminate or not all(process.is_alive() for process in self.processes):
+                self.leave()
+            else:
+                super().close_extras(timeout, terminate)
         except (EOFError, ConnectionError):  # one has died only now
             self.leave()
-            super().close_extras(timeout, terminate)
         atexit.unregister(self.kill)
 
     def leave(self):
-        """Ask for no more, upon which processes close their environments and end, or are ended."""
-        self._state = async_vector_env.AsyncState.DEFAULT  # no answer is waited for
+        """Ask for no more: processes close their environments and end, or are ended."""
         for pipe in self.parent_pipes:
             if pipe:
                 pipe.close()
@@ -1270,6 +1269,8 @@ class WorkerEnvs(gym.vector.AsyncVectorEnv):
         for process in self.processes:
             process.join(max(0, deadline - time.perf_counter()))
         self.kill()
+        for process in self.processes:
+            process.join()
 
 
 def work(index, maker, *pipes):
