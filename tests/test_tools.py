@@ -4,7 +4,6 @@ import gzip
 import importlib.util
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
