@@ -4,6 +4,7 @@ import ast
 import base64
 import errno
 import hashlib
+import io
 import itertools
 import json
 import math
@@ -839,8 +840,20 @@ def test_what_a_run_says(S, train, capfd):
     assert "\nrun folder run; to watch it: tensorboard --logdir run\n" in said
     if hasattr(S.Args, "learning_starts") and not framed(S):  # games are played by epsilon
         assert "\nactions are random until step 100, then updates begin\n" in said
+    if hasattr(S.Args, "learning_starts"):  # before the first update nobody knows how long
+        assert re.search(r"^step 100/300 SPS \d+ return ", said, re.M)
     assert re.search(r"^step 300/300 SPS \d+ left 0 min ", said, re.M)
     assert said.splitlines()[-1].startswith("finished: ")
+    S.main(S.parse_args(S.Args, "--evaluate run --no-capture-video".split()))
+    assert capfd.readouterr().out.rstrip().endswith("}")  # a film that was not made is not named
+
+
+@pytest.mark.quick
+def test_letters_that_a_terminal_does_not_know(S, monkeypatch):
+    """Cost the line, not the run."""
+    need(S, "say")
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    S.say("é")
 
 
 NO_OPENGL = """import ctypes.util
