@@ -88,7 +88,10 @@ def test_why_a_name_is_no_run_is_said_for_people(tmp_path, read):
     assert reason(run, read) == "metrics.jsonl cannot be read: is a directory"
 
 
-@pytest.mark.parametrize("data", [b"", b"no gzip", gzip.compress(lines(ROW).encode())[:-9]])
+CUT = gzip.compress(lines(ROW).encode())[:-9]
+
+
+@pytest.mark.parametrize("data", [b"", b"no gzip", CUT], ids=["empty", "no gzip", "cut"])
 def test_packed_metrics_that_are_damaged(tmp_path, data):
     run = write(tmp_path / "run")
     (run / "metrics.jsonl.gz").write_bytes(data)
