@@ -10,8 +10,7 @@ from all that is stored. Actions are in [-1, 1] here:
     logp = sum over dimensions of (log N(u; mean, exp(log_std)) - log(1 - tanh(u)^2))
 (2) target_atoms = reward + gamma * (1 - terminated) * (next_atoms - alpha * next_logp)
     next_atoms = the atoms of all critic_target(next_obs, next_action) but the largest
-                 num_critics * drop_atoms
-    next_action and next_logp are those of (1) for next_obs
+                 num_critics * drop_atoms; next_action and next_logp by (1) for next_obs
 (3) critic_loss = sum over critics of the mean over their atoms[m] and all target_atoms[k] of
                   |level[m] - (1 if error < 0 else 0)| * huber(error),
     error = target_atoms[k] - atoms[m], huber(x) = x^2 / 2 if |x| < 1 else |x| - 1/2
