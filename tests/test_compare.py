@@ -830,6 +830,7 @@ def test_all_lines_that_are_judged_share_the_error(tmp_path, run_compare):
     make_side(tmp_path / "b" / "few", HIGH[:3], env_id="Own-v0")
     out = run_compare(tmp_path / "a", tmp_path / "b")[1]
     assert "No verdict: too few seeds. A has 3 and B has 3 on Own-v0; " in out
+    assert "a verdict takes 4 a side (1 more of A and 1 more of B on Own-v0), " in out
     assert cells(out, 1)[1]["p"] == f"{3 * 2 / 252:.3f}"  # three lines are judged now
     assert "On Hopper-v4 alone B is higher." in out
 

@@ -824,6 +824,8 @@ def test_command_writes_markdown(runs):
         (["odd"], "error: no run among what you named"),
         ([], "error: name run folders, or --checks"),
         (["runs", "--every", "0"], "error: --every must be between"),
+        (["runs", "--watch", "--why"], "error: --watch prints findings as they come: leave"),
+        (["runs", "--watch", "--markdown"], "error: --watch prints findings as they come: leave"),
     ],
 )
 def test_command_refuses_bad_input(runs, arguments, words):

@@ -418,20 +418,27 @@ def too_few(scores):
     counts = dict(zip("AB", [len(one.ends) for one in pair], strict=True))
     where = f" on {task}" if len(scores) > 1 else ""
     text = f"No verdict: too few seeds. A has {counts['A']} and B has {counts['B']}{where}; "
-    text += f"a verdict takes {LEAST} a side ({seeds_to_add(counts, LEAST)}), "
-    text += f"a claim {CLAIM} ({seeds_to_add(counts, CLAIM)}). "
+    text += f"a verdict takes {LEAST} a side ({seeds_to_add(scores, LEAST)}), "
+    text += f"a claim {CLAIM} ({seeds_to_add(scores, CLAIM)}). "
     if len(scores) > 1:
         each = seeds_for_each(len(scores))
         text += f"{LEAST} on every task allow a verdict on all together, {each} one on each. "
     return text + "The numbers below describe these runs, and do not say what other seeds would do."
 
 
-def seeds_to_add(counts, needed):
-    """Write how many seeds the sides lack."""
-    lacking = [
-        f"{needed - count} more of {side}" for side, count in counts.items() if count < needed
-    ]
-    return " and ".join(lacking)
+def seeds_to_add(scores, needed):
+    """Write how many seeds the sides lack, on which tasks."""
+    lacking = {}
+    for task, pair in scores.items():
+        counts = dict(zip("AB", [len(one.ends) for one in pair], strict=True))
+        words = [f"{needed - n} more of {side}" for side, n in counts.items() if n < needed]
+        if words:
+            lacking[task] = " and ".join(words)
+    if len(scores) == 1:
+        return lacking.get(task, "none")
+    if len(lacking) == len(scores) and len({*lacking.values()}) == 1:
+        return f"{lacking[task]} on each task"
+    return "; ".join(f"{words} on {task}" for task, words in lacking.items())
 
 
 def not_judged_alone(tasks):

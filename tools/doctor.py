@@ -1440,6 +1440,8 @@ def main():
         parser.error("name run folders, or --checks")
     if not 0.1 <= args.every <= 3600:
         parser.error("--every must be between 0.1 and 3600 seconds")
+    if args.watch and (args.why or args.markdown):
+        parser.error("--watch prints findings as they come: leave --why and --markdown out")
     sys.stdout.reconfigure(errors="backslashreplace")  # for terminals that lack a letter
     try:
         code = run(args)

@@ -390,7 +390,8 @@ def refusal_of(search, settings, pause):
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env=os.environ | {"COLUMNS": "999"},  # so that no sentence is broken
+                # no sentence is to be broken, and nothing uploaded
+                env=os.environ | {"COLUMNS": "999", "WANDB_MODE": "disabled"},
             )
         try:
             begins = wait_for_run(process, folder, pause)
