@@ -988,7 +988,7 @@ def build_env(env_id, film, **options):
 
 
 @contextmanager
-def refusing(env_id, remedy=""):
+def refusing(env_id, several=False):
     """Refuse an environment that cannot be built; it may change the working directory."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # my_module is found from a run's copy of the script, too
@@ -1004,8 +1004,9 @@ def refusing(env_id, remedy=""):
         reason += place_of(error)
         if ":" in env_id and isinstance(error, gym.error.UnregisteredEnv):
             reason += f" Does {env_id.split(':')[0]} call gymnasium.register for it?"
-        elif not isinstance(error, ImportError | gym.error.Error):
-            reason += remedy
+        elif several and not isinstance(error, ImportError | gym.error.Error):
+            reason += "; if there can be only one at a time: --num-envs 1 --eval-every 0"
+            reason += ", and with --evaluate: --eval-episodes 1"
         refuse("env_id", f"{env_id} fails: {reason}")
 
 
@@ -1028,11 +1029,8 @@ def make_envs(env_id, num_envs, film=False, max_steps=None, vector=gym.vector.Sy
     gym.logger.min_level = gym.logger.ERROR  # no word on Hopper-v4 being out of date
     warn_once()
     makers = [partial(make_env, env_id, i, film and i == 0, max_steps) for i in range(num_envs)]
-    remedy = ""
-    if max_steps or num_envs > 1:  # max_steps: for evaluations
-        remedy = "; if there can be only one at a time: --num-envs 1 --eval-every 0"
-        remedy += ", and with --evaluate: --eval-episodes 1"
-    with refusing(env_id, remedy):
+    several = num_envs > 1 or max_steps is not None  # the latter: beside those of training
+    with refusing(env_id, several):
         return vector(makers, autoreset_mode="Disabled")
 
 

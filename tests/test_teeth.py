@@ -723,7 +723,7 @@ SAC = {
         f"{ENVS}an_environment_that_quits",
     ),
     "nobody tells how to train with one environment": (
-        "    with refusing(env_id, remedy):\n",
+        "    with refusing(env_id, several):\n",
         "    with refusing(env_id):\n",
         f"{ENVS}a_second_environment_that_cannot_be",
     ),

@@ -317,6 +317,7 @@ def test_faults_of_the_command_are_refused_in_one_sentence(space, refusal, tmp_p
     assert os.listdir("mine") == ["thesis.txt"]
     assert "thesis.txt" in refusal("--out", "mine/thesis.txt")
     assert "--out mine/thesis.txt cannot be used (" in refusal("--out", "mine/thesis.txt")
+    assert "cannot be used (file name too long)" in refusal("--out", "x" * 300)
     (tmp_path / "toy.toml").write_bytes(b"\xff")
     assert "toy.toml cannot be read (it is no UTF-8 text): name a TOML file" in refusal()
     (tmp_path / "toy.toml").unlink()

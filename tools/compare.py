@@ -415,7 +415,7 @@ def no_verdict_yet(comparison):
 def too_few(scores):
     """Say how many seeds are there, how many would do, and what may be said all the same."""
     task, pair = min(scores.items(), key=lambda item: min(len(one.ends) for one in item[1]))
-    counts = dict(zip("AB", [len(one.ends) for one in pair], strict=True))
+    counts = seeds_of(pair)
     where = f" on {task}" if len(scores) > 1 else ""
     text = f"No verdict: too few seeds. A has {counts['A']} and B has {counts['B']}{where}; "
     text += f"a verdict takes {LEAST} a side ({seeds_to_add(scores, LEAST)}), "
@@ -426,12 +426,17 @@ def too_few(scores):
     return text + "The numbers below describe these runs, and do not say what other seeds would do."
 
 
+def seeds_of(pair):
+    """Return the number of seeds of each side, by its letter."""
+    return dict(zip("AB", [len(one.ends) for one in pair], strict=True))
+
+
 def seeds_to_add(scores, needed):
     """Write how many seeds the sides lack, on which tasks."""
     lacking = {}
     for task, pair in scores.items():
-        counts = dict(zip("AB", [len(one.ends) for one in pair], strict=True))
-        words = [f"{needed - n} more of {side}" for side, n in counts.items() if n < needed]
+        counts = seeds_of(pair).items()
+        words = [f"{needed - n} more of {side}" for side, n in counts if n < needed]
         if words:
             lacking[task] = " and ".join(words)
     if len(scores) == 1:

@@ -980,7 +980,7 @@ def open_folder(options, search):
         folder.mkdir(parents=True, exist_ok=True)
         begin_folder(folder, options.space, search.script)
     except OSError as error:
-        refuse(f"--out {shown} cannot be used ({reason_of(error)}): name another folder")
+        refuse_folder(shown, error)
     name = options.space.name
     is_same = read_toml(folder / "space.toml") == read_toml(options.space)
     require(is_same, f"--out {shown} was begun with another {name}: name a new folder")
@@ -994,10 +994,18 @@ def open_folder(options, search):
 
 def check_is_ours(folder):
     """Refuse a folder of other files; a search may just be beginning in it."""
-    if not (folder / "space.toml").exists():
+    shown = os.path.relpath(folder)
+    try:
+        is_begun = (folder / "space.toml").exists()
         there = {path.name for path in folder.glob("[!.]*")} - {"lock", "script.py"}
-        sentence = f"--out {os.path.relpath(folder)} holds other files: name a new folder"
-        require(not there, sentence)
+    except OSError as error:
+        refuse_folder(shown, error)
+    require(is_begun or not there, f"--out {shown} holds other files: name a new folder")
+
+
+def refuse_folder(shown, error):
+    """Say why a folder cannot be that of a search, and exit with 2."""
+    refuse(f"--out {shown} cannot be used ({reason_of(error)}): name another folder")
 
 
 def begin_folder(folder, space, script):
