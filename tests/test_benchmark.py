@@ -98,7 +98,7 @@ def main(flags):
         time.sleep(0.05)
         while Path(__file__).with_name("hold").exists() and not stopped:
             time.sleep(0.05)
-        row = {"x": step * int(args.seed), "seconds": time.time() - start}
+        row = {"global_step": step + 1, "x": step * int(args.seed), "seconds": time.time() - start}
         file.write(json.dumps(row).encode() + b"\\n")
         step += 1
         if step % 4 == 0 or stopped:
@@ -148,7 +148,9 @@ def beset(flags):
 if __name__ == "__main__":
     beset(sys.argv[1:])
 """
-REAL = "--total-timesteps 8192 --compile off --eval-every 0 --log-every 512 --checkpoint-every 2048"
+REAL = (
+    "--total-timesteps 16384 --compile off --eval-every 0 --log-every 512 --checkpoint-every 2048"
+)
 
 
 @pytest.fixture
@@ -230,8 +232,16 @@ def rows(run):
     return 0
 
 
+def last_step(run):
+    """Return the step of the last row of metrics, 0 without one."""
+    lines = (run / "metrics.jsonl").read_text().splitlines() if rows(run) else [""]
+    with suppress(ValueError):  # a row is being written
+        return json.loads(lines[-1])["global_step"]
+    return 0
+
+
 def in_the_middle(folder, most=10**9):
-    """Return how many processes train runs that have rows of metrics, so many at most.
+    """Return how many processes train runs that have rows of metrics, of so many steps at most.
 
     Seed 4 does not count: FAULTY kills it after its first rows.
     """
@@ -243,7 +253,7 @@ def in_the_middle(folder, most=10**9):
         folder / words[words.index("--run-dir") + 1] for words in commands if "--run-dir" in words
     ]
     runs = [run for run in runs if run.name != "4"]
-    return sum(0 < rows(run) <= most and not (run / "summary.json").exists() for run in runs)
+    return sum(0 < last_step(run) <= most and not (run / "summary.json").exists() for run in runs)
 
 
 def starts(folder):
@@ -261,11 +271,10 @@ def write(folder, name="idle", source=IDLE):
 @pytest.mark.parametrize("kind", ["idle", pytest.param("real", marks=pytest.mark.slow)])
 def test_a_sweep_comes_through_everything(sweep, tmp_path, kind):
     """What was stopped, failed and killed in all ways ends with the same metrics, to the bit."""
-    source, flags, patience = IDLE, "--total-timesteps 30", 120
-    most = 8  # rows, so that a run does not end before the signal comes
+    source, flags, patience, steps = IDLE, "--total-timesteps 30", 120, 30
     if kind == "real":
-        source, flags, patience = (ROOT / "ppo_continuous.py").read_text(), REAL, 900
-        most = 10**9
+        source, flags, patience, steps = (ROOT / "ppo_continuous.py").read_text(), REAL, 900, 16384
+    most = steps // 2  # so that a run does not end before the signal comes
     write(tmp_path, "beset", source)
     setting = {"SCRIPTS": "beset", "ENVS": "InvertedPendulum-v4", "SEEDS": "1 2 7 8 4 3 5 6"}
 
