@@ -833,6 +833,7 @@ class Episodes(gym.Wrapper):
 
     def __init__(self, env, index):
         super().__init__(env)
+        self.action_dtype = env.action_space.dtype
         self.index = index  # among the environments that are stepped together
         self.stream = None
         self.episode = 0
@@ -857,9 +858,9 @@ class Episodes(gym.Wrapper):
 
     def step(self, action):
         """Step and remember the action."""
-        self.actions.append(np.copy(action))  # the environment may change what it is given
-        if action.dtype != self.action_space.dtype:
-            action = action.astype(self.action_space.dtype)
+        self.actions.append(action.copy())  # the environment may change what it is given
+        if action.dtype != self.action_dtype:
+            action = action.astype(self.action_dtype)
         self.obs, reward, terminated, truncated, _ = self.env.step(action)
         reward = np.asarray(reward).item()  # some give an array of one number
         self.total_reward += reward

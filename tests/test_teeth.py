@@ -521,7 +521,7 @@ SAC = {
         f"{MATH}t31_every_finished_episode_is_logged[1]",
     ),
     "actions that an environment changes are repeated as changed": (
-        "np.copy(action)",
+        "action.copy()",
         "action",
         "test_resume.py::test_environments_repeat_themselves[Mangler]",
     ),
