@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gymnasium as gym
+import numpy as np
 import pytest
 
 from tests.conftest import ROOT, WALL_CLOCK
@@ -72,6 +74,63 @@ def test_the_run_that_was_killed_equals_the_other():
         kept = [{k: v for k, v in row.items() if not WALL_CLOCK.fullmatch(k)} for row in found]
         rows.append(kept)
     assert rows[0] == rows[1] and len(rows[0]) == 145
+
+
+IDLER = """import numpy as np
+from types import SimpleNamespace
+class Agent:
+    args = SimpleNamespace(env_id="ENV", seed=7)
+    @classmethod
+    def load(cls, folder):
+        return cls()
+    def act(self, obs):
+        return np.full((len(obs), SIZE), 0.1)
+"""
+
+
+def test_forward_speed_is_the_way_over_the_time(tmp_path):
+    """An agent that knows one action; the way is that of the simulator's own position."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.toml").touch()
+    (run / "script.py").write_text(IDLER.replace("ENV", "Hopper-v4").replace("SIZE", "3"))
+    file = tmp_path / "walk.json"
+    code, out, err = tool("walk.py", "--file", file, "--episodes", 2, run)
+    assert code == 0, err
+    (found,) = json.loads(file.read_text()).values()
+    env = gym.make("Hopper-v4")
+    for number in range(2):
+        env.reset(seed=10**6 + number)
+        before = env.unwrapped.data.qpos[0]
+        rewards, terminated = [], False
+        while not terminated:
+            _, reward, terminated, *_ = env.step(np.full(3, 0.1))
+            rewards.append(reward)
+        seconds = len(rewards) * env.unwrapped.dt
+        speed = (env.unwrapped.data.qpos[0] - before) / seconds
+        assert found["speeds"][number] == pytest.approx(speed, abs=0.001)
+        assert found["returns"][number] == pytest.approx(sum(rewards), abs=0.1)
+        assert found["lengths"][number] == len(rewards)
+    assert found["falls"] == 2 and "| Hopper-v4 | unfinished | 2 |" in out
+    code, again, _ = tool("walk.py", "--file", file)
+    assert code == 0 and again == out
+
+
+def test_walk_refuses_what_does_not_walk(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.toml").touch()
+    file = tmp_path / "walk.json"
+    for arguments, words in (
+        ([run], "has no script.py"),
+        ([], "name run folders to play"),
+        (["--episodes", 0, run], "--episodes must be"),
+    ):
+        code, _, err = tool("walk.py", "--file", file, *arguments)
+        assert code == 2 and words in err and err.count("\n") == 1
+    (run / "script.py").write_text(IDLER.replace("ENV", "Pendulum-v1").replace("SIZE", "1"))
+    code, _, err = tool("walk.py", "--file", file, run)
+    assert code == 2 and "tells no x_velocity" in err and not file.exists()
 
 
 LOOP = """import time, gymnasium
