@@ -48,7 +48,7 @@ from run_folders import (
 from text_tables import fitted, markdown, number, prose, wrap
 
 HERE = Path(__file__).resolve().parent
-ALGORITHMS = ("sac", "td3", "ppo", "dqn")
+ALGORITHMS = ("sac", "td3", "tqc", "ppo", "dqn")
 SCRIPTS = ("sac_continuous", "td3_continuous", "ppo_continuous", "dqn_atari")  # README's order
 MARKS = ("<!-- made by tools/report.py -->\n", "<!-- end -->\n")  # in pages, around the results
 FRONT = ("HalfCheetah-v4", "Hopper-v4")  # the tasks of README's figure
