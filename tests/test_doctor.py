@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -52,7 +53,7 @@ def made_up(intervals=None, evaluations=None, episodes=None, config=(), every=50
     state = {"state": "finished", "reason": "", "step": TOTAL} | end
     return doctor.Logs(
         folder=Path("run"),
-        config=CONFIG | dict(config),
+        config=doctor.Settings(CONFIG | dict(config)),
         intervals=rows_of({"charts/SPS": 100.0} | (intervals or {}), every, every),
         evaluations=rows_of(evaluations, 500, 0),
         episodes=rows_of(episodes, 100, 100),
@@ -528,6 +529,16 @@ def test_checks_survive_copies_with_other_settings():
         for metric in everything:
             rest = {key: value for key, value in everything.items() if key != metric}
             doctor.examine(made_up(rest, config=config))
+
+
+@quick
+def test_a_mistake_of_a_check_is_no_renamed_setting():
+    """It must not pass for a check that is not meant for the run."""
+    check = doctor.CHECKS[0]
+    with pytest.raises(KeyError, match="no/such"):
+        doctor.judge(replace(check, needs=(), function=lambda logs: {}["no/such"]), made_up())
+    needy = replace(check, needs=(), function=lambda logs: logs.config["no_such"])
+    assert doctor.judge(needy, made_up()) is doctor.NOT_MEANT
 
 
 def test_checks_survive_runs_without_metrics():

@@ -128,12 +128,23 @@ SAC = "autotune"  # TQC, too
 METHODS = (PPO, DQN, TD3, SAC)
 
 
+class NoSetting(KeyError):
+    """A script has no setting of that name: it is a copy that has renamed it."""
+
+
+class Settings(dict):
+    """The settings of a run by name."""
+
+    def __missing__(self, name):
+        raise NoSetting(name)
+
+
 @dataclass(eq=False)
 class Logs:
     """What checks see of a run."""
 
     folder: Path
-    config: dict
+    config: Settings
     state: str  # finished, interrupted, failed, killed or living
     reason: str  # why it failed
     step: int  # the last one
@@ -186,7 +197,7 @@ def read_logs(folder):
     summary = read_summary(folder)
     return Logs(
         folder=folder,
-        config=config,
+        config=Settings(config),
         state=summary.get("status") or state_without_summary(metrics),
         reason=str(summary.get("reason", "")),
         step=int(rows[-1]["global_step"]) if rows else 0,
@@ -1134,7 +1145,7 @@ def judge(check, logs):
         return why_not_logged(logs, missing[0])
     try:
         return check.function(logs)
-    except KeyError:  # a copy has renamed a setting that the check needs
+    except NoSetting:
         return NOT_MEANT
 
 
