@@ -9,7 +9,7 @@ at 10.
     logp = sum over dimensions of log N(action; actor(obs), exp(log_std))
 (2) delta = reward + gamma * (1 - terminated) * critic(next_obs) - critic(obs)
 (3) advantage[t] = delta[t] + gamma * gae_lambda * (1 - done[t]) * advantage[t + 1]
-    returns = advantage + critic(obs), and done at termination and truncation
+    returns = advantage + critic(obs); done is 1 at termination and at truncation
 (4) ratio = exp(logp of the networks now - logp when acting)
 (5) policy_loss = -mean(min(ratio * advantage, clip(ratio, 1 - c, 1 + c) * advantage)) of advantages
     that are normalised in each minibatch, c = clip_coef
@@ -140,7 +140,7 @@ class Args:
     wandb_project_name: str | None = None  # project there; default $WANDB_PROJECT
     wandb_entity: str | None = None  # team there; default $WANDB_ENTITY
     notes: str = ""  # the hypothesis, kept beside the run
-    run_dir: str | None = None  # folder of this run; default runs/<env>__<script>__<seed>__<id>
+    run_dir: str | None = None  # folder of this run; default runs/<env>__<script>__<seed>__<time>
     config: str | None = None  # start from the config.toml of a run; flags override it
     evaluate: str | None = None  # run folder to score and film instead of training
 
@@ -384,7 +384,7 @@ class Agent(nn.Module):
     def update(self, rollout, update_minibatch):
         """Learn from a rollout; return Metrics of each minibatch, and Metrics of the rollout.
 
-        The function update_minibatch is the method of that name, compiled or not.
+        The function update_minibatch is what Run.compile makes of the method of that name.
         """
         self.update_return_moments(rollout)  # first, since it scales the rewards
         minibatches = []
@@ -416,7 +416,7 @@ class Agent(nn.Module):
             self.opt.lr.fill_(self.args.learning_rate * (1 - progress))
 
     def adapt_step_size(self, kl):
-        """Change the step size by half if a rollout moved the policy too far, or hardly."""
+        """Divide the step size by 1.5 if a rollout moved the policy too far, multiply if hardly."""
         lr = self.opt.lr.item()
         if kl > 2 * self.args.desired_kl:
             lr /= 1.5
@@ -705,7 +705,7 @@ def refuse_growth(args):
 
 
 # ==================================================================================================
-# Plumbing: the same in every script; nothing below is about PPO.
+# Plumbing: what has the same name is the same in every script; nothing below is about PPO.
 # ==================================================================================================
 SCRIPT = Path(globals().get("__file__", "pasted.py")).resolve()  # a notebook's cell has no file
 TRAIN, EVALUATE = 0, 1  # streams of seeds

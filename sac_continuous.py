@@ -129,7 +129,7 @@ class Args:
     wandb_project_name: str | None = None  # project there; default $WANDB_PROJECT
     wandb_entity: str | None = None  # team there; default $WANDB_ENTITY
     notes: str = ""  # the hypothesis, kept beside the run
-    run_dir: str | None = None  # folder of this run; default runs/<env>__<script>__<seed>__<id>
+    run_dir: str | None = None  # folder of this run; default runs/<env>__<script>__<seed>__<time>
     config: str | None = None  # start from the config.toml of a run; flags override it
     evaluate: str | None = None  # run folder to score and film instead of training
 
@@ -530,7 +530,7 @@ def check(args):
 
 
 # ==================================================================================================
-# Plumbing: the same in every script; nothing below is about SAC.
+# Plumbing: what has the same name is the same in every script; nothing below is about SAC.
 # ==================================================================================================
 SCRIPT = Path(globals().get("__file__", "pasted.py")).resolve()  # a notebook's cell has no file
 TRAIN, EVALUATE = 0, 1  # streams of seeds
