@@ -905,7 +905,7 @@ CHECKS = [
         value="best evaluation so far",
         limit=f"not above the first by 2 standard errors after {LEARNED_BY:.0%} of the run; in "
         f"Atari's games after {ATARI_PATIENCE:,} steps at the earliest",
-        meaning="The agent is no better than before it learned.",
+        meaning="At that step the agent was no better than before it learned.",
         next_step="Heed other findings first. Is the run too short for its task? Try a simpler "
         "one, and see that actions reach the environment in its units. Where |targets| exceed 10, "
         "scaled rewards may help.",
@@ -969,8 +969,8 @@ CHECKS = [
         value=f"median of approx_kl in {KL_ROWS} rows",
         limit=f"above {LARGE_KL:g}",
         meaning="The policy moves too far in a rollout, away from the data it learns from.",
-        next_step="Lower --learning-rate or --update-epochs, or use --target-kl. If that changes "
-        "little see that the ratio is clipped.",
+        next_step="Lower --learning-rate or --update-epochs, or use --desired-kl 0.01 --no-anneal "
+        "or --target-kl. If that changes little see that the ratio is clipped.",
     ),
     Check(
         name="tiny-kl",
