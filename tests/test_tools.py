@@ -4,6 +4,7 @@ import gzip
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -76,10 +77,16 @@ def test_the_run_that_was_killed_equals_the_other():
     assert rows[0] == rows[1] and len(rows[0]) == 145
 
 
-IDLER = """import numpy as np
-from types import SimpleNamespace
+IDLER = """from __future__ import annotations
+import dataclasses
+import numpy as np
+
+@dataclasses.dataclass
+class Args:
+    env_id: str = "ENV"
+
 class Agent:
-    args = SimpleNamespace(env_id="ENV", seed=7)
+    args = Args()
     @classmethod
     def load(cls, folder):
         return cls()
@@ -88,49 +95,89 @@ class Agent:
 """
 
 
+def idle_run(folder, env_id, size, script=IDLER):
+    """Make a run folder, whose agent knows one action."""
+    folder.mkdir(parents=True)
+    for name in ("config.toml", "model.pt"):
+        (folder / name).touch()
+    (folder / "script.py").write_text(script.replace("ENV", env_id).replace("SIZE", str(size)))
+    return folder
+
+
 def test_forward_speed_is_the_way_over_the_time(tmp_path):
-    """An agent that knows one action; the way is that of the simulator's own position."""
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "config.toml").touch()
-    (run / "script.py").write_text(IDLER.replace("ENV", "Hopper-v4").replace("SIZE", "3"))
+    """The way is that of the simulator's own position. Hopper falls, HalfCheetah cannot."""
+    runs = [idle_run(tmp_path / "a" / "1", "Hopper-v4", 3)]
+    runs.append(idle_run(tmp_path / "b" / "1", "HalfCheetah-v4", 6))
+    (runs[1] / "summary.json").write_text('{"status": "interrupted", "global_step": 1234}')
     file = tmp_path / "walk.json"
-    code, out, err = tool("walk.py", "--file", file, "--episodes", 2, run)
-    assert code == 0, err
-    (found,) = json.loads(file.read_text()).values()
-    env = gym.make("Hopper-v4")
-    for number in range(2):
-        env.reset(seed=10**6 + number)
-        before = env.unwrapped.data.qpos[0]
-        rewards, terminated = [], False
-        while not terminated:
-            _, reward, terminated, *_ = env.step(np.full(3, 0.1))
-            rewards.append(reward)
-        seconds = len(rewards) * env.unwrapped.dt
-        speed = (env.unwrapped.data.qpos[0] - before) / seconds
-        assert found["speeds"][number] == pytest.approx(speed, abs=0.001)
-        assert found["returns"][number] == pytest.approx(sum(rewards), abs=0.1)
-        assert found["lengths"][number] == len(rewards)
-    assert found["falls"] == 2 and "| Hopper-v4 | unfinished | 2 |" in out
+    for run in runs:  # the second is added to the first
+        code, out, err = tool("walk.py", "--file", file, "--episodes", 2, run, cwd=tmp_path)
+        assert code == 0, err
+    found = json.loads(file.read_text())
+    assert list(found) == ["a/1", "b/1"]
+    for name, env_id, size, falls in (("a/1", "Hopper-v4", 3, 2), ("b/1", "HalfCheetah-v4", 6, 0)):
+        env = gym.make(env_id)
+        for number in range(2):
+            env.reset(seed=10**6 + number)
+            before = env.unwrapped.data.qpos[0]
+            rewards, over = [], False
+            while not over:
+                _, reward, terminated, truncated, _ = env.step(np.full(size, 0.1))
+                rewards.append(reward)
+                over = terminated or truncated
+            seconds = len(rewards) * env.unwrapped.dt
+            speed = (env.unwrapped.data.qpos[0] - before) / seconds
+            assert found[name]["speeds"][number] == pytest.approx(speed, abs=0.001)
+            assert found[name]["returns"][number] == pytest.approx(sum(rewards), abs=0.1)
+            assert found[name]["lengths"][number] == len(rewards)
+        assert found[name]["falls"] == falls
+    assert "| a/1 | Hopper-v4 | unknown, unfinished | 2 |" in out
+    assert "| b/1 | HalfCheetah-v4 | 1,234, interrupted | 2 |" in out
     code, again, _ = tool("walk.py", "--file", file)
     assert code == 0 and again == out
 
 
-def test_walk_refuses_what_does_not_walk(tmp_path):
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "config.toml").touch()
-    file = tmp_path / "walk.json"
-    for arguments, words in (
-        ([run], "has no script.py"),
-        ([], "name run folders to play"),
-        (["--episodes", 0, run], "--episodes must be"),
+def test_walk_says_what_does_not_walk(tmp_path):
+    """It goes on with the other runs."""
+    good = idle_run(tmp_path / "good", "Hopper-v4", 3)
+    pendulum = idle_run(tmp_path / "pendulum", "Pendulum-v1", 1)
+    broken = idle_run(tmp_path / "broken", "Hopper-v4", 3, "not Python")
+    young = idle_run(tmp_path / "young", "Hopper-v4", 3)
+    (young / "model.pt").unlink()
+    bare = idle_run(tmp_path / "bare", "Hopper-v4", 3)
+    (bare / "script.py").unlink()
+    runs = [good, pendulum, broken, young, bare]
+    code, out, err = tool("walk.py", "--file", tmp_path / "walk.json", "--episodes", 1, *runs)
+    assert code == 0 and out.count("Hopper-v4") == 1 and "Traceback" not in err
+    for run, words in (
+        (pendulum, "reports no x_velocity"),
+        (broken, "its agent cannot be loaded: NameError"),
+        (young, "no checkpoint yet"),
+        (bare, "no script.py"),
     ):
-        code, _, err = tool("walk.py", "--file", file, *arguments)
-        assert code == 2 and words in err and err.count("\n") == 1
-    (run / "script.py").write_text(IDLER.replace("ENV", "Pendulum-v1").replace("SIZE", "1"))
-    code, _, err = tool("walk.py", "--file", file, run)
-    assert code == 2 and "tells no x_velocity" in err and not file.exists()
+        assert re.search(f"not played: {run} is no run .*{words}", err), err
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "words"),
+    [
+        (None, [], "is not there: name run folders to play"),
+        (None, ["--episodes", "0", "."], "--episodes must be at least 1"),
+        (None, ["nowhere"], "no run among what you named"),
+        ("{", [], "cannot be read"),
+        ("{}", [], "holds no figures"),
+        ("[1]", [], "holds no figures"),
+        ('{"a": 1}', ["."], "holds no figures"),
+    ],
+)
+def test_walk_refuses_bad_input(tmp_path, content, arguments, words):
+    file = tmp_path / "walk.json"
+    if content is not None:
+        file.write_text(content)
+    code, _, err = tool("walk.py", "--file", file, *arguments, cwd=tmp_path)
+    assert code == 2 and words in err and "Traceback" not in err
+    code, _, err = tool("walk.py", "--file", tmp_path / "no" / "walk.json", tmp_path)
+    assert code == 2 and "cannot be written" in err and "Traceback" not in err
 
 
 LOOP = """import time, gymnasium
