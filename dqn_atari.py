@@ -514,7 +514,7 @@ def example_batch(args, frame_shape):
 
 
 # ==================================================================================================
-# Plumbing: what has the same name is the same in every script; nothing below is about DQN.
+# Plumbing: identical in every script that has it; nothing below is about DQN.
 # ==================================================================================================
 SCRIPT = Path(globals().get("__file__", "pasted.py")).resolve()  # a notebook's cell has no file
 TRAIN, EVALUATE = 0, 1  # streams of seeds

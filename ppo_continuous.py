@@ -705,7 +705,7 @@ def refuse_growth(args):
 
 
 # ==================================================================================================
-# Plumbing: what has the same name is the same in every script; nothing below is about PPO.
+# Plumbing: identical in every script that has it; nothing below is about PPO.
 # ==================================================================================================
 SCRIPT = Path(globals().get("__file__", "pasted.py")).resolve()  # a notebook's cell has no file
 TRAIN, EVALUATE = 0, 1  # streams of seeds

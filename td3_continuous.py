@@ -480,7 +480,7 @@ def check(args):
 
 
 # ==================================================================================================
-# Plumbing: what has the same name is the same in every script; nothing below is about TD3.
+# Plumbing: identical in every script that has it; nothing below is about TD3.
 # ==================================================================================================
 SCRIPT = Path(globals().get("__file__", "pasted.py")).resolve()  # a notebook's cell has no file
 TRAIN, EVALUATE = 0, 1  # streams of seeds
