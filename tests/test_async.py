@@ -72,6 +72,7 @@ def test_killed_runs_leave_no_process(started):
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_killed_runs_go_on(started, S, train, tmp_path):
     """To the bits of a run that was not disturbed and has all environments in one process."""
     flags = "--total-timesteps 1500 --log-every 20 --checkpoint-every 20"

@@ -212,11 +212,11 @@ def test_refused_by_tyro(refuse, flags, name):
 def test_accepted(S, spaces, train, refuse, monkeypatch):
     need(S, "psutil", "Args.buffer_size")
     apply(spaces, "box")
-    memory = types.SimpleNamespace(available=2**33)  # the true one changes all the time
+    memory = types.SimpleNamespace(available=2**31)  # the true one changes all the time
     monkeypatch.setattr(S.psutil, "virtual_memory", lambda: memory)
     wide = "--env-id tests.toy_envs:DictObs-v0 --buffer-size 1e12"  # obs 2, action 2
     fits = re.search(r"--buffer-size (\d+) fits", refuse(wide))[1]
-    assert int(fits) == int(0.8 * 2**33 / (4 * (2 + 2 + 1 + 1 + 2)))  # with the next obs
+    assert int(fits) == int(0.8 * 2**31 / (4 * (2 + 2 + 1 + 1 + 2)))  # with the next obs
     agent = train(f"--total-timesteps 4e2 --learning-starts=1e2 --buffer-size {fits} --run-dir run")
     assert summary("run")["global_step"] == 400 and agent.args.learning_starts == 100
     assert agent.args.buffer_size == int(fits)

@@ -593,7 +593,7 @@ SAC = {
         f"{ENVS}seeds_of_episodes_are_c_ints",
     ),
     "actions are of another type than the environment's": (
-        "action = action.astype(self.action_space.dtype)",
+        "action = action.astype(self.action_dtype)",
         "pass",
         f"{ENVS}trains[Half-0]",
     ),

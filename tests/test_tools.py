@@ -164,20 +164,20 @@ def test_walk_says_what_does_not_walk(tmp_path):
         (None, [], "is not there: name run folders to play"),
         (None, ["--episodes", "0", "."], "--episodes must be at least 1"),
         (None, ["nowhere"], "no run among what you named"),
+        (None, ["."], "cannot be written"),
         ("{", [], "cannot be read"),
         ("{}", [], "holds no figures"),
-        ("[1]", [], "holds no figures"),
         ('{"a": 1}', ["."], "holds no figures"),
     ],
 )
 def test_walk_refuses_bad_input(tmp_path, content, arguments, words):
     file = tmp_path / "walk.json"
+    if words == "cannot be written":
+        file = tmp_path / "no" / "walk.json"
     if content is not None:
         file.write_text(content)
     code, _, err = tool("walk.py", "--file", file, *arguments, cwd=tmp_path)
     assert code == 2 and words in err and "Traceback" not in err
-    code, _, err = tool("walk.py", "--file", tmp_path / "no" / "walk.json", tmp_path)
-    assert code == 2 and "cannot be written" in err and "Traceback" not in err
 
 
 LOOP = """import time, gymnasium
@@ -193,6 +193,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_speed(tmp_path):
     """A program that sleeps 20 ms a step is slower than one that sleeps 2, and nothing is left."""
     for pause in (0.002, 0.02):
@@ -317,6 +318,7 @@ def test_speed_takes_no_harmless_steps_for_evaluations(per_look):
     assert speed.Strides({}).share_aside() == 0
 
 
+@pytest.mark.slow
 def test_speed_refuses_evaluations(tmp_path):
     """Those of our own scripts, which are on by default."""
     command = f"ours={sys.executable} {ROOT / 'sac_continuous.py'} --env-id speed:Counted-v0"
