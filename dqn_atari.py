@@ -1673,6 +1673,13 @@ def is_finished(folder):
         return False
 
 
+def end_if_finished(folder):
+    """If the run in a folder is finished, say so and exit with 0."""
+    if is_finished(folder):
+        say(f"{folder} is finished")
+        raise SystemExit(0)
+
+
 def adopt_settings(args):
     """With --resume, return the settings of the run that goes on; refuse what differs from them.
 
@@ -1691,9 +1698,7 @@ def adopt_settings(args):
 
     saved = read_config(type(args), folder)
     refuse_changes(args, saved, folder)
-    if is_finished(folder):
-        say(f"{folder} is finished")
-        raise SystemExit(0)
+    end_if_finished(folder)
     free = {name: getattr(args, name) for name in FREE}
     if args.checkpoint_every is None:
         free["checkpoint_every"] = saved.checkpoint_every
@@ -1797,6 +1802,8 @@ class RunFolder:
         except OSError as error:
             refuse("run_dir", f"{self.shown} cannot be written ({error}): name another")
         self.lock()
+        if self.resumed:  # again, since the process that used it may have ended meanwhile
+            end_if_finished(self.shown)
 
     def lock(self):
         """Refuse a folder that another living process writes to.

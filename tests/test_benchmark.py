@@ -66,9 +66,6 @@ def main(flags):
                 refuse(f"--{name} is {value} in {folder} and must stay so: name another --run-dir")
         if (folder / "script.py").read_text() != source:
             refuse(f"--resume {Path(__file__).name} is not the source that began {folder}")
-        if read(end, {}).get("status") == "finished":
-            print(f"{folder} is finished")
-            sys.exit(0)
     if folder.exists() and not args.resume:
         refuse(f"--run-dir {folder} is there: name a new folder")
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,6 +74,9 @@ def main(flags):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         refuse(f"--run-dir {folder} is in use by a living process: name another")
+    if read(end, {}).get("status") == "finished":
+        print(f"{folder} is finished")
+        sys.exit(0)
     saved = read(state, {"step": 0, "bytes": 0})
     file.truncate(saved["bytes"])
     end.unlink(missing_ok=True)

@@ -1252,6 +1252,29 @@ def test_auto(whole, interrupt, begin, resume, there, capfd):
     assert contents("a") == files
 
 
+def test_a_run_that_finishes_before_its_folder_is_free(
+    S, whole, interrupt, resume, capfd, monkeypatch
+):
+    """It is left as it is, though it was not finished yet when its settings were read."""
+    whole()
+    interrupt(f"{SAME} --run-dir a", 130)
+    adopt_settings = S.adopt_settings
+    finished = {}
+
+    def adopt_slowly(args):
+        args = adopt_settings(args)
+        shutil.rmtree("a")
+        shutil.copytree("whole", "a")
+        finished.update(contents("a"))
+        return args
+
+    monkeypatch.setattr(S, "adopt_settings", adopt_slowly)
+    with pytest.raises(SystemExit) as stop:
+        resume("--resume a")
+    assert not stop.value.code and "a is finished" in capfd.readouterr().out
+    assert contents("a") == finished
+
+
 @pytest.mark.quick
 def test_auto_needs_a_folder(refuse, begin):
     assert "--run-dir" in refuse(f"{SAME} --resume auto", begin)

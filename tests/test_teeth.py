@@ -1300,6 +1300,11 @@ RESUME_BUGS = {
         "    if False:\n        say",
         f"{RESUME}auto[missing]",
     ),
+    "a run that finishes meanwhile begins again": (
+        "if self.resumed:  # again",
+        "if False:  # again",
+        f"{RESUME}a_run_that_finishes_before_its_folder_is_free",
+    ),
     "auto takes folders of others": (
         '"auto" and there <= BEGUN',
         '"auto"',
