@@ -108,7 +108,8 @@ def share(rows):
 def tests_plumbing_again(item):
     """Tell whether a test tests code that is the same in all scripts of ours.
 
-    test_copies.py proves that it is. By default it is tested in the first script alone.
+    test_copies.py proves that it is. By default it is tested in the first script that has it: SAC,
+    or PPO for processes of environments.
     """
     callspec = getattr(item, "callspec", None)
     script = callspec and callspec.params.get("script")
@@ -116,11 +117,16 @@ def tests_plumbing_again(item):
         return False
     if script.stem == "tqc_continuous":  # differs from SAC in its critics alone
         of_critics = {"test_math.py", "test_probes.py", "test_bad_input.py", "test_copies.py"}
-        return item.path.name not in of_critics or item.get_closest_marker("slow")
+        if item.path.name not in of_critics or item.get_closest_marker("slow"):
+            return True
     if item.get_closest_marker("every_script"):
         return False
-    shared = item.path.name in {"test_resume.py", "test_envs.py"}
-    return shared or item.get_closest_marker("plumbing")
+    shared = {"test_resume.py", "test_envs.py"}
+    if script.stem == "td3_continuous":  # goes through its runs as SAC does
+        shared |= {"test_runs.py", "test_claims.py"}
+    if script.stem == "dqn_atari":
+        shared |= {"test_async.py"}
+    return item.path.name in shared or item.get_closest_marker("plumbing")
 
 
 @pytest.fixture(scope="session")

@@ -254,6 +254,7 @@ def spoil(how, path):
 WAYS = "shape script attack empty text pickle half hole"
 
 
+@pytest.mark.plumbing
 @pytest.mark.quick
 @pytest.mark.parametrize("how", WAYS.split())
 def test_spoilt_model(train, refuse, how):
@@ -269,6 +270,7 @@ def test_evaluate_checks_flags(train, refuse, flags):
     assert re.fullmatch(f"error: {flags.split()[0]} .*\n", refuse(f"--evaluate run {flags}"))
 
 
+@pytest.mark.plumbing
 @pytest.mark.parametrize("flags", ["--env-id Hoper-v4", "--gama 1", "--evaluate missing"])
 def test_refused_in_a_process(launch, tmp_path, script, flags):
     code, out, err = finish(launch(tmp_path, flags, PYTHONDONTWRITEBYTECODE="1"))

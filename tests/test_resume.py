@@ -19,6 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -1015,6 +1016,10 @@ def test_folder_in_use(nursery, refuse, begin):
     child = nursery.start(flags)
     try:
         nursery.wait("stuck")
+        # or TensorBoard's thread writes while files are compared
+        os.kill(child, signal.SIGSTOP)
+        while psutil.Process(child).status() != psutil.STATUS_STOPPED:
+            time.sleep(0.01)
         assert "is in use by a living process" in refuse("--resume run")
         assert "is in use by a living process" in refuse(f"{flags} --resume auto", begin)
         assert "is there: " in refuse(flags, begin)
