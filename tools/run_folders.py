@@ -91,6 +91,13 @@ def reason_of(error):
     return str(error)
 
 
+def write_whole(path, text):
+    """Write a file of text whole or not at all; several processes may do so at once."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_text(text, "utf-8")
+    os.replace(part, path)
+
+
 # --- finding --------------------------------------------------------------------------------------
 def find_runs(names):
     """Return the run folders that names or patterns stand for, each once.

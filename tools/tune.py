@@ -77,6 +77,7 @@ from run_folders import (
     reason_of,
     refuse,
     say,
+    write_whole,
 )
 from search_space import (
     Search,
@@ -911,8 +912,8 @@ def draw(study, folder):
 def conclude(outcome, folder):
     """Print what was found, and write it beside the trials."""
     study = with_values(outcome.trials)
-    write(folder / "outcome.md", outcome_text(outcome, study))
-    write(folder / "best.toml", best_toml(outcome))
+    write_whole(folder / "outcome.md", outcome_text(outcome, study))
+    write_whole(folder / "best.toml", best_toml(outcome))
     if len(study.trials) > 1:
         draw(study, folder)
     write_table = fitted if sys.stdout.isatty() else markdown_rows
@@ -920,13 +921,6 @@ def conclude(outcome, folder):
     script = os.path.relpath(outcome.search.script)
     config = os.path.relpath(folder / "best.toml")
     say(f"best.toml has the settings to use: python {shlex.join([script, '--config', config])}")
-
-
-def write(path, text):
-    """Write a file whole or not at all; several workers may do so at once."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(text, "utf-8")
-    os.replace(part, path)
 
 
 # --- main -----------------------------------------------------------------------------------------
@@ -1013,7 +1007,7 @@ def begin_folder(folder, space, script):
     with turn(folder):
         if not (folder / "space.toml").exists():
             shutil.copyfile(script, folder / "script.py")
-            write(folder / "space.toml", space.read_text("utf-8-sig"))
+            write_whole(folder / "space.toml", space.read_text("utf-8-sig"))
 
 
 def check_begin(options, search, stop):

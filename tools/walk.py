@@ -20,7 +20,15 @@ from statistics import mean, pstdev
 
 import gymnasium as gym
 import numpy as np
-from run_folders import NoRun, find_runs, read_all, read_summary, reason_of, refuse
+from run_folders import (
+    NoRun,
+    find_runs,
+    read_all,
+    read_summary,
+    reason_of,
+    refuse,
+    write_whole,
+)
 from text_tables import markdown
 
 FIRST_SEED = 10**6  # of the episodes, far from those of training
@@ -89,16 +97,6 @@ def read_figures(path):
     return figures
 
 
-def write_figures(path, figures):
-    """Replace a file by one with these figures, at once."""
-    part = path.with_name(f"{path.name}.part")
-    try:
-        part.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
-        os.replace(part, path)
-    except OSError as error:
-        refuse(f"--file {path} cannot be written ({reason_of(error)}): name another")
-
-
 def table(figures):
     """Return the table of all runs in Markdown."""
     return markdown([line(name, run) for name, run in sorted(figures.items())])
@@ -140,7 +138,10 @@ def main():
 
     def play_and_keep(folder):
         figures[os.path.relpath(folder)] = measure(folder, args.episodes)
-        write_figures(args.file, figures)
+        try:
+            write_whole(args.file, json.dumps(figures, indent=1) + "\n")
+        except OSError as error:
+            refuse(f"--file {args.file} cannot be written ({reason_of(error)}): name another")
 
     if args.runs:
         read_all(find_runs(args.runs), play_and_keep, "not played")
