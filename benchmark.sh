@@ -206,6 +206,7 @@ begin_run() { # SLOT NUMBER
     # shellcheck disable=SC2206 # words
     local devices=(${GPUS-})
     [ "${#devices[@]}" = 0 ] || export CUDA_VISIBLE_DEVICES=${devices[$1 % ${#devices[@]}]}
+    : >>"${logs[$2]}" # there before it is named
     echo "begun ${names[$2]}: its log is ${logs[$2]}"
     # It is deaf to Ctrl-C, of which stop tells it by SIGTERM: a second Ctrl-C would cut it short.
     { trap '' INT && eval "exec ${commands[$2]}"; } 2>>"${logs[$2]}" &

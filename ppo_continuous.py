@@ -1698,7 +1698,8 @@ def git_state():
 
     try:
         commit = git("rev-parse", "HEAD").decode().strip()
-        changes = git("diff", "HEAD")
+        # without refreshing the index, since its lock would be in the way of a user's commit
+        changes = git("-c", "diff.autoRefreshIndex=false", "diff", "HEAD")
     except (OSError, subprocess.SubprocessError):
         return None, b""
     return commit, changes

@@ -93,7 +93,7 @@ def test_a_refused_flag_ends_at_once(S, launch, tmp_path):
     began = time.perf_counter()
     process = launch(tmp_path, f"{FLAGS} --run-dir run", PYTHONPATH=str(ROOT))
     code, _, err = finish(process)
-    assert code == 2 and time.perf_counter() - began < 60
+    assert code == 2 and time.perf_counter() - began < 110
     assert re.fullmatch("error: --run-dir run is there: .*\n", err)
 
 
@@ -160,7 +160,7 @@ print([process.pid for process in envs.processes])
 {end}"""
     environ = ENVIRON | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and not done.stderr
     assert not [pid for pid in json.loads(done.stdout) if psutil.pid_exists(pid)]
 

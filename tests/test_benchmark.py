@@ -59,13 +59,21 @@ def main(flags):
     settings = {name: value for name, value in vars(args).items() if name not in free}
     source = Path(__file__).read_text()
     config, state, end = folder / "config.json", folder / "state.json", folder / "summary.json"
-    if config.exists():
+
+    def look():
+        if not config.exists():
+            return
         for name, value in read(config, {}).items():
             if value != settings[name]:
                 name = name.replace("_", "-")
                 refuse(f"--{name} is {value} in {folder} and must stay so: name another --run-dir")
         if (folder / "script.py").read_text() != source:
             refuse(f"--resume {Path(__file__).name} is not the source that began {folder}")
+        if read(end, {}).get("status") == "finished":
+            print(f"{folder} is finished")
+            sys.exit(0)
+
+    look()
     if folder.exists() and not args.resume:
         refuse(f"--run-dir {folder} is there: name a new folder")
     folder.mkdir(parents=True, exist_ok=True)
@@ -74,13 +82,11 @@ def main(flags):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         refuse(f"--run-dir {folder} is in use by a living process: name another")
-    if read(end, {}).get("status") == "finished":
-        print(f"{folder} is finished")
-        sys.exit(0)
+    look()  # again, since the process that used it may have ended meanwhile
     saved = read(state, {"step": 0, "bytes": 0})
     file.truncate(saved["bytes"])
     end.unlink(missing_ok=True)
-    (folder / "script.py").write_text(source)
+    write(folder / "script.py", source)
     write(config, json.dumps(settings))
     stopped = []
 
@@ -256,6 +262,12 @@ def in_the_middle(folder, most=10**9):
     return sum(0 < last_step(run) <= most and not (run / "summary.json").exists() for run in runs)
 
 
+def going(folder):
+    """Return the seeds of idle runs that have the lock of their folder, or had it."""
+    logs = folder.glob("out/logs/idle__E__*.log")
+    return {log.stem.rpartition("__")[2] for log in logs if "from step" in log.read_text()}
+
+
 def starts(folder):
     """Return how often each run was started, in a process that took part in test_benchmark."""
     return {path.name: len(path.read_text().split()) for path in folder.glob("starts/*")}
@@ -288,8 +300,10 @@ def test_a_sweep_comes_through_everything(sweep, tmp_path, kind):
     first = go(FAULTS="1")
     middle = lambda: in_the_middle(tmp_path, most)  # noqa: E731
     until(lambda: "finished" in statuses(rough).values() and middle(), patience)
+    (tmp_path / "hold").touch()  # idle runs do not end before the signal comes
     first.terminate()
     code, out, err = end(first, patience)
+    (tmp_path / "hold").unlink()
     assert code == 143 and not living(tmp_path), out + err
     left = statuses(rough)
     assert {*left.values()} >= {"finished", "interrupted"}, out + err
@@ -355,6 +369,7 @@ def test_ctrl_c(sweep, tmp_path):
     run = tmp_path / "out" / "idle" / "E" / "1"
     process = sweep("--total-timesteps 12", **setting)
     until(lambda: rows(run) >= 6)
+    (tmp_path / "hold").touch()  # it does not end before the signal comes
     for _ in range(3):
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
         time.sleep(0.1)
@@ -364,6 +379,7 @@ def test_ctrl_c(sweep, tmp_path):
     assert table(out)["idle/E/1"] == ("interrupted", "interrupted")
     assert states(out)["idle/E/2"] == "unfinished" and "0 of 2 finished" in out
     made = rows(run)
+    (tmp_path / "hold").unlink()
     code, out, err = end(sweep("--total-timesteps 12", **setting))
     assert code == 0 and rows(run) == 12, out + err
     log = (tmp_path / "out" / "logs" / "idle__E__1.log").read_text()
@@ -401,8 +417,7 @@ def test_two_sweeps_at_once(sweep, tmp_path):
     (tmp_path / "hold").touch()
     setting = {"SCRIPTS": "idle", "ENVS": "E", "JOBS": "2"}
     one = sweep(SEEDS="1 2 3 4", **setting)
-    log = tmp_path / "out" / "logs" / "idle__E__2.log"
-    until(lambda: log.exists() and "from step" in log.read_text())
+    until(lambda: going(tmp_path) == {"1", "2"})
     code, out, err = end(sweep(SEEDS="1 2", **setting))
     assert code == 1 and "0 of 2 finished: " in out, out + err
     assert {*states(out).values()} == {"refused"} and "is in use by a living process" in out
@@ -422,8 +437,7 @@ def test_a_killed_sweep_finds_its_runs(sweep, tmp_path):
     (tmp_path / "hold").touch()
     setting = {"SCRIPTS": "idle", "ENVS": "E", "SEEDS": "1 2 3", "JOBS": "2", "RETRIES": "99"}
     first = sweep(**setting)
-    log = tmp_path / "out" / "logs" / "idle__E__2.log"
-    until(lambda: log.exists() and "from step" in log.read_text())
+    until(lambda: going(tmp_path) == {"1", "2"})
     kill(living(tmp_path, "bash"))
     first.wait()
     second = sweep(**setting)
@@ -465,7 +479,8 @@ def test_two_sweeps_with_other_flags_tell_the_truth(sweep, tmp_path, delay):
 def test_devices_are_shared_out(sweep, tmp_path):
     write(tmp_path)
     setting = {"SCRIPTS": "idle", "ENVS": "E", "SEEDS": "1 2 3 4", "JOBS": "", "GPUS": "3 5"}
-    code, out, err = end(sweep(**setting))
+    flags = "--total-timesteps 20"  # so long that no device is free twice before the other is once
+    code, out, err = end(sweep(flags, **setting))
     assert code == 0 and "4 of 4 runs to do" in err, out + err
     logs = [path.read_text() for path in tmp_path.glob("out/logs/*.log")]
     assert sorted(log.split(" from")[0] for log in logs) == ["on 3", "on 3", "on 5", "on 5"]
@@ -869,6 +884,7 @@ def slurm(monkeypatch):
             silence = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
             running.append(subprocess.Popen(command, **silence))
             time.sleep(1)
+            until((folder / "munge.socket").exists)
         call = lambda *words: subprocess.run(words, capture_output=True, text=True).stdout  # noqa: E731
         until(lambda: "idle" in call("sinfo", "-h", "-o", "%T"))
         yield call
@@ -898,8 +914,12 @@ def test_slurm(slurm, sweep, tmp_path):
 
     waiting = sweep(flags, SEEDS="1 2 3 4 5", SBATCH_ARGS="-W -G 1", **setting)
     until(lambda: rows(run) > 5)
+    (tmp_path / "hold").touch()  # it does not end before Slurm stops it
     job = re.search(r"Submitted batch job (\d+)", waiting.files[0].read_text())[1]
     slurm("scontrol", "requeue", f"{job}_1")
+    log = tmp_path / "my é out" / "logs" / "idle__E__4.log"
+    until(lambda: "interrupted" in log.read_text())
+    (tmp_path / "hold").unlink()
     code, out, err = end(waiting)
     assert code == 0 and "5 of 5 finished: " in out and "2 of 5 runs to do" in err, out + err
     said = (tmp_path / "my é out" / "logs" / "idle__E__4.log").read_text()

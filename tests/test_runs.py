@@ -446,7 +446,7 @@ def test_sps_excludes_evaluation(train, S, monkeypatch):
     for old, last in itertools.pairwise(logs):
         between = last["seconds"] - old["seconds"]
         made = last["global_step"] - old["global_step"]
-        assert made / last["charts/SPS"] < between - 0.9 and last["time/eval"] > 0.9 / between
+        assert made / last["charts/SPS"] < between - 0.5 and last["time/eval"] > 0.5 / between
 
 
 @pytest.mark.quick
@@ -669,7 +669,7 @@ def test_interrupt(launch, S, tmp_path, number, more):
             break
     children = psutil.Process(process.pid).children() if more else []
     assert len(children) == 2 * bool(more)
-    for pid in [process.pid, *(child.pid for child in children if number == signal.SIGINT)]:
+    for pid in [*(child.pid for child in children if number == signal.SIGINT), process.pid]:
         os.kill(pid, number)
     code, _, err = finish(process)
     found = summary(tmp_path / "run")
@@ -822,7 +822,10 @@ def test_git_commit_and_changes(S, script, spaces, tmp_path):
             git("add", "module.py")
         command = [sys.executable, script.name, *words, name]
         environ = ENVIRON | {"PYTHONPATH": str(ROOT)}
+        index = (tmp_path / ".git" / "index").read_bytes()
         subprocess.run(command, cwd=folder, env=environ, check=True, capture_output=True)
+        # it was not rewritten, which locks it: a user's commit would fail
+        assert (tmp_path / ".git" / "index").read_bytes() == index
         found = summary(folder / name)
         assert found["git_commit"] == git("rev-parse", "HEAD").strip()
         assert found["git_dirty"] == (name != "clean")

@@ -713,8 +713,13 @@ SAC = {
         f"{MATH}generators_go_on_as_they_were",
     ),
     "changes that are staged are not kept": (
-        'git("diff", "HEAD")',
-        'git("diff")',
+        '"diff", "HEAD")',
+        '"diff")',
+        f"{RUNS}git_commit_and_changes",
+    ),
+    "a run locks the repository": (
+        'git("-c", "diff.autoRefreshIndex=false", ',
+        "git(",
         f"{RUNS}git_commit_and_changes",
     ),
     "an environment that quits ends a run as if it had finished": (

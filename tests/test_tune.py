@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import numpy as np
@@ -194,6 +194,15 @@ def refusal(monkeypatch, capsys):
         return captured.err
 
     return run
+
+
+def toy_that_waits(condition):
+    """Return the toy, which waits before a row while a condition holds: for SIGTERM, a minute."""
+    place = "        step = number * args"
+    waiting = "        late = time.time() + 60\n"
+    waiting += f"        while {condition} and not stopped and time.time() < late:\n"
+    waiting += "            time.sleep(0.01)\n"
+    return TOY.replace(place, waiting + place)
 
 
 def trials_in(folder):
@@ -420,7 +429,8 @@ def test_ctrl_c_while_the_script_is_asked_leaves_nothing_behind(space, tmp_path)
     )
     (tmp_path / "toy.py").write_text(slow)
     process = start("--workers", 1, "--trials", 1)
-    wait_for(lambda: any("--run-dir=" in " ".join(one.cmdline()) for one in processes_in(tmp_path)))
+    words = lambda: [word for one in processes_in(tmp_path) for word in one.info["cmdline"]]  # noqa: E731
+    wait_for(lambda: any(word.startswith("--run-dir=") for word in words()))
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=30)
     assert process.returncode == 130 and "Traceback" not in out
@@ -539,6 +549,11 @@ def test_bad_trials_are_pruned_and_their_runs_are_gone(space, search, tmp_path):
     """A trial is pruned at the first twentieth after a quarter of the steps where it is bad."""
     text = SPACE.replace("[search]", "[fixed]\npause = 0.02\n[search]")
     space(text.replace("[1, 2]", "[1]"))
+    # no run ends before all that it can be pruned for is reported
+    told = """f'"trial_id":{folder.parent.name},"step":950,'"""
+    journal = "Path('runs/tune/toy/journal.log').read_text()"
+    source = toy_that_waits(f"number == 20 and {told} not in {journal}")
+    (tmp_path / "toy.py").write_text(source)
     out = search("--trials", 10, "--no-confirm")
     folder = tmp_path / "runs" / "tune" / "toy"
     trials = trials_in(folder)
@@ -660,13 +675,17 @@ SLOWLY = SPACE.replace("[search]", "[fixed]\npause = 0.01\n[search]")
 
 def test_ctrl_c_leaves_no_process_and_the_same_command_finds_the_same(space, search, tmp_path):
     space(SLOWLY)
+    held = "number == 5 and '/trials/2/' in args.run_dir and os.path.exists('hold')"
+    (tmp_path / "toy.py").write_text(toy_that_waits(held))
     search("--trials", 7, "--no-confirm", "--out", "whole")
+    (tmp_path / "hold").touch()  # trial 2 does not end before the signal comes
     process = start("--workers", 1, "--trials", 7, "--no-confirm", "--out", "stopped")
     wait_for(lambda: (tmp_path / "stopped" / "trials" / "2" / "1" / "metrics.jsonl").exists())
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 130 and "the same command goes on" in out
     assert not processes_in(tmp_path)
+    (tmp_path / "hold").unlink()
     running = [one for one in trials_in(tmp_path / "stopped") if not one.state.is_finished()]
     assert len(running) == 1
     out = search("--trials", 7, "--no-confirm", "--out", "stopped")
@@ -678,11 +697,28 @@ def test_ctrl_c_leaves_no_process_and_the_same_command_finds_the_same(space, sea
         assert steps == sorted(set(steps))
 
 
+@pytest.mark.parametrize("score", [1.0, math.nan])
+def test_a_run_that_ended_while_no_worker_looked(tmp_path, score):
+    """It counts, but one whose return was not finite has failed, as if a worker had seen it."""
+    row = {"global_step": 100, "seconds": 1.0, "eval/return_mean": score}
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    (tmp_path / "1" / "summary.json").write_text('{"status": "finished"}')
+    training = tune.Training(1, tmp_path / "1", [])
+    training.begin(stop=lambda: False)
+    found = training.state, training.reason
+    assert found == (("finished", "") if score == 1 else ("failed", tune.NOT_FINITE))
+
+
 def test_what_a_killed_worker_leaves_behind_goes_on_and_counts_once(space, search, tmp_path):
-    space(SPACE.replace("[search]", "[fixed]\npause = 0.1\n[search]"))
+    space()
+    source = toy_that_waits("number == 3 and state['number'] == 0")  # each run's first start
+    (tmp_path / "toy.py").write_text(source)
     process = start("--workers", 1, "--trials", 1, "--no-confirm")
     trial = tmp_path / "runs" / "tune" / "toy" / "trials" / "0"
-    wait_for(lambda: (trial / "1" / "metrics.jsonl").exists() and len(rows_of(trial / "1")) > 2)
+    runs = (trial / "1", trial / "2")
+    made = lambda: [len(rows_of(run)) for run in runs if (run / "metrics.jsonl").exists()]  # noqa: E731
+    wait_for(lambda: made() == [3, 3])
     process.kill()
     process.wait()
     orphans = processes_in(tmp_path)
@@ -744,7 +780,8 @@ def kill_everything(process, folder):
     """Kill a search, its helpers and its runs."""
     process.kill()
     for other in processes_in(folder):
-        other.kill()
+        with suppress(psutil.Error):  # it has ended meanwhile
+            other.kill()
     process.wait()
     wait_for(lambda: not processes_in(folder))
 
@@ -777,7 +814,7 @@ def test_two_workers_find_the_planted_optimum_killed_on_the_way(space, tmp_path)
 
 @pytest.mark.slow
 def test_a_second_ctrl_c_kills_runs_that_do_not_end(space, tmp_path):
-    space(SPACE.replace("[search]", "[fixed]\npause = 1.0\n[search]"))
+    space(SPACE.replace("[search]", "[fixed]\npause = 5.0\n[search]"))
     deaf = TOY.replace("lambda *_: stopped.append(1)", "signal.SIG_IGN")
     (tmp_path / "toy.py").write_text(deaf)
     process = start("--workers", 2, "--trials", 9)
@@ -793,7 +830,7 @@ def test_a_second_ctrl_c_kills_runs_that_do_not_end(space, tmp_path):
 
 @pytest.mark.slow
 def test_sigterm_ends_helpers_and_all_runs(space, tmp_path):
-    space(SPACE.replace("[search]", "[fixed]\npause = 0.3\n[search]"))
+    space(SPACE.replace("[search]", "[fixed]\npause = 3.0\n[search]"))
     process = start("--workers", 3, "--trials", 9)
     trials = tmp_path / "runs" / "tune" / "toy" / "trials"
     wait_for(lambda: len([*trials.glob("*/*/config.toml")]) == 6)
@@ -809,7 +846,8 @@ def test_a_helper_whose_search_is_killed_ends(space, tmp_path):
     space(SPACE.replace("[search]", "[fixed]\npause = 0.1\n[search]"))
     process = start("--workers", 2, "--trials", 9)
     trials = tmp_path / "runs" / "tune" / "toy" / "trials"
-    wait_for(lambda: len([*trials.glob("*/*/config.toml")]) == 4)
+    helpers = lambda: [one for one in processes_in(tmp_path) if "--helper" in one.info["cmdline"]]  # noqa: E731
+    wait_for(lambda: any(one.children() for one in helpers()))  # it trains
     process.kill()
     process.wait()
     wait_for(lambda: not processes_in(tmp_path))

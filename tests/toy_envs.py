@@ -5,6 +5,7 @@ import os
 import random
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import gymnasium as gym
@@ -169,11 +170,13 @@ class Killer(Toy):
 
     def step(self, action):
         if self.born == 150:
-            found = psutil.Process().children(recursive=True)
-            found = [child for child in found if "wandb" in child.name()]
-            for child in found:
-                child.kill()
-            print("killed", len(found), "at step 150 of process", os.getpid(), flush=True)
+            killed = 0
+            for child in psutil.Process().children(recursive=True):
+                with suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+                    if "wandb" in child.name():
+                        child.kill()
+                        killed += 1
+            print("killed", killed, "at step 150 of process", os.getpid(), flush=True)
         return super().step(action)
 
 

@@ -104,6 +104,7 @@ TRIES = 3  # starts of a run that something else interrupts
 POINTS = 20  # a trial is held against others at each of these parts of the steps
 WARM_UP = 0.25  # the share of the steps before which no trial is pruned
 KEPT = 75.0  # percent; the median would prune half of the good trials, too, as curves cross
+NOT_FINITE = "a return is not finite"
 UNPRUNED = 5  # trials that must be finished before one is pruned
 HOPELESS = 3  # failed trials, and no other, after which the search ends
 RANKED = 10  # trials in the table
@@ -226,6 +227,9 @@ class Training:
         if summary.get("status") in ("finished", "failed"):
             self.state = summary["status"]
             self.reason = summary.get("reason", "")
+            if self.has_nan():  # it has ended while no worker looked
+                self.state = "failed"
+                self.reason = self.reason or NOT_FINITE
             return
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         with open(self.log, "ab") as log:
@@ -243,10 +247,10 @@ class Training:
         """Notice whether the run has ended; if something else has interrupted it, go on."""
         if self.state != "living":
             return
+        code = self.process.poll()  # first: once it has ended, all that it wrote is read
         if not self.reason and self.has_nan():
-            self.reason = "a return is not finite"
+            self.reason = NOT_FINITE
             self.process.terminate()
-        code = self.process.poll()
         if code is None:
             return
         summary = read_summary(self.folder)
