@@ -818,6 +818,7 @@ def test_git_commit_and_changes(S, script, spaces, tmp_path):
     words = shown(spaces, [*tiny(S), "--eval-every", "0", "--run-dir"])
     for name, text in {"clean": "one = 1\n", "dirty": "one = 2\n", "staged": "one = 3\n"}.items():
         (tmp_path / "module.py").write_text(text)
+        os.utime(tmp_path / "module.py", (1, 1))  # Git looks into it
         if name == "staged":
             git("add", "module.py")
         command = [sys.executable, script.name, *words, name]
