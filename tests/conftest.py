@@ -300,9 +300,9 @@ def launch(S, script, spaces):
 
 
 def finish(process):
-    """Wait for a process, five minutes at most; return its exit code, stdout and stderr."""
+    """Wait for a process, three minutes at most; return its exit code, stdout and stderr."""
     try:
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=180)
     finally:
         process.kill()
     return process.returncode, out, err

@@ -160,7 +160,7 @@ print([process.pid for process in envs.processes])
 {end}"""
     environ = ENVIRON | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=110)
     assert done.returncode == 0 and not done.stderr
     assert not [pid for pid in json.loads(done.stdout) if psutil.pid_exists(pid)]
 
