@@ -403,6 +403,14 @@ def test_without_a_source_defaults_are_those_of_the_script_here(tmp_path, run_re
     assert line["script"] == "td3_continuous --learning-starts 10000"
 
 
+@quick
+def test_a_setting_that_is_none_by_default_is_named_only_where_it_is_set(tmp_path, run_report):
+    for number, config in enumerate(["", "desired_kl = 0.01\n"]):
+        make_run(tmp_path / str(number), script="ppo_continuous", config=config)
+    names = [line["script"] for line in cells(run_report(tmp_path / "0", tmp_path / "1"))]
+    assert names == ["ppo_continuous", "ppo_continuous --desired-kl 0.01"]
+
+
 @pytest.mark.parametrize("name", report.SCRIPTS)
 def test_settings_on_which_no_weight_depends_do_not_keep_runs_apart(name):
     """The scripts themselves say which these are."""

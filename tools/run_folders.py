@@ -467,7 +467,8 @@ def names_folder(command, folder):
 def defaults_of(script, config, source):
     """Return the defaults of all settings that a run has, or could have had.
 
-    Without its source they are those of the script in this checkout, for what the run has.
+    Without its source they are those of the script in this checkout, for what the run has, and for
+    what is None by default, which config.toml leaves out.
     """
     if source:
         return read_defaults(source)
@@ -475,7 +476,7 @@ def defaults_of(script, config, source):
     if not here.exists():
         return {}
     defaults = read_defaults(here.read_bytes())
-    return {name: value for name, value in defaults.items() if name in config}
+    return {name: value for name, value in defaults.items() if name in config or value is None}
 
 
 def read_defaults(source):
