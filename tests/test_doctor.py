@@ -128,9 +128,12 @@ def timed(sps, **shares):
     return {"charts/SPS": sps, "losses/qf_loss": 1.0} | names
 
 
-def leak(growth, others=1.0, since=20):
-    """Return the columns of 40 rows; from one of them on stepping, and others, take longer."""
-    env = [1.0] * since + [growth] * (40 - since)  # in units of what an activity takes at first
+def leak(growth, others=1.0, since=20, first=1.0):
+    """Return the columns of 40 rows; from one of them on stepping, and others, take longer.
+
+    Stepping takes first at first, in units of what each other activity takes then.
+    """
+    env = [first] * since + [first * growth] * (40 - since)
     other = [1.0] * since + [others] * (40 - since)
     totals = [a + 3 * b for a, b in zip(env, other, strict=True)]
     columns = timed([400 / total for total in totals])
@@ -425,6 +428,7 @@ def both_sides():
             well=[
                 made_up(leak(2.6), every=250),
                 made_up(leak(3.0, others=1.1), every=250),
+                made_up(leak(1.9, first=12.0), every=250),  # other programs, above all beside it
                 made_up(timed([400.0] * 20 + [100.0] * 20), every=250),  # a busy machine
             ],
         ),
@@ -991,10 +995,17 @@ def test_page_has_the_false_alarms(committed):
     assert found == doctor.calibration_text(committed, as_markdown=True)
 
 
+# PPO's defaults on tasks that need smaller changes of the policy: docs/ppo.md#humanoid
+SICK = [f"ppo_config/Ant-v4-defaults/{seed}" for seed in (101, 102, 103)] + ["ppo_trials/defaults"]
+
+
 def test_alarms_are_rare_in_healthy_runs(committed):
-    """Below one in 20 runs, and none is an error."""
+    """Below one in 20 runs, and none is an error. In those that are sick it is the right one."""
     assert len(committed) >= 81
     found = {folder: doctor.examine(logs).findings for folder, logs in committed.items()}
+    for folder in SICK:
+        (finding,) = found.pop(Path("results", folder))
+        assert finding.check.name == "large-kl"
     alarmed = [folder for folder, findings in found.items() if findings]
     assert len(alarmed) < len(committed) / 20, alarmed
     levels = {finding.check.level for findings in found.values() for finding in findings}

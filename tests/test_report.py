@@ -1007,14 +1007,21 @@ def test_published_results_are_well_formed():
     assert (ROOT / "tools" / "reference_curves.csv").stat().st_size < 300_000
 
 
-TABLES = "sac_continuous/*/* sac_cuda/HalfCheetah-v4/* td3_continuous/*/*"
-TABLES += " ppo_continuous/*/* ppo_choices/*/*/* dqn_atari/*/*"
+TABLES = {
+    "sac_continuous/*/*": "sac_continuous",
+    "sac_cuda/HalfCheetah-v4/*": "sac_continuous",
+    "td3_continuous/*/*": "td3_continuous",
+    "ppo_continuous/*/*": "ppo_continuous",
+    "ppo_choices/*/*/*": "ppo_continuous",
+    "ppo_config/*/*": "ppo_config",
+    "ppo_trials/*": "ppo_humanoid",
+    "dqn_atari/*/*": "dqn_atari",
+}
 
 
-@pytest.mark.parametrize("pattern", TABLES.split())
-def test_committed_tables_are_those_of_the_committed_runs(pattern, run_report):
+@pytest.mark.parametrize("pattern, page", TABLES.items())
+def test_committed_tables_are_those_of_the_committed_runs(pattern, page, run_report):
     out = run_report(ROOT / "results" / pattern)
-    page = "dqn_atari" if "dqn" in pattern else f"{pattern[:3]}_continuous"
     text = (ROOT / "results" / f"{page}.md").read_text()
     assert out in text and f"python tools/report.py results/{pattern}\n" in text
 
@@ -1026,6 +1033,20 @@ def test_pages_are_those_of_the_committed_runs():
         assert text == (ROOT / path).read_text("utf-8"), f"python tools/report.py --readme: {path}"
     figures = {path.stem for path in (ROOT / "results" / "plots").iterdir()}
     assert figures == {"front", *(row.env_id for row in rows)}
+
+
+def test_the_page_of_ppo_compares_settings_by_the_committed_runs(run_report):
+    """Its table of the config beside the defaults has the means and ranges of the report."""
+    patterns = ["ppo_config/*/*", "ppo_continuous/HalfCheetah-v4/*", "ppo_continuous/Hopper-v4/*"]
+    page = (ROOT / "docs" / "ppo.md").read_text()
+    told = re.findall(r"^\| (\S+-v4) \| ([\d,]+) \| (\d.*) \| (\d.*) \|$", page, re.M)
+    found = {
+        (line["environment"], line["steps"], "--rollout-steps 4096" in line["script"]): line["mean"]
+        for line in cells(run_report(*(ROOT / "results" / pattern for pattern in patterns)))
+    }
+    assert len(told) == 4 and len(found) == 8
+    for env_id, steps, defaults, config in told:
+        assert found[env_id, steps, False] == defaults and found[env_id, steps, True] == config
 
 
 PAGES = ("README.md", *(report.page_of(script) for script in report.SCRIPTS))

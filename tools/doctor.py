@@ -99,7 +99,8 @@ TARGET_SCALE = 1e4  # healthy: 316
 SLOWER = 0.7  # of the earlier speed
 SLOW_ROWS = 24  # before a run is judged
 RECENT_ROWS = 10  # whose median is compared with that of the first half
-TO_BLAME = 0.85  # share of the lost time that one activity explains; healthy: 0.76
+TO_BLAME = 0.85  # share of the lost time that one activity explains
+TIMES_AS_LONG = 2.0  # what it takes, against the others; healthy, beside other programs: 1.8
 
 
 # --- what is known of a run -----------------------------------------------------------------------
@@ -683,8 +684,9 @@ def slowing(logs):
         if speed >= SLOWER:
             continue
         for place, name in enumerate(ACTIVITIES):
-            if blame(before, now, place) > TO_BLAME:
-                growth = now[place] / max(before[place], 1e-12)
+            growth = now[place] / max(before[place], 1e-12)
+            grows = growth > TIMES_AS_LONG * growth_of_others(before, now, place)
+            if grows and blame(before, now, place) > TO_BLAME:
                 text = f"{speed:.2f} of the earlier speed; {name} takes {growth:.1f} times as long"
                 return Alarm(int(steps[row - 1]), text)
     return TOO_EARLY if len(costs) < SLOW_ROWS else None
@@ -692,8 +694,13 @@ def slowing(logs):
 
 def blame(before, now, place):
     """Return which share of lost time is that of one activity, beyond what slowed the others."""
-    others = (now.sum() - now[place]) / max(before.sum() - before[place], 1e-12)
-    return (now[place] - others * before[place]) / (now.sum() - before.sum())
+    expected = growth_of_others(before, now, place) * before[place]
+    return (now[place] - expected) / (now.sum() - before.sum())
+
+
+def growth_of_others(before, now, place):
+    """Return how many times as long as before all activities but one take."""
+    return (now.sum() - now[place]) / max(before.sum() - before[place], 1e-12)
 
 
 def seconds_per_step(logs):
@@ -1090,8 +1097,9 @@ CHECKS = [
         needs=("charts/SPS", *[f"time/{name}" for name in ACTIVITIES]),
         value="speed",
         limit=f"below {SLOWER:g} of what it was in the first half so far, and one activity is to "
-        f"blame for {TO_BLAME:.0%} of that",
-        meaning="Something grows with the run. (Other programs would slow down all activities.)",
+        f"blame for {TO_BLAME:.0%} of that: beside the others it takes {TIMES_AS_LONG:g} times as "
+        "long",
+        meaning="Something grows with the run. (Other programs slow down all activities.)",
         next_step="Look in that activity for lists, buffers or files that grow, and at the memory "
         "of the process.",
     ),
