@@ -39,7 +39,6 @@ python dqn_atari.py --env-id PongNoFrameskip-v4 --total-timesteps 4000 --learnin
 # ///
 
 import ast
-import atexit
 import copy
 import fcntl
 import functools
@@ -49,7 +48,9 @@ import json
 import math
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.util
 import os
+import pickle
 import platform
 import random
 import re
@@ -70,6 +71,7 @@ from contextlib import chdir, contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from importlib.metadata import distributions
+from itertools import chain, pairwise
 from pathlib import Path
 from shlex import quote
 from typing import Literal, NamedTuple
@@ -80,7 +82,7 @@ import numpy as np
 import psutil
 import torch
 import tyro
-from gymnasium.vector import async_vector_env
+from gymnasium.vector.utils import batch_space, create_empty_array
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -98,7 +100,7 @@ class Args:
     env_id: str = "BreakoutNoFrameskip-v4"  # Gymnasium id; my_module:MyEnv-v0 imports my_module
     total_timesteps: int = 10_000_000  # environment transitions, over all environments
     num_envs: int = 1  # environments stepped together
-    async_envs: bool = False  # step each in a process of its own; gains if slow, on many cores
+    num_workers: int = 0  # processes that share out the environments; 0: this one has all
     seed: int = 1  # drives networks, environments, exploration and batches
     life_loss: Literal["auto", "on", "off"] = "auto"  # lost lives end episodes; auto: if not sticky
     clip_rewards: bool = True  # learn from the sign of rewards
@@ -395,8 +397,8 @@ def main(args):
     compile_from = args.learning_starts + 20_000  # in shorter runs compiling does not pay
     args = resolve(args, "cuda", least_steps_to_compile=compile_from, least_eval_period=50_000)
     vector = gym.vector.SyncVectorEnv
-    if args.async_envs:
-        vector = partial(WorkerEnvs, threads=args.threads)
+    if args.num_workers:
+        vector = partial(WorkerEnvs, workers=args.num_workers, threads=args.threads)
     envs = make_games(args, args.num_envs, vector=vector)
     eval_envs = None
     try:
@@ -474,6 +476,8 @@ def check(args):
     for name in positive:
         require(0 < getattr(args, name) < math.inf, name, "must be positive and finite")
     require(args.hidden_size <= 16_384, "hidden_size", "must be at most 16,384")
+    fits = 0 <= args.num_workers <= args.num_envs
+    require(fits, "num_workers", f"must be 0, or up to --num-envs, {args.num_envs}")
     for name in ["gamma", "start_e", "end_e", "eval_e"]:
         require(0 <= getattr(args, name) <= 1, name, "must be between 0 and 1")
     for name in ["seed", "threads", "log_every", "eval_every", "checkpoint_every"]:
@@ -1067,6 +1071,8 @@ def refusing(env_id, several=False):
 
 def place_of(error):
     """Name the file and line of an environment's code that raised an error, if it is known."""
+    if hasattr(error, "place"):  # it comes from another process
+        return error.place
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         ours = Path(frame.filename).name == SCRIPT.name
         gymnasiums = Path(gym.__file__).parent in Path(frame.filename).parents
@@ -1196,39 +1202,130 @@ def play(env, other=None):
     return outcomes
 
 
-class WorkerEnvs(gym.vector.AsyncVectorEnv):
-    """Environments in processes of their own, which end with this one, however it ends.
+CLOSING = 30  # seconds that processes have to close their environments
 
-    Gymnasium would lose them to the signals that a terminal or a scheduler sends to all processes
-    of a run: whether and when it is saved is decided here.
+
+class WorkerEnvs(gym.vector.VectorEnv):
+    """Environments in other processes, a share of them in each, which end with this one.
+
+    The processes step their shares at the same time, to the same bits as one process would. Signals
+    that a terminal or a scheduler sends to all processes of a run are left to the run: whether and
+    when it is saved is decided here.
     """
 
-    def __init__(self, makers, threads, **options):
-        makers = [partial(make_worker, maker, os.getpid(), threads) for maker in makers]
-        super().__init__(makers, worker=work, **options)
-        atexit.register(self.kill)  # else multiprocessing waits for those that heed no signal
+    def __init__(self, makers, workers, threads, **options):
+        env = makers[0]()  # in this process, to see its spaces
+        self.single_observation_space = env.observation_space
+        self.single_action_space = env.action_space
+        self.metadata = {**env.metadata, "autoreset_mode": gym.vector.AutoresetMode.DISABLED}
+        close_envs(env)
+        self.num_envs = len(makers)
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        # the latest observations [N, ...]: where only some are reset, those of all are returned
+        self.obs = create_empty_array(self.single_observation_space, self.num_envs)
+
+        bounds = [self.num_envs * worker // workers for worker in range(workers + 1)]
+        self.shares = [slice(first, end) for first, end in pairwise(bounds)]
+        self.pipes = []
+        self.processes = []
+        self.waiting = False  # for answers
+        # At the end of a program multiprocessing sends SIGTERM, which workers do not heed, and
+        # waits for them: they are killed before. Not by atexit, which does not run in a process
+        # of multiprocessing.
+        self.at_exit = multiprocessing.util.Finalize(None, self.kill, exitpriority=0)
+        try:
+            for share in self.shares:
+                self.start(partial(gym.vector.SyncVectorEnv, makers[share], **options), threads)
+            self.check_spaces()
+        except BaseException:
+            self.close()
+            raise
+
+    def start(self, build, threads):
+        """Start a process, which builds its environments when it is first asked for something."""
+        pipe, pipe_of_worker = multiprocessing.Pipe()
+        self.pipes.append(pipe)
+        inputs = (build, pipe_of_worker, list(self.pipes), threads)
+        process = multiprocessing.Process(target=work, args=inputs, daemon=True)
+        process.start()
+        pipe_of_worker.close()
+        self.processes.append(process)
+
+    def check_spaces(self):
+        """Raise RuntimeError if environments differ in their spaces."""
+        for name in ["observation_space", "action_space"]:
+            for space in self.call(name):
+                if space != getattr(self, f"single_{name}"):
+                    raise RuntimeError(f"its copies differ in {name}")
 
     def step(self, actions):
         """Step all environments."""
-        with self.naming_the_dead():
-            return super().step(actions)
+        answers = self.ask("step", [([actions[share]], {}) for share in self.shares])
+        obs, rewards, terminated, truncated, infos = zip(*answers, strict=True)
+        self.obs = np.concatenate(obs)
+        ends = map(np.concatenate, (rewards, terminated, truncated))
+        return self.obs.copy(), *ends, self.merge(infos)
 
-    def reset(self, **options):
-        """Reset environments."""
-        with self.naming_the_dead():
-            return super().reset(**options)
+    def reset(self, *, seed=None, options=None):
+        """Reset all environments, or those of options["reset_mask"]; no infos."""
+        options = options or {}
+        mask = options.get("reset_mask")
+        requests = []
+        for share in self.shares:
+            part = options if mask is None else options | {"reset_mask": mask[share]}
+            asked = mask is None or mask[share].any()
+            requests.append(([], {"options": part}) if asked else None)
+        for share, answer in zip(self.shares, self.ask("reset", requests), strict=True):
+            if answer is not None:
+                self.obs[share], _ = answer
+        return self.obs.copy(), {}
 
     def call(self, name, *inputs, **options):
-        """Call a method of every environment."""
+        """Call a method of every environment; return the results of all."""
+        request = [name, *inputs], options
+        return tuple(chain(*self.ask("call", [request] * len(self.shares))))
+
+    def merge(self, infos):
+        """Return one dictionary of arrays [N, ...], zero where a process has none.
+
+        Infos are arrays, one value for each environment of a process; there are no nested ones.
+        """
+        merged = {}
+        for share, info in zip(self.shares, infos, strict=True):
+            for name, values in info.items():
+                zeros = np.zeros((self.num_envs, *values.shape[1:]), values.dtype)
+                merged.setdefault(name, zeros)[share] = values
+        return merged
+
+    def ask(self, name, requests):
+        """Send each process its request, to call a method of its environments; return all answers.
+
+        A request is (inputs, options). A process whose request is None is left alone, and its
+        answer is None.
+        """
+        if self.waiting:
+            raise RuntimeError("a request was interrupted: close these environments")
+        self.waiting = True
+        answers = []
         with self.naming_the_dead():
-            return super().call(name, *inputs, **options)
+            for pipe, request in zip(self.pipes, requests, strict=True):
+                if request:
+                    pipe.send((name, *request))
+            for pipe, request in zip(self.pipes, requests, strict=True):
+                answers.append(pipe.recv() if request else (None, None))
+        self.waiting = False
+        for _, error in answers:
+            if error is not None:
+                raise error
+        return [answer for answer, _ in answers]
 
     @contextmanager
     def naming_the_dead(self):
         """If a process is gone, end the program by a sentence that says which."""
         try:
             yield
-        except (EOFError, ConnectionError):
+        except (EOFError, OSError):  # the latter where one dies while it sends, too
             ends = {process.sentinel: index for index, process in enumerate(self.processes)}
             gone = multiprocessing.connection.wait(ends, timeout=5)
             if not gone:
@@ -1236,7 +1333,9 @@ class WorkerEnvs(gym.vector.AsyncVectorEnv):
             index = ends[gone[0]]
             self.processes[index].join()  # else its exit code is not there yet
             code = self.processes[index].exitcode
-            sentence = f"the process of environment {index} has ended: exit code {code}"
+            first, last = self.shares[index].start, self.shares[index].stop - 1
+            whose = f"environments {first} to {last}" if first < last else f"environment {first}"
+            sentence = f"the process of {whose} has ended: exit code {code}"
             if code == -signal.SIGKILL:
                 sentence += ", as where memory is short"
             raise SystemExit(sentence) from None
@@ -1246,49 +1345,63 @@ class WorkerEnvs(gym.vector.AsyncVectorEnv):
         for process in self.processes:
             process.kill()
 
-    def close_extras(self, timeout=None, terminate=False):
-        """Let the environments close, or end their processes at once."""
+    def close_extras(self, terminate=False):
+        """Let processes close their environments in time, or end them at once."""
         if terminate:
             self.kill()
-        try:
-            if terminate or not all(process.is_alive() for process in self.processes):
-                self.leave()
-            else:
-                super().close_extras(timeout, terminate)
-        except (EOFError, ConnectionError):  # one has died only now
-            self.leave()
-        atexit.unregister(self.kill)
-
-    def leave(self):
-        """Ask for no more: processes close their environments and end, or are ended."""
-        for pipe in self.parent_pipes:
-            if pipe:
-                pipe.close()
-        deadline = time.perf_counter() + 10
+        for pipe in self.pipes:
+            with suppress(OSError):  # it has died
+                pipe.send(None)
+            pipe.close()
+        deadline = time.perf_counter() + CLOSING
         for process in self.processes:
             process.join(max(0, deadline - time.perf_counter()))
+        if not terminate and any(process.is_alive() for process in self.processes):
+            say(f"warning: environments that do not close within {CLOSING} s are killed")
         self.kill()
         for process in self.processes:
             process.join()
+        self.at_exit.cancel()
 
 
-def work(index, maker, *pipes):
-    """Serve an environment as Gymnasium does, but say nothing of a run that is gone."""
-    env = maker()  # here, so that its errors are seen; later ones are reported to the run
-    with suppress(OSError, EOFError):
-        async_vector_env._async_worker(index, lambda: env, *pipes)
+def work(build, pipe, pipes_of_run, threads):
+    """Serve environments in a process of its own, until the run asks for no more, or is gone.
+
+    A message is (name, inputs, options), or None: close, and end. Its answer is (result, error).
+    """
+    # copies of the run's ends of pipes: while one is open, nobody notices that the run is gone
+    for other in pipes_of_run:
+        other.close()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # left to the run; not SIG_IGN, which programs that the environment starts would inherit
+        signal.signal(number, lambda number, frame: None)
+    run = multiprocessing.parent_process()
+    threading.Thread(target=end_with, args=[run], daemon=True).start()
+    limit_threads(threads)
+    envs = None
+    with suppress(OSError, EOFError):  # the run is gone
+        while message := pipe.recv():
+            name, inputs, options = message
+            try:
+                if envs is None:  # here, so that its errors reach the run like all others
+                    envs = build()
+                pipe.send((getattr(envs, name)(*inputs, **options), None))
+            except Exception as error:
+                pipe.send((None, portable(error)))
+    close_envs(envs)
 
 
-def make_worker(maker, run_pid, threads):
-    """Build an environment; in a process of its own leave signals to the run, and end with it."""
-    if os.getpid() != run_pid:  # the run itself builds one as well, to see its spaces
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            # not SIG_IGN, which programs that the environment starts would inherit
-            signal.signal(number, lambda number, frame: None)
-        run = multiprocessing.parent_process()
-        threading.Thread(target=end_with, args=[run], daemon=True).start()
-        limit_threads(threads)
-    return maker()
+def portable(error):
+    """Return an error that can go to another process, and tells there where it was raised."""
+    note = f"in the process of an environment:\n{traceback.format_exc()}"
+    place = place_of(error)
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        error = RuntimeError(repr(error))
+    error.add_note(note)
+    error.place = place  # for place_of, since no traceback can go to another process
+    return error
 
 
 def end_with(process):

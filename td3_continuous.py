@@ -963,6 +963,8 @@ def refusing(env_id, several=False):
 
 def place_of(error):
     """Name the file and line of an environment's code that raised an error, if it is known."""
+    if hasattr(error, "place"):  # it comes from another process
+        return error.place
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         ours = Path(frame.filename).name == SCRIPT.name
         gymnasiums = Path(gym.__file__).parent in Path(frame.filename).parents

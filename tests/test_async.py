@@ -17,13 +17,15 @@ import torch
 
 from tests.conftest import ENVIRON, ROOT, alike, finish, need, read, same, steady, summary, weights
 
-FLAGS = "--env-id tests.toy_envs:Hidden-v0 --num-envs 2 --async-envs --compile off --eval-every 0"
+FLAGS = (
+    "--env-id tests.toy_envs:Hidden-v0 --num-envs 2 --num-workers 2 --compile off --eval-every 0"
+)
 
 
 @pytest.fixture
 def started(S, launch, tmp_path):
     """Start a run that would last for hours; return its process and those of its environments."""
-    need(S, "Args.async_envs", "Args.resume")
+    need(S, "Args.num_workers", "Args.resume")
 
     def started(flags="--total-timesteps 1e7"):
         environ = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
@@ -64,6 +66,18 @@ def test_a_killed_process_ends_the_run_in_one_sentence(started, tmp_path):
     assert not psutil.wait_procs(children, 10)[1]
 
 
+def test_environments_of_a_killed_process_are_named(S):
+    need(S, "WorkerEnvs", "make_envs")
+    vector = partial(S.WorkerEnvs, workers=2, threads=1)
+    envs = S.make_envs("tests.toy_envs:Counter-v0", 5, vector=vector)
+    envs.processes[1].kill()
+    with pytest.raises(
+        SystemExit, match="the process of environments 2 to 4 has ended: exit code -9"
+    ):
+        envs.reset(options={"stream": (0, 1)})
+    envs.close()
+
+
 def test_killed_runs_leave_no_process(started):
     process, children = started()
     process.kill()
@@ -76,7 +90,7 @@ def test_killed_runs_leave_no_process(started):
 def test_killed_runs_go_on(started, S, train, tmp_path):
     """To the bits of a run that was not disturbed and has all environments in one process."""
     flags = "--total-timesteps 1500 --log-every 20 --checkpoint-every 20"
-    train(f"{FLAGS.replace('--async-envs', '')} {flags} --run-dir whole")
+    train(f"{FLAGS.replace('--num-workers 2', '')} {flags} --run-dir whole")
     process, children = started(flags)
     process.kill()
     finish(process)
@@ -88,7 +102,7 @@ def test_killed_runs_go_on(started, S, train, tmp_path):
 
 def test_a_refused_flag_ends_at_once(S, launch, tmp_path):
     """Though processes that ignore SIGTERM have been started."""
-    need(S, "Args.async_envs", "Args.resume")
+    need(S, "Args.num_workers", "Args.resume")
     (tmp_path / "run").mkdir()
     began = time.perf_counter()
     process = launch(tmp_path, f"{FLAGS} --run-dir run", PYTHONPATH=str(ROOT))
@@ -98,7 +112,7 @@ def test_a_refused_flag_ends_at_once(S, launch, tmp_path):
 
 
 def test_killed_runs_leave_no_process_in_the_middle_of_a_step(S, launch, tmp_path):
-    need(S, "Args.async_envs", "Args.resume")
+    need(S, "Args.num_workers", "Args.resume")
     environ = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     process = launch(
         tmp_path,
@@ -117,14 +131,17 @@ def test_killed_runs_leave_no_process_in_the_middle_of_a_step(S, launch, tmp_pat
 def in_a_long_step(S):
     """Return two environments in processes, which take a minute for the step that has begun."""
     need(S, "WorkerEnvs", "make_envs")
-    envs = S.make_envs("tests.toy_envs:Stuck-v0", 2, vector=partial(S.WorkerEnvs, threads=1))
+    envs = S.make_envs(
+        "tests.toy_envs:Stuck-v0", 2, vector=partial(S.WorkerEnvs, workers=2, threads=1)
+    )
     actions = np.zeros(envs.action_space.shape, envs.action_space.dtype)
     envs.reset(options={"stream": (0, 1)})
     for _ in range(150):
         _, _, terminated, truncated, _ = envs.step(actions)
         if (terminated | truncated).any():
             envs.reset(options={"reset_mask": terminated | truncated})
-    envs.step_async(actions)
+    for pipe, share in zip(envs.pipes, envs.shares, strict=True):
+        pipe.send(("step", [actions[share]], {}))
     return envs
 
 
@@ -133,18 +150,20 @@ def test_processes_in_the_middle_of_a_step_end_at_once(S):
     envs = in_a_long_step(S)
     began = time.perf_counter()
     envs.close(terminate=True)
-    assert time.perf_counter() - began < 30
+    assert time.perf_counter() - began < 10
     assert not any(process.is_alive() for process in envs.processes)
 
 
-def test_processes_are_not_waited_for_when_one_has_died(S):
-    """The others get some seconds to close their environments."""
+def test_processes_are_not_waited_for_without_end(S, monkeypatch, capfd):
+    """Processes get some seconds to close their environments, however long a step takes."""
     envs = in_a_long_step(S)
     envs.processes[0].kill()
+    monkeypatch.setattr(S, "CLOSING", 3)
     began = time.perf_counter()
     envs.close()
-    assert time.perf_counter() - began < 40
+    assert time.perf_counter() - began < 30
     assert not any(process.is_alive() for process in envs.processes)
+    assert "warning: environments that do not close within 3 s are killed" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("end", ["", "del envs", "envs.close(terminate=True)"])
@@ -154,7 +173,7 @@ def test_a_program_does_not_wait_for_its_processes(S, script, end):
 from functools import partial
 sys.path.insert(0, {str(script.parent)!r})
 import {script.stem} as S
-vector = partial(S.WorkerEnvs, threads=1)
+vector = partial(S.WorkerEnvs, workers=2, threads=1)
 envs = S.make_envs("tests.toy_envs:Counter-v0", 2, vector=vector)
 print([process.pid for process in envs.processes])
 {end}"""
@@ -165,10 +184,149 @@ print([process.pid for process in envs.processes])
     assert not [pid for pid in json.loads(done.stdout) if psutil.pid_exists(pid)]
 
 
+class Odd(Exception):
+    """An error that cannot be copied."""
+
+    def __init__(self, one, two):
+        super().__init__(one)
+
+
+@pytest.mark.parametrize(
+    "kind, words", [(KeyError, "goal"), (Odd, r"Odd\('goal'\)")], ids=["usual", "odd"]
+)
+def test_errors_come_out_of_their_process(S, monkeypatch, kind, words):
+    """They say where they were raised; the other processes go on, and all end with the run."""
+    need(S, "WorkerEnvs", "make_envs")
+
+    def step(env, action):
+        if env.index == 4:
+            raise kind("goal", *[2] * (kind is Odd))
+        return fine_step(env, action)
+
+    fine_step = S.Episodes.step
+    monkeypatch.setattr(S.Episodes, "step", step)
+    vector = partial(S.WorkerEnvs, workers=3, threads=1)
+    envs = S.make_envs("tests.toy_envs:Counter-v0", 5, vector=vector)
+    envs.reset(options={"stream": (0, 1)})
+    with pytest.raises(RuntimeError if kind is Odd else kind, match=words) as caught:
+        envs.step(np.zeros(envs.action_space.shape, envs.action_space.dtype))
+    told = "".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
+    assert "in the process of an environment" in told and "test_async.py" in told
+    states = envs.call("state")
+    assert [len(state["actions"]) for state in states] == [1, 1, 1, 1, 0]  # 3 and 4 share a process
+    envs.close()
+    assert [process.exitcode for process in envs.processes] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("workers", [1, 3, 5])
+def test_shares_of_any_size_give_the_same(S, workers):
+    """Observations, rewards, ends and infos, step by step, as in this process."""
+    need(S, "WorkerEnvs", "make_envs")
+    vector = partial(S.WorkerEnvs, workers=workers, threads=1)
+    kinds = S.gym.vector.SyncVectorEnv, vector
+    both = [S.make_envs("tests.toy_envs:Hidden-v0", 5, vector=kind) for kind in kinds]
+    rng = np.random.default_rng(1)
+    assert alike(*(envs.reset(options={"stream": (0, 1)}) for envs in both))
+    ended = set()
+    for _ in range(60):
+        actions = rng.uniform(-1, 1, (5, 2)).astype(np.float32)
+        found, other = (envs.step(actions) for envs in both)
+        assert found[4].keys() == other[4].keys() and alike(found, other)
+        done = found[2] | found[3]
+        ended |= {*np.flatnonzero(done)}
+        if done.any():
+            assert alike(*(envs.reset(options={"reset_mask": done}) for envs in both))
+            assert alike(found, other)  # the reset has changed none of them
+    assert len(ended) == 5
+    for envs in both:
+        envs.close()
+
+
+def test_environments_are_closed_in_their_processes(S, monkeypatch, tmp_path):
+    need(S, "WorkerEnvs", "make_envs")
+    monkeypatch.setattr(S.Episodes, "close", lambda env: (tmp_path / str(env.index)).touch())
+    vector = partial(S.WorkerEnvs, workers=2, threads=1)
+    envs = S.make_envs("tests.toy_envs:Counter-v0", 5, vector=vector)
+    (tmp_path / "0").unlink()  # one was built in this process, to see its spaces
+    envs.close()
+    assert {path.name for path in tmp_path.iterdir()} == set("01234")
+
+
+@pytest.fixture
+def refused(S, monkeypatch, capfd):
+    """Return why environments in three processes are refused, the last of which is spoilt."""
+    need(S, "WorkerEnvs", "make_envs")
+
+    def refused(spoil):
+        make_env = S.make_env
+
+        def make(env_id, index, *options):
+            env = make_env(env_id, index, *options)
+            return spoil(env) if index == 2 else env
+
+        monkeypatch.setattr(S, "make_env", make)
+        vector = partial(S.WorkerEnvs, workers=3, threads=1)
+        with pytest.raises(SystemExit) as stop:
+            S.make_envs("tests.toy_envs:Counter-v0", 3, vector=vector)
+        assert stop.value.code == 2
+        return capfd.readouterr().err
+
+    return refused
+
+
+def test_copies_that_differ_are_refused(S, refused):
+    def spoil(env):
+        env.action_space = S.gym.spaces.MultiBinary(3)
+        return env
+
+    assert "fails: its copies differ in action_space" in refused(spoil)
+
+
+def test_the_place_of_an_error_comes_out_of_its_process(refused):
+    def spoil(env):
+        raise RuntimeError("out of order")
+
+    said = refused(spoil)
+    assert re.search(r"fails: out of order \(.*test_async\.py, line \d+\)", said), said
+    assert "--num-envs 1 --eval-every 0" in said
+
+
+def test_a_process_that_dies_while_it_answers_is_named(S, monkeypatch):
+    need(S, "WorkerEnvs", "make_envs")
+    monkeypatch.setattr(S.Episodes, "huge", lambda env: bytes(2**24), raising=False)
+    vector = partial(S.WorkerEnvs, workers=2, threads=1)
+    envs = S.make_envs("tests.toy_envs:Counter-v0", 2, vector=vector)
+    envs.pipes[1].send(("call", ["huge"], {}))
+    assert envs.pipes[1].poll(100)
+    envs.processes[1].kill()
+    words = "the process of environment 1 has ended"
+    with pytest.raises(SystemExit, match=words), envs.naming_the_dead():
+        envs.pipes[1].recv()
+    envs.close()
+
+
+def test_a_request_that_was_interrupted_gives_no_wrong_answers(S, monkeypatch):
+    need(S, "WorkerEnvs", "make_envs")
+    monkeypatch.setattr(S.Episodes, "slow", lambda env: time.sleep(0.5), raising=False)
+    vector = partial(S.WorkerEnvs, workers=2, threads=1)
+    envs = S.make_envs("tests.toy_envs:Counter-v0", 2, vector=vector)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(S.multiprocessing.connection.Connection, "recv", interrupt)
+        envs.call("slow")
+    with pytest.raises(RuntimeError, match="close these environments"):
+        envs.call("state")
+    envs.close()
+
+
+def interrupt(pipe):
+    """As Ctrl-C."""
+    raise KeyboardInterrupt
+
+
 def test_states_go_through_processes(S):
     """Those of many environments, with few open files; they repeat as in this process."""
     need(S, "WorkerEnvs", "make_envs")
-    vector = partial(S.WorkerEnvs, threads=1)
+    vector = partial(S.WorkerEnvs, workers=2, threads=1)
     one, other = (
         S.make_envs("tests.toy_envs:Hidden-v0", 20, vector=kind)
         for kind in (S.gym.vector.SyncVectorEnv, vector)
@@ -201,7 +359,7 @@ def test_states_go_through_processes(S):
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_threads_are_limited_in_all_processes(S, launch, tmp_path, threads):
-    need(S, "Args.async_envs", "Args.resume")
+    need(S, "Args.num_workers", "Args.resume")
     flags = f"{FLAGS.replace('Hidden', 'Threads')} --threads {threads}"
     code, _, err = finish(launch(tmp_path, flags, PYTHONPATH=str(ROOT)))
     assert code == 0, err

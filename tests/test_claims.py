@@ -148,7 +148,7 @@ DEFAULTS = {
     "ppo_continuous": {
         "total_timesteps": 1_000_000,
         "num_envs": 64,
-        "async_envs": False,
+        "num_workers": 0,
         "seed": 1,
         "rollout_steps": 2_048,
         "update_epochs": 10,
@@ -175,7 +175,7 @@ DEFAULTS = {
     "dqn_atari": {
         "total_timesteps": 10_000_000,
         "num_envs": 1,
-        "async_envs": False,
+        "num_workers": 0,
         "seed": 1,
         "life_loss": "auto",
         "clip_rewards": True,

@@ -304,14 +304,14 @@ RUNS = [
     pytest.param(f"{NATURE} --num-envs 3", id="game-3", marks=slow),
     pytest.param(f"{STICKY}", id="sticky", marks=slow),
     pytest.param(f"{STICKY} {SMALL} --num-envs 3", id="sticky-3"),
-    pytest.param(f"{STICKY} {SMALL} --num-envs 3 --async-envs", id="sticky-async", marks=slow),
-    pytest.param(f"{SAME} --num-envs 3 --async-envs", id="hidden-async", marks=slow),
+    pytest.param(f"{STICKY} {SMALL} --num-envs 3 --num-workers 2", id="sticky-async", marks=slow),
+    pytest.param(f"{SAME} --num-envs 3 --num-workers 2", id="hidden-async", marks=slow),
     pytest.param(f"{HOPPER} --compile off", id="MuJoCo", marks=slow),
     pytest.param(f"{HOPPER} --compile off --num-envs 3", id="MuJoCo-3", marks=slow),
     pytest.param(f"{SAME}", id="hidden", marks=slow),
     pytest.param(f"{SAME} --num-envs 3", id="hidden-3"),
-    pytest.param(f"{SAME} --num-envs 3 --async-envs", id="async-3"),
-    pytest.param(f"{HOPPER} --compile off --num-envs 4 --async-envs", id="async-4", marks=slow),
+    pytest.param(f"{SAME} --num-envs 3 --num-workers 2", id="async-3"),
+    pytest.param(f"{HOPPER} --compile off --num-envs 4 --num-workers 2", id="async-4", marks=slow),
     pytest.param(f"{HIDDEN} --compile on", id="compiled", marks=slow),
     pytest.param(f"{HIDDEN} --compile on --num-envs 3", id="compiled-3", marks=slow),
 ]
@@ -325,8 +325,8 @@ def test_killed_at_random_instants(nursery, S, spaces, flags):
         apply(spaces, "box")
     if "Breakout" in flags and not framed(S):
         pytest.skip("games are for those who see")
-    if "--async-envs" in flags:
-        need(S, "Args.async_envs")
+    if "--num-workers 2" in flags:
+        need(S, "Args.num_workers")
     flags += " --total-timesteps 600"
     whole = nursery.whole(flags)
     rng = random.Random(flags)

@@ -322,17 +322,17 @@ def test_switches_change_no_weight(train, switch, monkeypatch, capfd):
 
 
 def test_environments_in_processes_of_their_own_give_the_same_bits(train, S, monkeypatch):
-    need(S, "Args.async_envs")
-    made, init = [], S.gym.vector.AsyncVectorEnv.__init__
+    need(S, "Args.num_workers")
+    made, init = [], S.WorkerEnvs.__init__
 
-    def spy(envs, makers, **options):
-        made.append(len(makers))
-        init(envs, makers, **options)
+    def spy(envs, makers, workers, **options):
+        made.append((len(makers), workers))
+        init(envs, makers, workers, **options)
 
-    monkeypatch.setattr(S.gym.vector.AsyncVectorEnv, "__init__", spy)
-    for name, flags in {"a": "", "b": "--async-envs"}.items():
+    monkeypatch.setattr(S.WorkerEnvs, "__init__", spy)
+    for name, flags in {"a": "", "b": "--num-workers 2"}.items():
         train(f"--num-envs 3 {flags} --run-dir {name}")
-    assert made == [3]
+    assert made == [(3, 2)]
     assert steady("a") == steady("b") and same(weights("a"), weights("b"))
 
 
@@ -657,11 +657,11 @@ def test_module_of_the_users_own(train, spaces, tmp_path, script, monkeypatch):
 
 
 # --- bad luck -------------------------------------------------------------------------------------
-@pytest.mark.parametrize("more", ["", "--async-envs --num-envs 2"])
+@pytest.mark.parametrize("more", ["", "--num-workers 2 --num-envs 2"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_interrupt(launch, S, tmp_path, number, more):
     """A terminal sends Ctrl-C, which is SIGINT, to the processes of environments, too."""
-    need(S, *["Args.async_envs"] * bool(more))
+    need(S, *["Args.num_workers"] * bool(more))
     flags = f"--total-timesteps 1e7 --eval-every 0 --compile off --run-dir run {more}"
     process = launch(tmp_path, flags, PYTHONPATH=str(ROOT), PYTHONUNBUFFERED="1")
     for line in process.stdout:

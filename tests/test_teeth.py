@@ -2178,7 +2178,7 @@ PPO = {
     ),
     # environments in processes of their own
     "no environment has a process of its own": (
-        "if args.async_envs:",
+        "if args.num_workers:",
         "if False:",
         f"{RUNS}environments_in_processes_of_their_own_give_the_same_bits",
     ),
@@ -2188,13 +2188,13 @@ PPO = {
         f"{ASYNC}a_signal_for_all_processes_saves_the_run[15]",
     ),
     "processes outlive a run that is killed": (
-        "        threading.Thread(target=end_with, args=[run], daemon=True).start()\n",
+        "    threading.Thread(target=end_with, args=[run], daemon=True).start()\n",
         "",
         f"{ASYNC}killed_runs_leave_no_process_in_the_middle_of_a_step",
     ),
     "a program waits for processes that it has not closed": (
-        "        atexit.register(self.kill)",
-        "        pass",
+        "Finalize(None, self.kill, exitpriority=0)",
+        "Finalize(None, str, exitpriority=0)",
         f"{ASYNC}a_program_does_not_wait_for_its_processes[]",
     ),
     "processes that are to end at once do not": (
@@ -2202,14 +2202,39 @@ PPO = {
         "        terminate = False\n",
         f"{ASYNC}processes_in_the_middle_of_a_step_end_at_once",
     ),
+    "processes that do not close are waited for": (
+        "process.join(max(0, deadline - time.perf_counter()))",
+        "process.join()",
+        f"{ASYNC}processes_are_not_waited_for_without_end",
+    ),
+    "an error in a process goes unnoticed": (
+        "            if error is not None:\n                raise error\n",
+        "            pass\n",
+        f"{ASYNC}errors_come_out_of_their_process[usual]",
+    ),
+    "errors that cannot be copied break the run": (
+        "        pickle.loads(pickle.dumps(error))\n",
+        "        pass\n",
+        f"{ASYNC}errors_come_out_of_their_process[odd]",
+    ),
+    "infos of other processes are put before those of the first": (
+        "np.zeros(self.num_envs, values.dtype))[share] = values",
+        "np.zeros(self.num_envs, values.dtype))[: len(values)] = values",
+        f"{ASYNC}shares_of_any_size_give_the_same[3]",
+    ),
+    "all of a process's environments begin anew": (
+        '{"reset_mask": mask[share]}',
+        "{}",
+        f"{ASYNC}shares_of_any_size_give_the_same[3]",
+    ),
     "nobody says that a process is gone": (
         "            raise SystemExit(sentence) from None\n",
         "            raise\n",
         f"{ASYNC}a_killed_process_ends_the_run_in_one_sentence",
     ),
     "processes have all threads": (
-        "        limit_threads(threads)\n",
-        "        limit_threads(7)\n",
+        "    limit_threads(threads)\n",
+        "    limit_threads(7)\n",
         f"{ASYNC}threads_are_limited_in_all_processes[1]",
     ),
     "states travel as tensors": (
@@ -2525,7 +2550,7 @@ DQN = {
     ),
     # environments in processes of their own
     "no environment has a process of its own": (
-        "if args.async_envs:",
+        "if args.num_workers:",
         "if False:",
         f"{RUNS}environments_in_processes_of_their_own_give_the_same_bits",
     ),
