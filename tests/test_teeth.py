@@ -2218,8 +2218,8 @@ PPO = {
         f"{ASYNC}errors_come_out_of_their_process[odd]",
     ),
     "infos of other processes are put before those of the first": (
-        "np.zeros(self.num_envs, values.dtype))[share] = values",
-        "np.zeros(self.num_envs, values.dtype))[: len(values)] = values",
+        "merged.setdefault(name, zeros)[share] = values",
+        "merged.setdefault(name, zeros)[: len(values)] = values",
         f"{ASYNC}shares_of_any_size_give_the_same[3]",
     ),
     "all of a process's environments begin anew": (

@@ -217,6 +217,38 @@ def test_speed(tmp_path):
     assert not subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True).stdout
 
 
+LAUNCHES = """import os, time, gymnasium
+cache = os.environ["TORCHINDUCTOR_CACHE_DIR"]
+with open({launches!r}, "a") as file:
+    file.write("warm " if os.path.exists(cache) else "cold ")
+while len(open({launches!r}).read().split()) % {copies}:
+    time.sleep(0.01)  # for the other copy
+os.makedirs(cache, exist_ok=True)
+env = gymnasium.make("speed:Counted-v0")
+env.reset()
+while True:
+    env.step([0])
+    time.sleep(0.002)
+"""
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+def test_speed_of_copies_that_were_launched_before(tmp_path, copies):
+    """Without windows, what counts is the second launch; nothing is left."""
+    noted = tmp_path / "launches"
+    (tmp_path / "loop.py").write_text(LAUNCHES.format(launches=str(noted), copies=copies))
+    options = ["--first", 20, "--windows", 0, "--copies", copies, "--warm", "--file", "a.json"]
+    options += ["--env-id", "Pendulum-v1"]
+    code, out, err = tool("speed.py", *options, f"a={sys.executable} loop.py", cwd=tmp_path)
+    assert code == 0, err
+    assert noted.read_text() == "cold " * copies + "warm " * copies
+    assert ("2 copies at a time" in out) == (copies == 2) and "compiled before, to step 20" in out
+    assert out.count("| ratio") == 1 and "window" not in out
+    found = json.loads((tmp_path / "a.json").read_text())["programs"]["a"]
+    assert found["windows"] == [] and 0 < found["first"] < 500 * copies
+    assert not subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True).stdout
+
+
 def test_speed_says_which_program_has_ended(tmp_path):
     options = ["--first", 20, "--file", "found.json", f"a={sys.executable} -c 'raise OSError(7)'"]
     code, _, err = tool("speed.py", *options, cwd=tmp_path)
@@ -387,7 +419,8 @@ def test_speed_hands_values_over_as_they_are(tmp_path):
         (["a=python x.py", "a=python y.py"], "a name of its own"),
         (["a=no-such-program x.py"], "name an installed program"),
         (["--first", "0", "a=python x.py"], "--first must be positive"),
-        (["--windows", "-1", "a=python x.py"], "--windows must be positive"),
+        (["--windows", "-1", "a=python x.py"], "--windows must not be negative"),
+        (["--copies", "0", "a=python x.py"], "--copies must be positive"),
         (["--seconds", "0", "a=python x.py"], "--seconds must be positive"),
         (["--file", "no/such/file.json", "a=python x.py"], "a folder that exists"),
         (["--file", ".", "a=python x.py"], "a folder that exists"),

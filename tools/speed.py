@@ -6,8 +6,9 @@ one at a time, a window of --seconds each and --windows rounds, so that a machin
 slows all of them. The first program is the one that the others are compared with.
 
 All steps count, so programs must not evaluate: one that does is refused. Each runs in an empty
-folder of its own. Words of a command that name a file, with a suffix or a slash, stand for the file
-that you see from where you are.
+folder of its own, and starts with nothing compiled; with --warm each has been launched before, for
+the same steps, and finds in its caches what it compiled then. Words of a command that name a file,
+with a suffix or a slash, stand for the file that you see from where you are.
 
 python tools/speed.py --file speed.json \\
     "ours=python sac_continuous.py --env-id speed:Counted-v0 --eval-every 0 --no-capture-video" \\
@@ -21,6 +22,7 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -191,29 +193,44 @@ def is_number(word):
 
 
 class Program:
-    """A training program in a folder and a process group of its own."""
+    """A training program in a folder of its own, perhaps several copies of it at a time."""
 
-    def __init__(self, command, env_id, folder):
+    def __init__(self, command, env_id, folder, copies):
         self.name, self.command = command
+        self.env_id = env_id
         self.folder = Path(folder, self.name)
-        self.log = self.folder / "log"
+        self.copies = copies
+        self.processes = []
+
+    def launch(self):
+        """Start all copies, whose steps are counted from here on."""
         counters = self.folder / "counters"
+        shutil.rmtree(counters, ignore_errors=True)
         counters.mkdir(parents=True)
         self.counters = Counters(counters)
+        self.start = time.perf_counter()
+        self.processes = []
+        for copy in range(self.copies):
+            self.processes.append(self.start_one(self.log(copy)))
+
+    def start_one(self, log):
+        """Return a process of the program in a process group of its own."""
         paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
         environ = {
             "PYTHONPATH": os.pathsep.join(paths),
-            "SPEED_ENV": env_id,
-            "SPEED_COUNTERS": str(counters),
-            "TORCHINDUCTOR_CACHE_DIR": str(self.folder / "inductor"),  # all start cold
+            "SPEED_ENV": self.env_id,
+            "SPEED_COUNTERS": str(self.counters.folder),
+            # what was compiled: empty at the first launch
+            "TORCHINDUCTOR_CACHE_DIR": str(self.folder / "inductor"),
+            "JAX_COMPILATION_CACHE_DIR": str(self.folder / "jax"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
         words = [located(word) for word in shlex.split(self.command)]
-        self.start = time.perf_counter()
         try:
-            with open(self.log, "w") as log:
-                self.process = subprocess.Popen(
+            with open(log, "w") as file:
+                return subprocess.Popen(
                     words,
-                    stdout=log,
+                    stdout=file,
                     stderr=subprocess.STDOUT,
                     env=os.environ | environ,
                     cwd=self.folder,
@@ -222,13 +239,24 @@ class Program:
         except OSError as error:
             refuse(f"{self.name} cannot be started ({error}): name an installed program")
 
+    def log(self, copy):
+        """Return the file of what a copy prints."""
+        return self.folder / f"log{copy}"
+
     def send(self, number):
         """Send a signal to all processes of the program."""
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, number)
-        elif number != signal.SIGKILL:
-            said = self.log.read_text(errors="replace").splitlines()[-1:]
-            raise SystemExit(f"error: {self.name} has ended: {' '.join(said)}")
+        for copy, process in enumerate(self.processes):
+            if process.poll() is None:
+                os.killpg(process.pid, number)
+            elif number != signal.SIGKILL:
+                said = self.log(copy).read_text(errors="replace").splitlines()[-1:]
+                raise SystemExit(f"error: {self.name} has ended: {' '.join(said)}")
+
+    def stop(self):
+        """End all processes of the program."""
+        self.send(signal.SIGKILL)
+        for process in self.processes:
+            process.wait()
 
     def first(self, steps):
         """Return steps per second from the launch to that many steps."""
@@ -276,6 +304,8 @@ def measure(args, commands):
         "env_id": args.env_id,
         "first": args.first,
         "seconds": args.seconds,
+        "copies": args.copies,
+        "warm": args.warm,
         "programs": programs,
         "system": platform.platform(),
         "cpus": os.cpu_count(),
@@ -286,22 +316,32 @@ def measure(args, commands):
     with tempfile.TemporaryDirectory() as folder:
         try:
             for command in commands:
-                program = Program(command, args.env_id, folder)
+                program = Program(command, args.env_id, folder, args.copies)
                 running.append(program)
+                program.launch()
+                if args.warm:
+                    program.first(args.first)
+                    program.stop()
+                    program.launch()
                 first = program.first(args.first)
                 program.send(signal.SIGSTOP)
                 programs[program.name] = asdict(Figures(program.command, first))
+                write(args.file, found)
                 print(f"{program.name}: {first:.1f} steps/s with start-up", file=sys.stderr)
             for _ in range(args.windows):
                 for program in running:
                     rate = program.window(args.seconds)
                     programs[program.name]["windows"].append(rate)
-                    args.file.write_text(json.dumps(found, indent=1) + "\n")
+                    write(args.file, found)
                     print(f"{program.name}: {rate:.1f} steps/s", file=sys.stderr)
         finally:
             for program in running:
-                program.send(signal.SIGKILL)
-                program.process.wait()
+                program.stop()
+
+
+def write(file, found):
+    """Write all figures so far."""
+    file.write_text(json.dumps(found, indent=1) + "\n")
 
 
 # --- the tables -----------------------------------------------------------------------------------
@@ -319,26 +359,30 @@ def describe(found):
     """Return all figures in Markdown: medians of the windows, with the range in brackets."""
     programs = {name: Figures(**one) for name, one in found["programs"].items()}
     ours = next(iter(programs.values()))
-    windows = f"{len(ours.windows)} windows of {found['seconds']:.0f} s in turns"
+    copies = found.get("copies", 1)
+    steps = f"steps/s of {copies} copies at a time" if copies > 1 else "steps/s"
+    launch = "launch, compiled before," if found.get("warm") else "launch"
+    windows = (
+        f"median and range of {len(ours.windows)} windows of {found['seconds']:.0f} s in turns"
+    )
+    columns = ["program", f"{launch} to step {found['first']:,}", "ratio"]
+    columns += ["after it", "ratio"] if ours.windows else []
     lines = [
         f"# Speed on {found['env_id']}",
         "",
         f"{found['date']}, {found['cpus']} CPUs, {found['system']}, load before the start",
         f"{found['load']:.1f}. {found['note']}".strip(),
         "",
-        f"steps/s; median and range of {windows}; ratio of the first program's to this",
+        f"{steps}; {windows}; ratio of the first program's to this" if ours.windows else steps,
         "",
-        f"program | launch to step {found['first']:,} | ratio | after it | ratio",
-        "---|---|---|---|---",
+        " | ".join(columns),
+        "|".join(["---"] * len(columns)),
     ]
     for name, one in programs.items():
-        cells = [
-            name,
-            f"{one.first:.0f}",
-            f"{ours.first / one.first:.2f}",
-            spread(one.windows, digits=0),
-            spread(ratios(ours, one), digits=2),
-        ]
+        cells = [name, f"{one.first:.0f}", f"{ours.first / one.first:.2f}"]
+        if ours.windows:
+            cells.append(spread(one.windows, digits=0))
+            cells.append(spread(ratios(ours, one), digits=2))
         lines.append(" | ".join(cells))
     lines += ["", "Commands:", ""]
     lines += [f"    {name}: {one.command}" for name, one in programs.items()]
@@ -370,11 +414,12 @@ def summarise(files):
 
 
 def short_command(command):
-    """Return the script of a command, and how many environments it has if the command says so."""
+    """Return the script of a command, and its environments and workers if the command says so."""
     words = shlex.split(command)
     text = next((word for word in words if word.endswith(".py")), words[0])
-    if "--num-envs" in words:
-        text += f" --num-envs {words[words.index('--num-envs') + 1]}"
+    for flag in ["--num-envs", "--num-workers"]:
+        if flag in words:
+            text += f" {flag} {words[words.index(flag) + 1]}"
     return f"`{text}`"
 
 
@@ -395,15 +440,19 @@ def main():
     parser.add_argument("--windows", type=int, default=5, help="rounds after that")
     parser.add_argument("--seconds", type=float, default=30, help="length of a window")
     parser.add_argument("--note", default="", help="versions and the like, kept beside the figures")
+    parser.add_argument("--copies", type=int, default=1, help="of a program that run at a time")
+    parser.add_argument("--warm", action="store_true", help="each is launched once before")
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--file", type=Path, help="JSON file of all figures")
     where.add_argument(
         "--summary", type=Path, nargs="+", metavar="FILE", help="such files to sum up"
     )
     args = parser.parse_args()
-    for name in ("first", "windows", "seconds"):
+    for name in ("first", "seconds", "copies"):
         if getattr(args, name) <= 0:
             refuse(f"--{name} must be positive: leave it out for {parser.get_default(name)}")
+    if args.windows < 0:
+        refuse("--windows must not be negative: 0 measures from the launch alone")
     if args.programs and args.summary:
         refuse("--summary measures no programs: name a --file for their figures")
     if args.programs:
