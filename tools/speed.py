@@ -198,7 +198,8 @@ class Program:
     def __init__(self, command, env_id, folder, copies):
         self.name, self.command = command
         self.env_id = env_id
-        self.folder = Path(folder, self.name)
+        # not by its name: PyTorch compiles nothing where a path has a space
+        self.folder = Path(tempfile.mkdtemp(dir=folder))
         self.copies = copies
         self.processes = []
 

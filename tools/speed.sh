@@ -70,7 +70,7 @@ pairs() {
 tqc() {
     measure tqc_speed --first 10000 --windows 5 --seconds 15 \
         --note "$VERSIONS $OFF_POLICY TQC has two critics of 25 quantiles, of which 2 are dropped. $ONCE" \
-        "ours=python tqc_continuous.py $OURS" "SAC, ours=$SAC" \
+        "ours=python tqc_continuous.py $OURS" "our SAC=$SAC" \
         "SBX=${SBX_SAC//SAC/TQC}" "SB3=$PEER -c \"$GYM; from sb3_contrib import TQC; TQC('MlpPolicy', $ENV, learning_starts=5000).learn(10**6)\""
 }
 
