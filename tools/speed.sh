@@ -16,7 +16,7 @@ PEER="peers/bin/python"
 GYM="import gymnasium as gym"
 ENV="gym.make('speed:Counted-v0')"
 VECTOR="from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize"
-VERSIONS="torch 2.13.0 (CPU), gymnasium 1.4.0, mujoco 3.17.0, jax 0.10.2; SBX 0.28.0,
+VERSIONS="Python 3.11, torch 2.13.0 (CPU), gymnasium 1.4.0, mujoco 3.17.0, jax 0.10.2; SBX 0.28.0,
 Stable-Baselines3 and its contrib 2.9.2, CleanRL at commit fe8d8a0."
 ONCE="The first column has one measurement, half of it random actions."
 
