@@ -228,6 +228,7 @@ def test_speed(tmp_path):
 
 LAUNCHES = """import os, time, gymnasium
 cache = os.environ["TORCHINDUCTOR_CACHE_DIR"]
+assert " " not in cache, "PyTorch compiles nothing there"
 with open({launches!r}, "a") as file:
     file.write("warm " if os.path.exists(cache) else "cold ")
 while len(open({launches!r}).read().split()) % {copies}:
@@ -248,12 +249,12 @@ def test_speed_of_copies_that_were_launched_before(tmp_path, copies):
     (tmp_path / "loop.py").write_text(LAUNCHES.format(launches=str(noted), copies=copies))
     options = ["--first", 20, "--windows", 0, "--copies", copies, "--warm", "--file", "a.json"]
     options += ["--env-id", "Pendulum-v1"]
-    code, out, err = tool("speed.py", *options, f"a={sys.executable} loop.py", cwd=tmp_path)
+    code, out, err = tool("speed.py", *options, f"a b={sys.executable} loop.py", cwd=tmp_path)
     assert code == 0, err
     assert noted.read_text() == "cold " * copies + "warm " * copies
     assert ("2 copies at a time" in out) == (copies == 2) and "compiled before, to step 20" in out
     assert out.count("| ratio") == 1 and "window" not in out
-    found = json.loads((tmp_path / "a.json").read_text())["programs"]["a"]
+    found = json.loads((tmp_path / "a.json").read_text())["programs"]["a b"]
     assert found["windows"] == [] and 0 < found["first"] < 500 * copies
     assert not subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True).stdout
 
