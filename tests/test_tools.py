@@ -38,6 +38,7 @@ SPEED_PAGES = {
     "td3_speed.md": ["td3_speed", "td3_start_cold", "td3_start_warm"],
     "ppo_speed.md": ["ppo_speed", "ppo_speed_64", "ppo_speed_workers", "ppo_workers"],
     "dqn_speed.md": ["dqn_speed"],
+    "tqc_speed.md": ["tqc_speed"],
 }
 
 
