@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measure our scripts beside other implementations on this machine: all of results/*speed*.json.
+# Measure our scripts beside other implementations on this machine: what results/*speed.md shows.
 #
 #     bash tools/speed.sh              everything: an hour and a half on two cores
 #     bash tools/speed.sh sac ppo_64   the pages named
@@ -8,7 +8,7 @@
 # beside the scripts, and a machine on which nothing else runs.
 
 set -eu
-cd "$(dirname "$0")/.." 
+cd "$(dirname "$0")/.."
 export PYTHONPATH=$PWD/cleanrl
 
 OURS="--env-id speed:Counted-v0 --eval-every 0 --no-capture-video"
@@ -18,7 +18,7 @@ ENV="gym.make('speed:Counted-v0')"
 VECTOR="from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize"
 VERSIONS="Python 3.11, torch 2.13.0 (CPU), gymnasium 1.4.0, mujoco 3.17.0, jax 0.10.2; SBX 0.28.0,
 Stable-Baselines3 and its contrib 2.9.2, CleanRL at commit fe8d8a0."
-ONCE="The first column has one measurement, half of it random actions."
+ONE="The first column has one measurement"
 
 measure() { # file, then arguments of speed.py
     local file=$1
@@ -27,24 +27,28 @@ measure() { # file, then arguments of speed.py
 }
 
 # --- SAC and TD3: networks of 256 and 256 units, batches of 256, an update a step ------------------
+off_policy() { # module, class: the command of a peer; then settings before and after learning_starts
+    echo "$PEER -c \"$GYM; from $1 import $2; $2('MlpPolicy', $ENV, ${3-}learning_starts=5000${4-}).learn(10**6)\""
+}
+
 SAC="python sac_continuous.py $OURS"
-SBX_SAC="$PEER -c \"$GYM; from sbx import SAC; SAC('MlpPolicy', $ENV, learning_starts=5000).learn(10**6)\""
-SB3_SAC="$PEER -c \"$GYM; from stable_baselines3 import SAC; SAC('MlpPolicy', $ENV, learning_starts=5000).learn(10**6)\""
+SBX_SAC=$(off_policy sbx SAC)
+SB3_SAC=$(off_policy stable_baselines3 SAC)
 TD3="python td3_continuous.py $OURS --learning-starts 5000"
-SBX_TD3="$PEER -c \"$GYM; from sbx import TD3; TD3('MlpPolicy', $ENV, learning_starts=5000).learn(10**6)\""
-SB3_TD3="$PEER -c \"$GYM; from stable_baselines3 import TD3; TD3('MlpPolicy', $ENV, learning_rate=3e-4, learning_starts=5000, policy_kwargs={'net_arch': [256, 256]}).learn(10**6)\""
+SBX_TD3=$(off_policy sbx TD3)
+SB3_TD3=$(off_policy stable_baselines3 TD3 "learning_rate=3e-4, " ", policy_kwargs={'net_arch': [256, 256]}")
 OFF_POLICY="Two threads for each program; networks of 256 and 256 units, batches of 256; environments by Gymnasium, one at a time."
 CLEANRL_SAC="CleanRL updates once more after each episode, at a step that is not counted (1 to 5 % of its speed)."
 
 sac() {
-    measure speed --first 10000 --windows 5 --seconds 15 --note "$VERSIONS $OFF_POLICY $CLEANRL_SAC $ONCE" \
+    measure speed --first 10000 --windows 5 --seconds 15 --note "$VERSIONS $OFF_POLICY $CLEANRL_SAC $ONE, half of it random actions." \
         "ours=$SAC" "SBX=$SBX_SAC" "SB3=$SB3_SAC" \
         "CleanRL=$PEER cleanrl/cleanrl/sac_continuous_action.py --env-id speed:Counted-v0"
 }
 
 td3() {
     measure td3_speed --first 10000 --windows 5 --seconds 15 \
-        --note "$VERSIONS $OFF_POLICY A delay of 2 for all. $ONCE" \
+        --note "$VERSIONS $OFF_POLICY A delay of 2 for all. $ONE, half of it random actions." \
         "ours=$TD3" "SBX=$SBX_TD3" "SB3=$SB3_TD3" \
         "CleanRL=$PEER cleanrl/cleanrl/td3_continuous_action.py --env-id speed:Counted-v0 --learning-starts 5000"
 }
@@ -61,7 +65,7 @@ start() {
 # Two runs at a time, one thread each, as in sweeps. SBX is best left to share the cores out itself.
 pairs() {
     measure sac_pairs --copies 2 --first 20000 --windows 5 --seconds 15 \
-        --note "$VERSIONS Ours and Stable-Baselines3 with one thread. $ONCE" \
+        --note "$VERSIONS Ours and Stable-Baselines3 with one thread. $ONE, half of it random actions." \
         "ours=$SAC --threads 1" "SBX=$SBX_SAC" \
         "SB3=${SB3_SAC/import gymnasium/import torch; torch.set_num_threads(1); import gymnasium}"
 }
@@ -69,9 +73,9 @@ pairs() {
 # --- TQC beside SAC: two critics of 25 quantiles ---------------------------------------------------
 tqc() {
     measure tqc_speed --first 10000 --windows 5 --seconds 15 \
-        --note "$VERSIONS $OFF_POLICY TQC has two critics of 25 quantiles, of which 2 are dropped. $ONCE" \
+        --note "$VERSIONS $OFF_POLICY TQC has two critics of 25 quantiles, of which 2 are dropped. $ONE, half of it random actions." \
         "ours=python tqc_continuous.py $OURS" "our SAC=$SAC" \
-        "SBX=${SBX_SAC//SAC/TQC}" "SB3=$PEER -c \"$GYM; from sb3_contrib import TQC; TQC('MlpPolicy', $ENV, learning_starts=5000).learn(10**6)\""
+        "SBX=$(off_policy sbx TQC)" "SB3=$(off_policy sb3_contrib TQC)"
 }
 
 # --- PPO: rollouts of 2,048, 10 passes, minibatches of 64 ------------------------------------------
@@ -92,17 +96,17 @@ networks of 64 and 64 units, normalised observations and rewards; environments b
 ppo_1() {
     ppo_peers 1
     measure ppo_speed --first 20000 --windows 5 --seconds 10 \
-        --note "$PPO_NOTE Ours and Stable-Baselines3 with one thread. The first column has one measurement." \
+        --note "$PPO_NOTE Ours and Stable-Baselines3 with one thread. $ONE." \
         "ours=$PPO" "SB3=$SB3_PPO" "SBX=$SBX_PPO" "CleanRL=$CLEANRL_PPO"
 }
 
 ppo_64() {
     ppo_peers 64
     measure ppo_speed_64 --first 30000 --windows 5 --seconds 10 \
-        --note "$PPO_NOTE Ours and Stable-Baselines3 with one thread. The first column has one measurement." \
+        --note "$PPO_NOTE Ours and Stable-Baselines3 with one thread. $ONE." \
         "ours=$PPO" "SB3=$SB3_PPO" "SBX=$SBX_PPO" "CleanRL=$CLEANRL_PPO"
     measure ppo_speed_workers --first 30000 --windows 5 --seconds 10 \
-        --note "$PPO_NOTE Ours has two processes for them. The first column has one measurement." \
+        --note "$PPO_NOTE Ours has two processes for them. $ONE." \
         "ours=$PPO --num-workers 2" "SB3=$SB3_PPO" "SBX=$SBX_PPO"
     measure ppo_workers --first 30000 --windows 5 --seconds 10 --note "Ours alone, with and without workers." \
         "two workers=$PPO --num-workers 2" "none=$PPO"
@@ -114,7 +118,7 @@ dqn() {
     local learn="learning_starts=2000, buffer_size=100000, target_update_interval=1000, exploration_fraction=0.0005, exploration_final_eps=0.01).learn(10**7)"
     measure dqn_speed --env-id BreakoutNoFrameskip-v4 --first 16000 --windows 5 --seconds 12 \
         --note "$VERSIONS Both: one environment, batches of 32, one update per 4 transitions, Nature network, the target
-copied every 1,000, frame skip 4. Steps are frames of the emulator: four are one transition. The first column has one measurement." \
+copied every 1,000, frame skip 4. Steps are frames of the emulator: four are one transition. $ONE." \
         "ours=python dqn_atari.py $OURS --learning-starts 2000 --buffer-size 100000 --exploration-fraction 0.0005" \
         "SB3=$PEER -c \"import ale_py, gymnasium as gym; gym.register_envs(ale_py); from stable_baselines3 import DQN; from stable_baselines3.common.atari_wrappers import AtariWrapper; from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack; DQN('CnnPolicy', VecFrameStack(DummyVecEnv([lambda: $wrapped]), 4), $learn\""
 }
