@@ -66,10 +66,15 @@ def test_a_killed_process_ends_the_run_in_one_sentence(started, tmp_path):
     assert not psutil.wait_procs(children, 10)[1]
 
 
-def test_environments_of_a_killed_process_are_named(S):
+def in_processes(S, env_id, num_envs, workers):
+    """Return environments of ours in some processes, if the script has such."""
     need(S, "WorkerEnvs", "make_envs")
-    vector = partial(S.WorkerEnvs, workers=2, threads=1)
-    envs = S.make_envs("tests.toy_envs:Counter-v0", 5, vector=vector)
+    vector = partial(S.WorkerEnvs, workers=workers, threads=1)
+    return S.make_envs(f"tests.toy_envs:{env_id}", num_envs, vector=vector)
+
+
+def test_environments_of_a_killed_process_are_named(S):
+    envs = in_processes(S, "Counter-v0", 5, workers=2)
     envs.processes[1].kill()
     with pytest.raises(
         SystemExit, match="the process of environments 2 to 4 has ended: exit code -9"
@@ -130,10 +135,7 @@ def test_killed_runs_leave_no_process_in_the_middle_of_a_step(S, launch, tmp_pat
 
 def in_a_long_step(S):
     """Return two environments in processes, which take a minute for the step that has begun."""
-    need(S, "WorkerEnvs", "make_envs")
-    envs = S.make_envs(
-        "tests.toy_envs:Stuck-v0", 2, vector=partial(S.WorkerEnvs, workers=2, threads=1)
-    )
+    envs = in_processes(S, "Stuck-v0", 2, workers=2)
     actions = np.zeros(envs.action_space.shape, envs.action_space.dtype)
     envs.reset(options={"stream": (0, 1)})
     for _ in range(150):
@@ -205,8 +207,7 @@ def test_errors_come_out_of_their_process(S, monkeypatch, kind, words):
 
     fine_step = S.Episodes.step
     monkeypatch.setattr(S.Episodes, "step", step)
-    vector = partial(S.WorkerEnvs, workers=3, threads=1)
-    envs = S.make_envs("tests.toy_envs:Counter-v0", 5, vector=vector)
+    envs = in_processes(S, "Counter-v0", 5, workers=3)
     envs.reset(options={"stream": (0, 1)})
     with pytest.raises(RuntimeError if kind is Odd else kind, match=words) as caught:
         envs.step(np.zeros(envs.action_space.shape, envs.action_space.dtype))
@@ -245,8 +246,7 @@ def test_shares_of_any_size_give_the_same(S, workers):
 def test_environments_are_closed_in_their_processes(S, monkeypatch, tmp_path):
     need(S, "WorkerEnvs", "make_envs")
     monkeypatch.setattr(S.Episodes, "close", lambda env: (tmp_path / str(env.index)).touch())
-    vector = partial(S.WorkerEnvs, workers=2, threads=1)
-    envs = S.make_envs("tests.toy_envs:Counter-v0", 5, vector=vector)
+    envs = in_processes(S, "Counter-v0", 5, workers=2)
     (tmp_path / "0").unlink()  # one was built in this process, to see its spaces
     envs.close()
     assert {path.name for path in tmp_path.iterdir()} == set("01234")
@@ -294,8 +294,7 @@ def test_the_place_of_an_error_comes_out_of_its_process(refused):
 def test_a_process_that_dies_while_it_answers_is_named(S, monkeypatch):
     need(S, "WorkerEnvs", "make_envs")
     monkeypatch.setattr(S.Episodes, "huge", lambda env: bytes(2**24), raising=False)
-    vector = partial(S.WorkerEnvs, workers=2, threads=1)
-    envs = S.make_envs("tests.toy_envs:Counter-v0", 2, vector=vector)
+    envs = in_processes(S, "Counter-v0", 2, workers=2)
     envs.pipes[1].send(("call", ["huge"], {}))
     assert envs.pipes[1].poll(100)
     envs.processes[1].kill()
@@ -308,8 +307,7 @@ def test_a_process_that_dies_while_it_answers_is_named(S, monkeypatch):
 def test_a_request_that_was_interrupted_gives_no_wrong_answers(S, monkeypatch):
     need(S, "WorkerEnvs", "make_envs")
     monkeypatch.setattr(S.Episodes, "slow", lambda env: time.sleep(0.5), raising=False)
-    vector = partial(S.WorkerEnvs, workers=2, threads=1)
-    envs = S.make_envs("tests.toy_envs:Counter-v0", 2, vector=vector)
+    envs = in_processes(S, "Counter-v0", 2, workers=2)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(S.multiprocessing.connection.Connection, "recv", interrupt)
         envs.call("slow")
