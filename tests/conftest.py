@@ -217,10 +217,15 @@ def tiny(S, flags=TINY):
 
 @contextmanager
 def inside(folder):
-    """Work in a folder; afterwards put back the old one and SIGTERM's handler, which main sets."""
+    """Work in a folder; afterwards put back the old one, and what main sets.
+
+    That is SIGTERM's handler, and the path of modules, to which main adds the folder.
+    """
     handler = signal.getsignal(signal.SIGTERM)
+    modules = [*sys.path]
     with chdir(folder):
         yield
+    sys.path[:] = modules
     signal.signal(signal.SIGTERM, handler)
 
 

@@ -1352,7 +1352,7 @@ def changed(field, value):
     if isinstance(value, bool):
         return not value
     if isinstance(value, int):
-        return 2 * value
+        return 2 * value or 1
     if isinstance(value, float):
         return value / 2 or 0.25
     return 0.5

@@ -997,12 +997,13 @@ def test_tracking_in_trouble(launch, tmp_path, env, warned, environ):
     assert online or [*tmp_path.glob("wandb/offline-run-*/*.wandb")]
 
 
-@pytest.mark.plumbing
 # --- unfamiliar environments ----------------------------------------------------------------------
+@pytest.mark.plumbing
 @pytest.mark.quick
-def test_a_module_in_the_working_directory(S, spaces, train, tmp_path):
+def test_a_module_in_the_working_directory(S, spaces, train, tmp_path, monkeypatch):
     """A run's own copy of the script, in another folder, finds it as the script beside it did."""
     need(S, "compile_update")
+    monkeypatch.delitem(sys.modules, "module_beside", raising=False)  # another script's test's
     apply(spaces, "box")
     text = "from tests import toy_envs; toy_envs.register('Beside', toy_envs.Toy)"
     (tmp_path / "module_beside.py").write_text(text)
