@@ -123,10 +123,29 @@ copied every 1,000, frame skip 4. Steps are frames of the emulator: four are one
         "SB3=$PEER -c \"import ale_py, gymnasium as gym; gym.register_envs(ale_py); from stable_baselines3 import DQN; from stable_baselines3.common.atari_wrappers import AtariWrapper; from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack; DQN('CnnPolicy', VecFrameStack(DummyVecEnv([lambda: $wrapped]), 4), $learn\""
 }
 
+# --- growth: ours alone, with larger networks, larger batches, more environments --------------------
+growth() {
+    local note="$VERSIONS Ours alone, two threads. $ONE, part of it random actions and compilation."
+    measure growth_width --first 6000 --windows 5 --seconds 10 --note "$note" \
+        "256 units=$SAC" "64 units=$SAC --hidden-size 64" \
+        "128 units=$SAC --hidden-size 128" "512 units=$SAC --hidden-size 512"
+    measure growth_batch --first 6000 --windows 5 --seconds 10 --note "$note" \
+        "batches of 256=$SAC" "batches of 64=$SAC --batch-size 64" \
+        "batches of 128=$SAC --batch-size 128" "batches of 512=$SAC --batch-size 512"
+    ppo_peers 64
+    measure growth_envs --first 30000 --windows 5 --seconds 10 \
+        --note "$VERSIONS Ours alone, one thread; rollouts of 2,048, minibatches of 64. $ONE." \
+        "64 environments=$PPO" "1 environment=$PPO --num-envs 1" "4 environments=$PPO --num-envs 4" \
+        "16 environments=$PPO --num-envs 16" "256 environments=$PPO --num-envs 256"
+}
+
 for page in "${@:-all}"; do
     case $page in
-        all) sac; td3; start; pairs; tqc; ppo_1; ppo_64; dqn ;;
-        sac | td3 | start | pairs | tqc | ppo_1 | ppo_64 | dqn) "$page" ;;
-        *) echo "error: no page is called $page: name sac, td3, start, pairs, tqc, ppo_1, ppo_64 or dqn" >&2; exit 2 ;;
+        all) sac; td3; start; pairs; tqc; ppo_1; ppo_64; dqn; growth ;;
+        sac | td3 | start | pairs | tqc | ppo_1 | ppo_64 | dqn | growth) "$page" ;;
+        *)
+            echo "error: no page is called $page: name sac, td3, start, pairs, tqc, ppo_1, ppo_64, dqn or growth" >&2
+            exit 2
+            ;;
     esac
 done
