@@ -100,7 +100,7 @@ class Args:
     env_id: str = "BreakoutNoFrameskip-v4"  # Gymnasium id; my_module:MyEnv-v0 imports my_module
     total_timesteps: int = 10_000_000  # environment transitions, over all environments
     num_envs: int = 1  # environments stepped together
-    num_workers: int = 0  # processes that share out the environments; 0: this one has all
+    num_workers: int = 0  # processes that step a share of the environments each; 0: none
     seed: int = 1  # drives networks, environments, exploration and batches
     life_loss: Literal["auto", "on", "off"] = "auto"  # lost lives end episodes; auto: if not sticky
     clip_rewards: bool = True  # learn from the sign of rewards
@@ -1071,8 +1071,8 @@ def refusing(env_id, several=False):
 
 def place_of(error):
     """Name the file and line of an environment's code that raised an error, if it is known."""
-    if hasattr(error, "place"):  # it comes from another process
-        return error.place
+    if hasattr(error, "place_in_worker"):  # where it was raised, in another process
+        return error.place_in_worker
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         ours = Path(frame.filename).name == SCRIPT.name
         gymnasiums = Path(gym.__file__).parent in Path(frame.filename).parents
@@ -1202,15 +1202,31 @@ def play(env, other=None):
     return outcomes
 
 
-CLOSING = 30  # seconds that processes have to close their environments
+CLOSING = 30  # seconds that workers have to close their environments
+
+
+class Request(NamedTuple):
+    """A method that a worker is to call of its SyncVectorEnv."""
+
+    method: str
+    inputs: tuple = ()
+    options: dict | None = None
+
+
+class Answer(NamedTuple):
+    """What came of a request: its result, or the exception that it raised."""
+
+    result: object = None
+    error: Exception | None = None
 
 
 class WorkerEnvs(gym.vector.VectorEnv):
-    """Environments in other processes, a share of them in each, which end with this one.
+    """Steps environments in worker processes, a share of them in each, all at the same time.
 
-    The processes step their shares at the same time, to the same bits as one process would. Signals
-    that a terminal or a scheduler sends to all processes of a run are left to the run: whether and
-    when it is saved is decided here.
+    Gymnasium's AsyncVectorEnv has a process for each environment, which takes longer than to step
+    fast simulators in this process. Results are those of SyncVectorEnv, bit for bit: the seeds of
+    an environment depend on its index among all, not on its process. Workers leave Ctrl-C and
+    SIGTERM to this process, which saves the run, and end when it does, however it ends.
     """
 
     def __init__(self, makers, workers, threads, **options):
@@ -1229,31 +1245,33 @@ class WorkerEnvs(gym.vector.VectorEnv):
         self.shares = [slice(first, end) for first, end in pairwise(bounds)]
         self.pipes = []
         self.processes = []
-        self.waiting = False  # for answers
-        # At the end of a program multiprocessing sends SIGTERM, which workers do not heed, and
-        # waits for them: they are killed before. Not by atexit, which does not run in a process
-        # of multiprocessing.
-        self.at_exit = multiprocessing.util.Finalize(None, self.kill, exitpriority=0)
+        self.answers_pending = False
+        # When Python exits, multiprocessing sends SIGTERM to daemon processes and waits for them.
+        # Workers ignore it, so they are killed before. Not by atexit, which does not run where
+        # this process was itself started by multiprocessing. It is done for a lost object, too.
+        self.at_exit = multiprocessing.util.Finalize(
+            self, kill_all, [self.processes], exitpriority=0
+        )
         try:
             for share in self.shares:
                 self.start(partial(gym.vector.SyncVectorEnv, makers[share], **options), threads)
             self.check_spaces()
-        except BaseException:
-            self.close()
+        except BaseException as error:
+            self.close(terminate=not isinstance(error, Exception))  # after Ctrl-C nobody waits
             raise
 
     def start(self, build, threads):
-        """Start a process, which builds its environments when it is first asked for something."""
+        """Start a worker, which builds its environments when it gets its first request."""
         pipe, pipe_of_worker = multiprocessing.Pipe()
         self.pipes.append(pipe)
         inputs = (build, pipe_of_worker, list(self.pipes), threads)
-        process = multiprocessing.Process(target=work, args=inputs, daemon=True)
+        process = multiprocessing.Process(target=serve_environments, args=inputs, daemon=True)
         process.start()
         pipe_of_worker.close()
         self.processes.append(process)
 
     def check_spaces(self):
-        """Raise RuntimeError if environments differ in their spaces."""
+        """Raise RuntimeError if environments differ in their spaces; the first request to all."""
         for name in ["observation_space", "action_space"]:
             for space in self.call(name):
                 if space != getattr(self, f"single_{name}"):
@@ -1261,11 +1279,16 @@ class WorkerEnvs(gym.vector.VectorEnv):
 
     def step(self, actions):
         """Step all environments."""
-        answers = self.ask("step", [([actions[share]], {}) for share in self.shares])
-        obs, rewards, terminated, truncated, infos = zip(*answers, strict=True)
+        results = self.ask([Request("step", (actions[share],)) for share in self.shares])
+        obs, rewards, terminated, truncated, infos = zip(*results, strict=True)
         self.obs = np.concatenate(obs)
-        ends = map(np.concatenate, (rewards, terminated, truncated))
-        return self.obs.copy(), *ends, self.merge(infos)
+        return (
+            self.obs.copy(),
+            np.concatenate(rewards),
+            np.concatenate(terminated),
+            np.concatenate(truncated),
+            self.merge(infos),
+        )
 
     def reset(self, *, seed=None, options=None):
         """Reset all environments, or those of options["reset_mask"]; no infos."""
@@ -1273,23 +1296,24 @@ class WorkerEnvs(gym.vector.VectorEnv):
         mask = options.get("reset_mask")
         requests = []
         for share in self.shares:
-            part = options if mask is None else options | {"reset_mask": mask[share]}
-            asked = mask is None or mask[share].any()
-            requests.append(([], {"options": part}) if asked else None)
-        for share, answer in zip(self.shares, self.ask("reset", requests), strict=True):
-            if answer is not None:
-                self.obs[share], _ = answer
+            # the other options are for all: an environment finds its own by its index
+            own = options if mask is None else options | {"reset_mask": mask[share]}
+            none_begins = mask is not None and not mask[share].any()
+            requests.append(None if none_begins else Request("reset", options={"options": own}))
+        for share, result in zip(self.shares, self.ask(requests), strict=True):
+            if result is not None:
+                self.obs[share], _ = result
         return self.obs.copy(), {}
 
     def call(self, name, *inputs, **options):
         """Call a method of every environment; return the results of all."""
-        request = [name, *inputs], options
-        return tuple(chain(*self.ask("call", [request] * len(self.shares))))
+        request = Request("call", (name, *inputs), options)
+        return tuple(chain(*self.ask([request] * len(self.shares))))
 
     def merge(self, infos):
-        """Return one dictionary of arrays [N, ...], zero where a process has none.
+        """Return one dictionary of arrays [N, ...], zero where a worker has none.
 
-        Infos are arrays, one value for each environment of a process; there are no nested ones.
+        Infos are arrays, one value for each environment of a worker; there are no nested ones.
         """
         merged = {}
         for share, info in zip(self.shares, infos, strict=True):
@@ -1298,31 +1322,30 @@ class WorkerEnvs(gym.vector.VectorEnv):
                 merged.setdefault(name, zeros)[share] = values
         return merged
 
-    def ask(self, name, requests):
-        """Send each process its request, to call a method of its environments; return all answers.
+    def ask(self, requests):
+        """Send each worker its request and return all results.
 
-        A request is (inputs, options). A process whose request is None is left alone, and its
-        answer is None.
+        A worker whose request is None is left alone, and its result is None.
         """
-        if self.waiting:
+        if self.answers_pending:  # they would be taken for those of these requests
             raise RuntimeError("a request was interrupted: close these environments")
-        self.waiting = True
+        self.answers_pending = True
         answers = []
-        with self.naming_the_dead():
+        with self.dead_workers_reported():
             for pipe, request in zip(self.pipes, requests, strict=True):
                 if request:
-                    pipe.send((name, *request))
+                    pipe.send(request)
             for pipe, request in zip(self.pipes, requests, strict=True):
-                answers.append(pipe.recv() if request else (None, None))
-        self.waiting = False
-        for _, error in answers:
-            if error is not None:
-                raise error
-        return [answer for answer, _ in answers]
+                answers.append(pipe.recv() if request else Answer())
+        self.answers_pending = False
+        for answer in answers:
+            if answer.error is not None:
+                raise answer.error
+        return [answer.result for answer in answers]
 
     @contextmanager
-    def naming_the_dead(self):
-        """If a process is gone, end the program by a sentence that says which."""
+    def dead_workers_reported(self):
+        """If a worker is gone, end the run by a sentence that says which."""
         try:
             yield
         except (EOFError, OSError):  # the latter where one dies while it sends, too
@@ -1338,17 +1361,13 @@ class WorkerEnvs(gym.vector.VectorEnv):
             sentence = f"the process of {whose} has ended: exit code {code}"
             if code == -signal.SIGKILL:
                 sentence += ", as where memory is short"
+            # no traceback: it would lead to this line, not to what has ended the worker
             raise SystemExit(sentence) from None
 
-    def kill(self):
-        """End all processes at once."""
-        for process in self.processes:
-            process.kill()
-
     def close_extras(self, terminate=False):
-        """Let processes close their environments in time, or end them at once."""
+        """Let workers close their environments in time, or end them at once; close() calls it."""
         if terminate:
-            self.kill()
+            kill_all(self.processes)
         for pipe in self.pipes:
             with suppress(OSError):  # it has died
                 pipe.send(None)
@@ -1358,36 +1377,42 @@ class WorkerEnvs(gym.vector.VectorEnv):
             process.join(max(0, deadline - time.perf_counter()))
         if not terminate and any(process.is_alive() for process in self.processes):
             say(f"warning: environments that do not close within {CLOSING} s are killed")
-        self.kill()
+        kill_all(self.processes)
         for process in self.processes:
             process.join()
         self.at_exit.cancel()
 
 
-def work(build, pipe, pipes_of_run, threads):
-    """Serve environments in a process of its own, until the run asks for no more, or is gone.
+def kill_all(processes):
+    """End processes at once."""
+    for process in processes:
+        process.kill()
 
-    A message is (name, inputs, options), or None: close, and end. Its answer is (result, error).
-    """
-    # copies of the run's ends of pipes: while one is open, nobody notices that the run is gone
-    for other in pipes_of_run:
+
+def serve_environments(build, pipe, parent_pipes, threads):
+    """Answer requests to environments, in a worker, until None comes or the parent has ended."""
+    # a forked worker has copies of the parent's ends of pipes: while one is open, no worker
+    # notices that the parent has closed its own
+    for other in parent_pipes:
         other.close()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # left to the run; not SIG_IGN, which programs that the environment starts would inherit
+        # left to the parent; not SIG_IGN, which programs that the environment starts would inherit
         signal.signal(number, lambda number, frame: None)
-    run = multiprocessing.parent_process()
-    threading.Thread(target=end_with, args=[run], daemon=True).start()
+    # the pipe tells of the parent's end between two requests, this thread in the middle of one
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=end_with, args=[parent], daemon=True).start()
     limit_threads(threads)
     envs = None
-    with suppress(OSError, EOFError):  # the run is gone
-        while message := pipe.recv():
-            name, inputs, options = message
+    with suppress(OSError, EOFError):  # the parent has ended
+        while request := pipe.recv():
             try:
-                if envs is None:  # here, so that its errors reach the run like all others
+                if envs is None:  # here, so that its errors reach the parent like all others
                     envs = build()
-                pipe.send((getattr(envs, name)(*inputs, **options), None))
-            except Exception as error:
-                pipe.send((None, portable(error)))
+                method = getattr(envs, request.method)
+                answer = Answer(method(*request.inputs, **request.options or {}))
+                pipe.send(answer)
+            except Exception as error:  # SystemExit ends this worker, which is reported
+                pipe.send(Answer(error=portable(error)))
     close_envs(envs)
 
 
@@ -1400,7 +1425,7 @@ def portable(error):
     except Exception:
         error = RuntimeError(repr(error))
     error.add_note(note)
-    error.place = place  # for place_of, since no traceback can go to another process
+    error.place_in_worker = place  # for place_of, since no traceback can go to another process
     return error
 
 
@@ -2281,7 +2306,8 @@ class Run:
         self.handlers = {}
         self.commit, changes = git_state()
         self.dirty = bool(changes)
-        # the rows between two checkpoints; 2,000 if none are due but those of signals
+        # a replay buffer is written row by row; what is learned on-policy has no such buffers.
+        # room for the rows between two checkpoints; 2,000 if none are due but those of signals
         room = max(self.args.checkpoint_every, 2_000) + self.args.num_envs
         self.buffer_files = []
         for number, buffer in enumerate(self.buffers):
@@ -2580,6 +2606,7 @@ class Run:
 
     def log_episodes(self, infos, truncated):
         """Log the episodes that ended in the latest step, and move the bar."""
+        # Gymnasium's infos have, for each key, a mask of the environments that gave it a value
         for i in np.flatnonzero(infos.get("_episode_return", [])):
             episode_return = float(infos["episode_return"][i])
             length = int(infos["episode_length"][i])

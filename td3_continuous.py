@@ -963,8 +963,8 @@ def refusing(env_id, several=False):
 
 def place_of(error):
     """Name the file and line of an environment's code that raised an error, if it is known."""
-    if hasattr(error, "place"):  # it comes from another process
-        return error.place
+    if hasattr(error, "place_in_worker"):  # where it was raised, in another process
+        return error.place_in_worker
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         ours = Path(frame.filename).name == SCRIPT.name
         gymnasiums = Path(gym.__file__).parent in Path(frame.filename).parents
@@ -1914,7 +1914,8 @@ class Run:
         self.handlers = {}
         self.commit, changes = git_state()
         self.dirty = bool(changes)
-        # the rows between two checkpoints; 2,000 if none are due but those of signals
+        # a replay buffer is written row by row; what is learned on-policy has no such buffers.
+        # room for the rows between two checkpoints; 2,000 if none are due but those of signals
         room = max(self.args.checkpoint_every, 2_000) + self.args.num_envs
         self.buffer_files = []
         for number, buffer in enumerate(self.buffers):
@@ -2213,6 +2214,7 @@ class Run:
 
     def log_episodes(self, infos, truncated):
         """Log the episodes that ended in the latest step, and move the bar."""
+        # Gymnasium's infos have, for each key, a mask of the environments that gave it a value
         for i in np.flatnonzero(infos.get("_episode_return", [])):
             episode_return = float(infos["episode_return"][i])
             length = int(infos["episode_length"][i])

@@ -1,6 +1,7 @@
 """Environments in processes of their own end with the run, and not before."""
 
 import json
+import multiprocessing
 import os
 import re
 import resource
@@ -64,6 +65,12 @@ def test_a_killed_process_ends_the_run_in_one_sentence(started, tmp_path):
     assert "the process of environment 1 has ended: exit code -9, as where memory is short" in out
     assert summary(tmp_path / "run")["status"] == "failed"
     assert not psutil.wait_procs(children, 10)[1]
+
+
+@pytest.fixture
+def forked(monkeypatch):
+    """Fork workers, on all systems: others would not see what a test patches."""
+    monkeypatch.setattr(multiprocessing, "Process", multiprocessing.get_context("fork").Process)
 
 
 def in_processes(S, env_id, num_envs, workers):
@@ -143,7 +150,7 @@ def in_a_long_step(S):
         if (terminated | truncated).any():
             envs.reset(options={"reset_mask": terminated | truncated})
     for pipe, share in zip(envs.pipes, envs.shares, strict=True):
-        pipe.send(("step", [actions[share]], {}))
+        pipe.send(S.Request("step", (actions[share],)))
     return envs
 
 
@@ -186,6 +193,32 @@ print([process.pid for process in envs.processes])
     assert not [pid for pid in json.loads(done.stdout) if psutil.pid_exists(pid)]
 
 
+def test_lost_environments_leave_no_process(S):
+    """In a notebook, say, where nobody has closed them."""
+    envs = in_processes(S, "Counter-v0", 2, workers=2)
+    processes = [psutil.Process(process.pid) for process in envs.processes]
+    del envs
+    assert not psutil.wait_procs(processes, 10)[1]
+
+
+@pytest.mark.usefixtures("forked")
+def test_ctrl_c_while_workers_build_waits_for_nothing(S, monkeypatch):
+    need(S, "WorkerEnvs", "make_envs")
+    make_env = S.make_env
+
+    def make(env_id, index, *options):
+        if index == 1:
+            time.sleep(100)  # in a worker
+        return make_env(env_id, index, *options)
+
+    monkeypatch.setattr(S, "make_env", make)
+    monkeypatch.setattr(S.WorkerEnvs, "check_spaces", interrupt)
+    began = time.perf_counter()
+    with pytest.raises(KeyboardInterrupt):
+        in_processes(S, "Counter-v0", 2, workers=2)
+    assert time.perf_counter() - began < 20
+
+
 class Odd(Exception):
     """An error that cannot be copied."""
 
@@ -193,6 +226,7 @@ class Odd(Exception):
         super().__init__(one)
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize(
     "kind, words", [(KeyError, "goal"), (Odd, r"Odd\('goal'\)")], ids=["usual", "odd"]
 )
@@ -243,6 +277,7 @@ def test_shares_of_any_size_give_the_same(S, workers):
         envs.close()
 
 
+@pytest.mark.usefixtures("forked")
 def test_environments_are_closed_in_their_processes(S, monkeypatch, tmp_path):
     need(S, "WorkerEnvs", "make_envs")
     monkeypatch.setattr(S.Episodes, "close", lambda env: (tmp_path / str(env.index)).touch())
@@ -253,7 +288,7 @@ def test_environments_are_closed_in_their_processes(S, monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def refused(S, monkeypatch, capfd):
+def refused(S, monkeypatch, capfd, forked):
     """Return why environments in three processes are refused, the last of which is spoilt."""
     need(S, "WorkerEnvs", "make_envs")
 
@@ -291,19 +326,21 @@ def test_the_place_of_an_error_comes_out_of_its_process(refused):
     assert "--num-envs 1 --eval-every 0" in said
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_process_that_dies_while_it_answers_is_named(S, monkeypatch):
     need(S, "WorkerEnvs", "make_envs")
     monkeypatch.setattr(S.Episodes, "huge", lambda env: bytes(2**24), raising=False)
     envs = in_processes(S, "Counter-v0", 2, workers=2)
-    envs.pipes[1].send(("call", ["huge"], {}))
+    envs.pipes[1].send(S.Request("call", ("huge",)))
     assert envs.pipes[1].poll(100)
     envs.processes[1].kill()
     words = "the process of environment 1 has ended"
-    with pytest.raises(SystemExit, match=words), envs.naming_the_dead():
+    with pytest.raises(SystemExit, match=words), envs.dead_workers_reported():
         envs.pipes[1].recv()
     envs.close()
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_request_that_was_interrupted_gives_no_wrong_answers(S, monkeypatch):
     need(S, "WorkerEnvs", "make_envs")
     monkeypatch.setattr(S.Episodes, "slow", lambda env: time.sleep(0.5), raising=False)
@@ -316,7 +353,7 @@ def test_a_request_that_was_interrupted_gives_no_wrong_answers(S, monkeypatch):
     envs.close()
 
 
-def interrupt(pipe):
+def interrupt(_):
     """As Ctrl-C."""
     raise KeyboardInterrupt
 

@@ -101,7 +101,7 @@ def test_scores_training_and_times(tmp_path, run_report):
     assert (line["seeds"], line["IQM"], line["minimum"]) == ("2, smoke", "the mean", "1900")
     assert cells(out, 1)[0]["training"] == f"{(99.5 + 7) / 2:.3g}"
     times = cells(out, 2)[0]
-    assert (times["time"], times["steps/s"]) == ("10 min", "1667")
+    assert (times["time"], times["steps/s"], times["last/first"]) == ("10 min", "1667", "unknown")
     assert (times["update"], times["env"], times["eval"]) == ("85%", "15%", "0%")
     assert "- a machine, Python 3.11.7, torch 2.13.0, gymnasium 1.4.0, mujoco 3.17.0\n" in out
 

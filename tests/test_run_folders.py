@@ -3,6 +3,7 @@
 import gzip
 import importlib
 import json
+import math
 import re
 import sys
 
@@ -164,3 +165,17 @@ def test_flags_as_on_the_command_line():
     ):
         assert run_folders.flag("norm_obs", value) == shown
         assert run_folders.flag_words("norm_obs", value) == words
+
+
+def test_pace_is_that_of_the_last_quarter_over_that_of_the_first():
+    """Of the rows with updates: random actions at the start are faster."""
+    speeds = [900, 100, 120, 80, 1, 1, 1, 1, 1, 60, 50, 700, 40]  # at steps 0, 100, 200 ...
+    rows = [
+        {"global_step": 100 * i, "charts/SPS": sps, "losses/critic": 0.5}
+        for i, sps in enumerate(speeds)
+    ]
+    del rows[0]["losses/critic"]
+    rows[0] |= {"charts/episodic_return": 1.0}
+    assert run_folders.pace_of(rows) == 50 / 100
+    assert math.isnan(run_folders.pace_of([])) and math.isnan(run_folders.pace_of(rows[:1]))
+    assert math.isnan(run_folders.pace_of(rows[5:]))  # the first quarter has no updates

@@ -1793,8 +1793,8 @@ OPTIMIZER += "        self.opt = Adam(self.parameters(), args.learning_rate, eps
 PPO = {
     # rollouts
     "terminated is ignored": (
-        "ended = rollout.terminated",
-        "ended = 0 * rollout.terminated",
+        "terminal = rollout.terminated",
+        "terminal = 0 * rollout.terminated",
         f"{PROBES}values[box-Const-0.5-2-1]",
     ),
     "truncation counts as termination": (
@@ -1862,8 +1862,8 @@ PPO = {
     ),
     "gamma is left out of the trace": ("trace = gamma * ", "trace = ", GAE),
     "gamma is left out of delta": (
-        "delta = reward + gamma * (1 - ended)",
-        "delta = reward + (1 - ended)",
+        "delta = reward + gamma * (1 - terminal)",
+        "delta = reward + (1 - terminal)",
         f"{PROBES}values[box-Chain3-0.5-2-1]",
     ),
     "the sum over steps runs forwards": (
@@ -2188,17 +2188,27 @@ PPO = {
         f"{ASYNC}a_signal_for_all_processes_saves_the_run[15]",
     ),
     "processes outlive a run that is killed": (
-        "    threading.Thread(target=end_with, args=[run], daemon=True).start()\n",
+        "    threading.Thread(target=end_with, args=[parent], daemon=True).start()\n",
         "",
         f"{ASYNC}killed_runs_leave_no_process_in_the_middle_of_a_step",
     ),
     "a program waits for processes that it has not closed": (
-        "Finalize(None, self.kill, exitpriority=0)",
-        "Finalize(None, str, exitpriority=0)",
+        "self, kill_all, [self.processes], exitpriority=0",
+        "self, id, [self.processes], exitpriority=0",
         f"{ASYNC}a_program_does_not_wait_for_its_processes[]",
     ),
+    "lost environments keep their processes": (
+        "            self, kill_all, [self.processes]",
+        "            None, kill_all, [self.processes]",
+        f"{ASYNC}lost_environments_leave_no_process",
+    ),
+    "Ctrl-C waits for workers that build": (
+        "self.close(terminate=not isinstance(error, Exception))",
+        "self.close()",
+        f"{ASYNC}ctrl_c_while_workers_build_waits_for_nothing",
+    ),
     "processes that are to end at once do not": (
-        "        if terminate:\n            self.kill()\n",
+        "        if terminate:\n            kill_all(self.processes)\n",
         "        terminate = False\n",
         f"{ASYNC}processes_in_the_middle_of_a_step_end_at_once",
     ),
@@ -2208,7 +2218,7 @@ PPO = {
         f"{ASYNC}processes_are_not_waited_for_without_end",
     ),
     "an error in a process goes unnoticed": (
-        "            if error is not None:\n                raise error\n",
+        "            if answer.error is not None:\n                raise answer.error\n",
         "            pass\n",
         f"{ASYNC}errors_come_out_of_their_process[usual]",
     ),

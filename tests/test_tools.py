@@ -34,7 +34,8 @@ def tool(name, *arguments, cwd=ROOT):
 
 
 SPEED_PAGES = {
-    "speed.md": ["speed", "sac_start_cold", "sac_start_warm"],
+    "speed.md": ["speed", "sac_start_cold", "sac_start_warm", "sac_pairs"],
+    "growth.md": ["growth_width", "growth_batch", "growth_envs"],
     "td3_speed.md": ["td3_speed", "td3_start_cold", "td3_start_warm"],
     "ppo_speed.md": ["ppo_speed", "ppo_speed_64", "ppo_speed_workers", "ppo_workers"],
     "dqn_speed.md": ["dqn_speed"],
@@ -232,8 +233,10 @@ cache = os.environ["TORCHINDUCTOR_CACHE_DIR"]
 assert " " not in cache, "PyTorch compiles nothing there"
 with open({launches!r}, "a") as file:
     file.write("warm " if os.path.exists(cache) else "cold ")
-while len(open({launches!r}).read().split()) % {copies}:
-    time.sleep(0.01)  # for the other copy
+if len(open({launches!r}).read().split()) % {copies}:
+    while len(open({launches!r}).read().split()) % {copies}:
+        time.sleep(0.01)  # for the other copy
+    time.sleep(0.5)  # which has stepped a while before this one begins
 os.makedirs(cache, exist_ok=True)
 env = gymnasium.make("speed:Counted-v0")
 env.reset()
@@ -248,12 +251,12 @@ def test_speed_of_copies_that_were_launched_before(tmp_path, copies):
     """Without windows, what counts is the second launch; nothing is left."""
     noted = tmp_path / "launches"
     (tmp_path / "loop.py").write_text(LAUNCHES.format(launches=str(noted), copies=copies))
-    options = ["--first", 20, "--windows", 0, "--copies", copies, "--warm", "--file", "a.json"]
+    options = ["--first", 800, "--windows", 0, "--copies", copies, "--warm", "--file", "a.json"]
     options += ["--env-id", "Pendulum-v1"]
     code, out, err = tool("speed.py", *options, f"a b={sys.executable} loop.py", cwd=tmp_path)
     assert code == 0, err
     assert noted.read_text() == "cold " * copies + "warm " * copies
-    assert ("2 copies at a time" in out) == (copies == 2) and "compiled before, to step 20" in out
+    assert ("2 copies at a time" in out) == (copies == 2) and "compiled before, to step 800" in out
     assert out.count("| ratio") == 1 and "window" not in out
     found = json.loads((tmp_path / "a.json").read_text())["programs"]["a b"]
     assert found["windows"] == [] and 0 < found["first"] < 500 * copies
@@ -327,7 +330,7 @@ def share(phases, rounds=3, per_look=7):
     strides = speed.Strides({})
     for counts in looks(phases, rounds, per_look):
         strides.add(counts)
-    return strides.share_aside()
+    return strides.share_not_training()
 
 
 @pytest.mark.parametrize("per_look", [1, 7, 99, 100, 101, 500])
@@ -355,10 +358,10 @@ def test_speed_takes_no_harmless_steps_for_evaluations(per_look):
     for counts in looks([train], 10, per_look):
         trial.add({"trial": 2, **counts})
         idle.add({"idle": 10**6, **counts})
-    assert trial.share_aside() < speed.NEGLIGIBLE and idle.share_aside() == 0
+    assert trial.share_not_training() < speed.NEGLIGIBLE and idle.share_not_training() == 0
     in_turns = [{"a": 4}, {"b": 4}, {"c": 4}]  # frames that are skipped
     assert share(in_turns, rounds=500, per_look=per_look) == 0
-    assert speed.Strides({}).share_aside() == 0
+    assert speed.Strides({}).share_not_training() == 0
 
 
 @pytest.mark.slow
@@ -461,8 +464,8 @@ def figures(**windows):
 
 
 def test_speed_sums_up_files(tmp_path):
-    """A line for each file, a column for each peer; ratios are taken within rounds."""
-    (tmp_path / "a.json").write_text(json.dumps(figures(ours=[20, 30, 60], Slow=[10, 10, 10])))
+    """A line for each file, a column for each peer; ratios are taken within complete rounds."""
+    (tmp_path / "a.json").write_text(json.dumps(figures(ours=[20, 30, 60, 99], Slow=[10] * 3)))
     (tmp_path / "b.json").write_text(json.dumps(figures(mine=[50], Slow=[50], Fast=[100])))
     code, out, _ = tool("speed.py", "--summary", "a.json", "b.json", cwd=tmp_path)
     assert code == 0 and out.splitlines() == [

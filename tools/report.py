@@ -448,7 +448,8 @@ def details(rows, table):
     """Return returns of training, times, machines and the sources of published results."""
     text = "\nReturns of training are means of the last 100 episodes.\n"
     text += table([training_line(row) for row in rows])
-    text += "\nMean time of a run, steps per second, and the share of time of each part:\n"
+    text += "\nMean time of a run, steps per second, those in the last quarter of the steps over those\n"
+    text += "in the first, and the share of time of each part:\n"
     text += table([time_line(row) for row in rows])
     return text + prose(list_of_machines(rows) + list_of_sources(rows), table)
 
@@ -474,16 +475,20 @@ def time_line(row):
         "environment": row.environment,
         "steps": f"{row.steps:,}",
         "time": f"{minutes:.0f} min",
-        "steps/s": span_of([run.sps for run in row.runs]),
+        "steps/s": span_of([run.sps for run in row.runs], digits=0),
+        "last/first": span_of([run.pace for run in row.runs], digits=2),
     }
     for name, share in zip(TIMES, shares, strict=True):
         cells[name] = f"{100 * share:.0f}%"
     return cells
 
 
-def span_of(values):
-    """Write the lowest and the highest of some values, once if they are the same: 310-420."""
-    ends = dict.fromkeys(f"{value:.0f}" for value in (min(values), max(values)))
+def span_of(values, digits):
+    """Write the lowest and the highest of what is known, once if they are the same: 310-420."""
+    known = [value for value in values if not math.isnan(value)]
+    if not known:
+        return "unknown"
+    ends = dict.fromkeys(f"{value:.{digits}f}" for value in (min(known), max(known)))
     return "-".join(ends)
 
 

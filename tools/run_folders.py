@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 import numpy as np
@@ -160,6 +161,7 @@ class Run:
     evaluations: list[Evaluation]
     training: float  # mean of the last 100 episodes of training
     shares: np.ndarray  # of the time, [TIMES]
+    pace: float  # steps per second in the last quarter of its steps over those in the first
     versions: dict  # of what the task depends on; empty while a run lives
     machine: str
 
@@ -223,6 +225,7 @@ def read_run(folder):
         evaluations=read_evaluations(rows),
         training=mean_or_nan(column(rows, "charts/episodic_return")[-100:]),
         shares=shares_of_time(rows),
+        pace=pace_of(rows),
         versions=versions_of_task(config, versions),
         machine=describe_machine(config, summary.get("hardware", "unknown"), versions),
     )
@@ -357,6 +360,27 @@ def shares_of_time(rows):
     lengths = [end - start for start, end in pairwise([0.0, *ends])]
     shares = [[row.get(f"time/{name}", 0) for name in TIMES] for row in timed]
     return np.average(shares, 0, lengths)
+
+
+def pace_of(rows):
+    """Return the speed in the last quarter of a run's steps over that in the first.
+
+    Speeds are medians of the rows with updates; NaN if one of the quarters has none.
+    """
+    trained = [row for row in rows if "charts/SPS" in row and has_updates(row)]
+    if not trained:
+        return math.nan
+    last_step = trained[-1]["global_step"]
+    first = [row for row in trained if row["global_step"] <= last_step / 4]
+    last = [row for row in trained if row["global_step"] > last_step * 3 / 4]
+    if not first:
+        return math.nan
+    return median(column(last, "charts/SPS")) / max(median(column(first, "charts/SPS")), 1e-9)
+
+
+def has_updates(row):
+    """Tell whether a row of metrics is from a time in which the agent learned."""
+    return any(name.startswith("losses/") for name in row)
 
 
 def simulator_of(config):

@@ -1,9 +1,10 @@
 """Compare how many environment steps a second programs train, in turns on one machine.
 
-Every program trains on speed:Counted-v0, which is the environment of --env-id with a counter. Each
-is timed from its launch to --first steps, then stopped by a signal. Afterwards they go on in turns,
-one at a time, a window of --seconds each and --windows rounds, so that a machine that slows down
-slows all of them. The first program is the one that the others are compared with.
+Every program trains on speed:Counted-v0, which is the environment of --env-id with a counter (this
+file is the module speed, which programs find by PYTHONPATH). Each is timed from its launch to
+--first steps, then stopped by a signal. Afterwards they go on in turns, one at a time, a window of
+--seconds each and --windows rounds, so that a machine that slows down slows all of them. The first
+program is the one that the others are compared with.
 
 All steps count, so programs must not evaluate: one that does is refused. Each runs in an empty
 folder of its own, and starts with nothing compiled; with --warm each has been launched before, for
@@ -95,16 +96,16 @@ class Counters:
 
 
 class Strides:
-    """Tells whether all environments that step take part in training.
+    """Detects evaluations, by the steps of each environment from look to look.
 
-    Those that train step in turns. While an evaluation lasts they stand still; afterwards its own
-    environments do. To see this it takes some looks from one evaluation to the next.
+    All environments that train step at about the same rate. Where some stand still while another
+    makes STRIDE steps, one of both evaluates. Two evaluations must be some looks apart.
     """
 
     def __init__(self, counts):
         self.start = counts
         self.last = counts  # at the end of the last stride
-        self.in_all = None  # the environments that have stepped in every stride
+        self.always_stepping = None  # the environments that have stepped in every stride
 
     def add(self, counts):
         """Look at the counts; a stride ends when one environment has made enough steps."""
@@ -112,17 +113,17 @@ class Strides:
         if max(moved.values(), default=0) < STRIDE:
             return
         stepped = {name for name, steps in moved.items() if steps}
-        if self.in_all is None:
-            self.in_all = stepped
-        self.in_all &= stepped
+        if self.always_stepping is None:
+            self.always_stepping = stepped
+        self.always_stepping &= stepped
         self.last = counts
 
-    def share_aside(self):
+    def share_not_training(self):
         """Return the share of steps in environments that have stood still while others stepped."""
-        if self.in_all is None:
+        if self.always_stepping is None:
             return 0.0
         moved = difference(self.last, self.start)
-        aside = sum(steps for name, steps in moved.items() if name not in self.in_all)
+        aside = sum(steps for name, steps in moved.items() if name not in self.always_stepping)
         return aside / sum(moved.values())
 
 
@@ -205,22 +206,23 @@ class Program:
 
     def launch(self):
         """Start all copies, whose steps are counted from here on."""
-        counters = self.folder / "counters"
-        shutil.rmtree(counters, ignore_errors=True)
-        counters.mkdir(parents=True)
-        self.counters = Counters(counters)
         self.start = time.perf_counter()
+        self.counters = []
         self.processes = []
         for copy in range(self.copies):
-            self.processes.append(self.start_one(self.log(copy)))
+            folder = self.folder / f"counters{copy}"
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            self.counters.append(Counters(folder))
+            self.processes.append(self.start_one(folder, self.log(copy)))
 
-    def start_one(self, log):
+    def start_one(self, counters, log):
         """Return a process of the program in a process group of its own."""
         paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
         environ = {
             "PYTHONPATH": os.pathsep.join(paths),
             "SPEED_ENV": self.env_id,
-            "SPEED_COUNTERS": str(self.counters.folder),
+            "SPEED_COUNTERS": str(counters),
             # what was compiled: empty at the first launch
             "TORCHINDUCTOR_CACHE_DIR": str(self.folder / "inductor"),
             "JAX_COMPILATION_CACHE_DIR": str(self.folder / "jax"),
@@ -259,14 +261,18 @@ class Program:
         for process in self.processes:
             process.wait()
 
+    def steps(self):
+        """Return the steps of all copies so far."""
+        return sum(counters.total() for counters in self.counters)
+
     def first(self, steps):
         """Return steps per second from the launch to that many steps."""
-        strides = Strides({})
-        while self.counters.total() < steps:
-            self.send(0)
-            strides.add(self.counters.read())
+        strides = [Strides({}) for _ in self.counters]
+        while self.steps() < steps:
+            self.send(0)  # no signal: fails if the program has ended
+            self.look(strides)
             time.sleep(LOOK)
-        made = self.counters.total()
+        made = self.steps()
         seconds = time.perf_counter() - self.start
         self.refuse_evaluations(strides)
         return made / seconds
@@ -275,21 +281,26 @@ class Program:
         """Go on for a while and return steps per second."""
         self.send(signal.SIGCONT)
         time.sleep(SETTLE)
-        before = self.counters.read()
-        strides = Strides(before)
+        before = self.steps()
+        strides = [Strides(counters.read()) for counters in self.counters]
         start = time.perf_counter()
         while time.perf_counter() < start + seconds:
             time.sleep(LOOK)
-            strides.add(self.counters.read())
-        made = self.counters.total() - sum(before.values())
+            self.look(strides)
+        made = self.steps() - before
         passed = time.perf_counter() - start
         self.send(signal.SIGSTOP)
         self.refuse_evaluations(strides)
         return made / passed
 
+    def look(self, strides):
+        """Look at the counts of every copy, which are as fast as one another by chance only."""
+        for one, counters in zip(strides, self.counters, strict=True):
+            one.add(counters.read())
+
     def refuse_evaluations(self, strides):
         """Exit with 2 if steps were made that did not train."""
-        if strides.share_aside() > NEGLIGIBLE:
+        if max(one.share_not_training() for one in strides) > NEGLIGIBLE:
             refuse(
                 f"{self.name} has environments that stand still while others step, as in "
                 "evaluations, whose steps do not count: turn these off (here by --eval-every 0)"
@@ -356,9 +367,18 @@ def read_figures(flag, file):
     return found
 
 
+def figures(found):
+    """Return the figures of all programs by name, with the windows of complete rounds alone."""
+    programs = {name: Figures(**one) for name, one in found["programs"].items()}
+    rounds = min(len(one.windows) for one in programs.values())
+    for one in programs.values():
+        del one.windows[rounds:]
+    return programs
+
+
 def describe(found):
     """Return all figures in Markdown: medians of the windows, with the range in brackets."""
-    programs = {name: Figures(**one) for name, one in found["programs"].items()}
+    programs = figures(found)
     ours = next(iter(programs.values()))
     copies = found.get("copies", 1)
     steps = f"steps/s of {copies} copies at a time" if copies > 1 else "steps/s"
@@ -392,13 +412,12 @@ def describe(found):
 
 def ratios(ours, peer):
     """Return how many times the peer's steps the first program made, in each round."""
-    pairs = zip(ours.windows, peer.windows, strict=False)  # the last round may lack some
-    return [a / b for a, b in pairs]
+    return [a / b for a, b in zip(ours.windows, peer.windows, strict=True)]
 
 
 def summarise(files):
     """Return a table of ratios in Markdown, a line for each file and a column for each peer."""
-    files = [{name: Figures(**one) for name, one in file["programs"].items()} for file in files]
+    files = [figures(file) for file in files]
     peers = sorted({name for programs in files for name in list(programs)[1:]})
     lines = [
         f"| program | steps/s | {' | '.join(f'times {peer}' for peer in peers)} |",
