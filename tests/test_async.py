@@ -211,8 +211,13 @@ def test_ctrl_c_while_workers_build_waits_for_nothing(S, monkeypatch):
             time.sleep(100)  # in a worker
         return make_env(env_id, index, *options)
 
+    def ask(envs, requests):
+        for pipe, request in zip(envs.pipes, requests, strict=True):
+            pipe.send(request)
+        raise KeyboardInterrupt
+
     monkeypatch.setattr(S, "make_env", make)
-    monkeypatch.setattr(S.WorkerEnvs, "check_spaces", interrupt)
+    monkeypatch.setattr(S.WorkerEnvs, "ask", ask)
     began = time.perf_counter()
     with pytest.raises(KeyboardInterrupt):
         in_processes(S, "Counter-v0", 2, workers=2)
@@ -353,7 +358,7 @@ def test_a_request_that_was_interrupted_gives_no_wrong_answers(S, monkeypatch):
     envs.close()
 
 
-def interrupt(_):
+def interrupt(pipe):
     """As Ctrl-C."""
     raise KeyboardInterrupt
 

@@ -2199,7 +2199,7 @@ PPO = {
     ),
     "lost environments keep their processes": (
         "            self, kill_all, [self.processes]",
-        "            None, kill_all, [self.processes]",
+        "            None, lambda: kill_all(self.processes), []",
         f"{ASYNC}lost_environments_leave_no_process",
     ),
     "Ctrl-C waits for workers that build": (

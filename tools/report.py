@@ -448,8 +448,8 @@ def details(rows, table):
     """Return returns of training, times, machines and the sources of published results."""
     text = "\nReturns of training are means of the last 100 episodes.\n"
     text += table([training_line(row) for row in rows])
-    text += "\nMean time of a run, steps per second, those in the last quarter of the steps over those\n"
-    text += "in the first, and the share of time of each part:\n"
+    text += "\nMean time of a run, steps per second, how many times as many in the last\n"
+    text += "quarter of the steps as in the first, and the share of time of each part:\n"
     text += table([time_line(row) for row in rows])
     return text + prose(list_of_machines(rows) + list_of_sources(rows), table)
 
