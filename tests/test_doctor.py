@@ -996,7 +996,9 @@ def test_page_has_the_false_alarms(committed):
 
 
 # PPO's defaults on tasks that need smaller changes of the policy: docs/ppo.md#humanoid
-SICK = [f"ppo_config/Ant-v4-defaults/{seed}" for seed in (101, 102, 103)] + ["ppo_trials/defaults"]
+SICK = [f"ppo_config/Ant-v4-defaults/{seed}" for seed in (101, 102, 103)]
+SICK += [f"ppo_continuous/Humanoid-v4/{seed}" for seed in (101, 102, 103, 104, 105)]
+SICK += ["ppo_trials/defaults"]
 
 
 def test_alarms_are_rare_in_healthy_runs(committed):
