@@ -2641,7 +2641,8 @@ class Run:
             metrics |= describe("train/return", returns) | describe("train/length", lengths)
         self.log(metrics)
         total = self.args.total_timesteps
-        left = f" left {(total - self.global_step) / sps / 60:.0f} min" if self.updates else ""
+        minutes = max(total - self.global_step, 0) / sps / 60
+        left = f" left {minutes:.0f} min" if self.updates else ""
         self.progress.update(self.global_step, **{"return": mean_return})
         self.progress.line(
             f"step {self.global_step}/{total} SPS {sps:.0f}{left} return {mean_return:.4g}"

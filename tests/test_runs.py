@@ -848,6 +848,8 @@ def test_what_a_run_says(S, train, capfd):
         assert re.search(r"^step 100/300 SPS \d+ return ", said, re.M)
     assert re.search(r"^step 300/300 SPS \d+ left 0 min ", said, re.M)
     assert said.splitlines()[-1].startswith("finished: ")
+    train("--total-timesteps 301 --num-envs 2 --run-dir beyond")
+    assert re.search(r"^step 302/301 SPS \d+ left 0 min ", capfd.readouterr().out, re.M)
     S.main(S.parse_args(S.Args, "--evaluate run --no-capture-video".split()))
     assert capfd.readouterr().out.rstrip().endswith("}")  # a film that was not made is not named
 
