@@ -39,6 +39,7 @@ from run_folders import (
     NO_RUN,
     NoRun,
     find_runs,
+    has_updates,
     is_number,
     metrics_file,
     read_all,
@@ -709,7 +710,7 @@ def seconds_per_step(logs):
     DQN's acts become slower as epsilon falls: its rows before that has ended are left out.
     """
     names = [f"time/{name}" for name in ACTIVITIES]
-    rows = [row for row in logs.intervals if any(name.startswith("losses/") for name in row)]
+    rows = [row for row in logs.intervals if has_updates(row)]
     last_epsilon = logs.config.get("end_e", 0) + 1e-4
     rows = [row for row in rows if row.get("charts/epsilon", 0) <= last_epsilon]
     steps, sps, *shares = columns(rows, "charts/SPS", *names)

@@ -30,6 +30,7 @@ PYTHON
 )
 VERSIONS="$VERSIONS; CleanRL at commit $(git -C cleanrl rev-parse --short=7 HEAD)."
 NOTE_FIRST="The first column has one measurement"
+NOTE_HALF_RANDOM="$NOTE_FIRST, half of it random actions."
 
 measure() { # file, then arguments of speed.py
     local file=$1
@@ -63,7 +64,7 @@ CLEANRL_SAC="CleanRL updates once more after each episode, at a step that is not
 
 sac() {
     adapt sac_continuous_action
-    measure speed --first 10000 --windows 5 --seconds 15 --note "$VERSIONS $NOTE_OFF_POLICY $CLEANRL_SAC $NOTE_FIRST, half of it random actions." \
+    measure speed --first 10000 --windows 5 --seconds 15 --note "$VERSIONS $NOTE_OFF_POLICY $CLEANRL_SAC $NOTE_HALF_RANDOM" \
         "ours=$SAC" "SBX=$SBX_SAC" "SB3=$SB3_SAC" \
         "CleanRL=$PEER_PYTHON cleanrl/sac_continuous_action.py --env-id speed:Counted-v0"
 }
@@ -71,7 +72,7 @@ sac() {
 td3() {
     adapt td3_continuous_action
     measure td3_speed --first 10000 --windows 5 --seconds 15 \
-        --note "$VERSIONS $NOTE_OFF_POLICY A delay of 2 for all. $NOTE_FIRST, half of it random actions." \
+        --note "$VERSIONS $NOTE_OFF_POLICY A delay of 2 for all. $NOTE_HALF_RANDOM" \
         "ours=$TD3" "SBX=$SBX_TD3" "SB3=$SB3_TD3" \
         "CleanRL=$PEER_PYTHON cleanrl/td3_continuous_action.py --env-id speed:Counted-v0 --learning-starts 5000"
 }
@@ -88,7 +89,7 @@ start() {
 # Two runs at a time, one thread each, as in sweeps. SBX is best left to share the cores out itself.
 pairs() {
     measure sac_pairs --copies 2 --first 20000 --windows 5 --seconds 15 \
-        --note "$VERSIONS Ours and Stable-Baselines3 with one thread. $NOTE_FIRST, half of it random actions." \
+        --note "$VERSIONS Ours and Stable-Baselines3 with one thread. $NOTE_HALF_RANDOM" \
         "ours=$SAC --threads 1" "SBX=$SBX_SAC" \
         "SB3=${SB3_SAC/import gymnasium/import torch; torch.set_num_threads(1); import gymnasium}"
 }
@@ -96,7 +97,7 @@ pairs() {
 # --- TQC beside SAC: two critics of 25 quantiles ---------------------------------------------------
 tqc() {
     measure tqc_speed --first 10000 --windows 5 --seconds 15 \
-        --note "$VERSIONS $NOTE_OFF_POLICY TQC has two critics of 25 quantiles, of which 2 each are dropped. $NOTE_FIRST, half of it random actions." \
+        --note "$VERSIONS $NOTE_OFF_POLICY TQC has two critics of 25 quantiles, of which 2 each are dropped. $NOTE_HALF_RANDOM" \
         "ours=python tqc_continuous.py $OUR_FLAGS" "our SAC=$SAC" \
         "SBX=$(off_policy sbx TQC)" "SB3=$(off_policy sb3_contrib TQC)"
 }
