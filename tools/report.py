@@ -662,20 +662,21 @@ def centre_of(seeds):
 
 def label_of_curve(row, with_steps):
     """Return what the legend says of a row."""
-    seeds = finished_seeds(row)
     words = [row.name]
     if with_steps:
         words.append(f"{steps_word(row.steps)} steps")
+    return ", ".join([*words, words_of_seeds(finished_seeds(row))])
+
+
+def words_of_seeds(seeds):
+    """Return what the thick line and the band around it are."""
     if len(seeds) == 1:
-        words.append("1 seed")
-    else:
-        name, _ = centre_of(seeds)
-        words.append(f"{name} of {len(seeds)} seeds")
+        return "1 seed"
+    name, _ = centre_of(seeds)
+    words = f"{name} of {len(seeds)} seeds"
     if enough_for_interval(seeds):
-        words.append("95 % interval")
-    elif len(seeds) > 2:
-        words.append("range")
-    return ", ".join(words)
+        return f"{words}, 95 % interval"
+    return f"{words}, range" if len(seeds) > 2 else words
 
 
 def draw_row(axes, row, label, colour):
@@ -839,14 +840,18 @@ def draw_front(rows, path):
     for one in axes[-1]:
         one.set_xlabel("environment steps", fontsize=9)
     figure.supylabel("return of evaluations", fontsize=9)
-    seeds = sorted({len(row.scores) for row in shown.values()})
-    ours = f"these scripts, mean and range of {' or '.join(map(str, seeds))} seeds"
     handles = [
-        Line2D([], [], color=COLOURS[0], lw=2.2, label=ours),
+        Line2D([], [], color=COLOURS[0], lw=2.2, label=label_of_front(shown.values())),
         Line2D([], [], color=GREY, lw=1.2, ls="--", label="published implementations"),
     ]
     figure.legend(handles=handles, loc="outside lower center", fontsize=10, frameon=False, ncols=2)
     figure.savefig(path, dpi=200, metadata={"Software": None})  # no version: the same bytes again
+
+
+def label_of_front(rows):
+    """Return what the thick lines of README's figure and the bands around them are."""
+    words = {words_of_seeds(finished_seeds(row)) for row in rows}
+    return f"these scripts: {'; '.join(sorted(words, reverse=True))}"
 
 
 def draw_front_panel(axes, row):
