@@ -1026,6 +1026,14 @@ def test_committed_tables_are_those_of_the_committed_runs(pattern, page, run_rep
     assert out in text and f"python tools/report.py results/{pattern}\n" in text
 
 
+def test_committed_runs_name_no_folder_of_the_machine_they_ran_on():
+    summaries = sorted((ROOT / "results").rglob("summary.json"))
+    assert len(summaries) > 100
+    for path in summaries:
+        command = json.loads(path.read_text()).get("command", [])
+        assert not [word for word in command if word.startswith("/")], path
+
+
 def test_pages_are_those_of_the_committed_runs():
     found, rows = report.pages(ROOT)
     assert len(found) == 1 + len(report.SCRIPTS)
