@@ -2,13 +2,13 @@
 
 Every program trains on speed:Counted-v0, which is the environment of --env-id with a counter (this
 file is the module speed, which programs find by PYTHONPATH). Each is timed from its launch to
---first steps, then stopped by a signal. Afterwards they go on in turns, one at a time, a window of
---seconds each and --windows rounds, so that a machine that slows down slows all of them. The first
-program is the one that the others are compared with.
+--first steps, in turns and --launches times, then stopped by a signal. Afterwards they go on in
+turns, one at a time, a window of --seconds each and --windows rounds, so that a machine that slows
+down slows all of them. The first program is the one that the others are compared with.
 
 All steps count, so programs must not evaluate: one that does is refused. Each runs in an empty
-folder of its own, and starts with nothing compiled; with --warm each has been launched before, for
-the same steps, and finds in its caches what it compiled then. Words of a command that name a file,
+folder of its own, and every launch finds nothing compiled; with --warm each was launched once
+before, for the same steps, and finds in its caches what it compiled then. Words that name a file,
 with a suffix or a slash, stand for the file that you see from where you are.
 
 python tools/speed.py --file speed.json \\
@@ -138,7 +138,7 @@ class Figures:
     """What was measured of a program, in steps per second."""
 
     command: str
-    first: float  # from the launch on
+    launches: list[float] = field(default_factory=list)  # from each launch on
     windows: list[float] = field(default_factory=list)
 
 
@@ -203,6 +203,11 @@ class Program:
         self.folder = Path(tempfile.mkdtemp(dir=folder))
         self.copies = copies
         self.processes = []
+
+    def forget(self):
+        """Delete all that the program has compiled and written."""
+        shutil.rmtree(self.folder)
+        self.folder.mkdir()
 
     def launch(self):
         """Start all copies, whose steps are counted from here on."""
@@ -330,16 +335,22 @@ def measure(args, commands):
             for command in commands:
                 program = Program(command, args.env_id, folder, args.copies)
                 running.append(program)
-                program.launch()
+                programs[program.name] = asdict(Figures(program.command))
                 if args.warm:
+                    program.launch()
                     program.first(args.first)
                     program.stop()
+            for _ in range(args.launches):
+                for program in running:
+                    program.stop()
+                    if not args.warm:
+                        program.forget()
                     program.launch()
-                first = program.first(args.first)
-                program.send(signal.SIGSTOP)
-                programs[program.name] = asdict(Figures(program.command, first))
-                write(args.file, found)
-                print(f"{program.name}: {first:.1f} steps/s with start-up", file=sys.stderr)
+                    rate = program.first(args.first)
+                    program.send(signal.SIGSTOP)
+                    programs[program.name]["launches"].append(rate)
+                    write(args.file, found)
+                    print(f"{program.name}: {rate:.1f} steps/s with start-up", file=sys.stderr)
             for _ in range(args.windows):
                 for program in running:
                     rate = program.window(args.seconds)
@@ -368,11 +379,13 @@ def read_figures(flag, file):
 
 
 def figures(found):
-    """Return the figures of all programs by name, with the windows of complete rounds alone."""
+    """Return the figures of all programs by name, those of complete rounds alone."""
     programs = {name: Figures(**one) for name, one in found["programs"].items()}
-    rounds = min(len(one.windows) for one in programs.values())
+    launches = min(len(one.launches) for one in programs.values())
+    windows = min(len(one.windows) for one in programs.values())
     for one in programs.values():
-        del one.windows[rounds:]
+        del one.launches[launches:]
+        del one.windows[windows:]
     return programs
 
 
@@ -383,9 +396,14 @@ def describe(found):
     copies = found.get("copies", 1)
     steps = f"steps/s of {copies} copies at a time" if copies > 1 else "steps/s"
     launch = "launch, compiled before," if found.get("warm") else "launch"
-    windows = (
-        f"median and range of {len(ours.windows)} windows of {found['seconds']:.0f} s in turns"
-    )
+    spans = []
+    if len(ours.launches) > 1:
+        spans.append(f"{len(ours.launches)} launches")
+    if ours.windows:
+        spans.append(f"{len(ours.windows)} windows of {found['seconds']:.0f} s")
+    if spans:
+        steps += f"; median and range of {' and of '.join(spans)} in turns"
+        steps += "; ratio of the first program's to this"
     columns = ["program", f"{launch} to step {found['first']:,}", "ratio"]
     columns += ["after it", "ratio"] if ours.windows else []
     lines = [
@@ -394,16 +412,17 @@ def describe(found):
         f"{found['date']}, {found['cpus']} CPUs, {found['system']}, load before the start",
         f"{found['load']:.1f}. {found['note']}".strip(),
         "",
-        f"{steps}; {windows}; ratio of the first program's to this" if ours.windows else steps,
+        steps,
         "",
         " | ".join(columns),
         "|".join(["---"] * len(columns)),
     ]
     for name, one in programs.items():
-        cells = [name, f"{one.first:.0f}", f"{ours.first / one.first:.2f}"]
+        cells = [name, spread(one.launches, digits=0)]
+        cells.append(spread(ratios(ours.launches, one.launches), digits=2))
         if ours.windows:
             cells.append(spread(one.windows, digits=0))
-            cells.append(spread(ratios(ours, one), digits=2))
+            cells.append(spread(ratios(ours.windows, one.windows), digits=2))
         lines.append(" | ".join(cells))
     lines += ["", "Commands:", ""]
     lines += [f"    {name}: {one.command}" for name, one in programs.items()]
@@ -411,8 +430,8 @@ def describe(found):
 
 
 def ratios(ours, peer):
-    """Return how many times the peer's steps the first program made, in each round."""
-    return [a / b for a, b in zip(ours.windows, peer.windows, strict=True)]
+    """Return how many times the peer's rate the first program's was, in each round."""
+    return [a / b for a, b in zip(ours, peer, strict=True)]
 
 
 def summarise(files):
@@ -428,7 +447,7 @@ def summarise(files):
         cells = [short_command(ours.command), spread(ours.windows, digits=0)]
         for peer in peers:
             known = peer in programs
-            cells.append(spread(ratios(ours, programs[peer]), digits=2) if known else "not run")
+            cells.append(spread(ratios(ours.windows, programs[peer].windows), digits=2) if known else "not run")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -444,9 +463,11 @@ def short_command(command):
 
 
 def spread(values, digits):
-    """Write the median, and the range in brackets."""
+    """Write the median, and the range in brackets if there are several."""
     if not values:
         return "none"
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
     low, middle, high = min(values), median(values), max(values)
     return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
@@ -457,6 +478,7 @@ def main():
     parser.add_argument("programs", nargs="*", help="name=command; none: print the table of --file")
     parser.add_argument("--env-id", default="Hopper-v4")
     parser.add_argument("--first", type=int, default=10_000, help="steps of the first measurement")
+    parser.add_argument("--launches", type=int, default=1, help="rounds of it")
     parser.add_argument("--windows", type=int, default=5, help="rounds after that")
     parser.add_argument("--seconds", type=float, default=30, help="length of a window")
     parser.add_argument("--note", default="", help="versions and the like, kept beside the figures")
@@ -468,7 +490,7 @@ def main():
         "--summary", type=Path, nargs="+", metavar="FILE", help="such files to sum up"
     )
     args = parser.parse_args()
-    for name in ("first", "seconds", "copies"):
+    for name in ("first", "launches", "seconds", "copies"):
         if getattr(args, name) <= 0:
             refuse(f"--{name} must be positive: leave it out for {parser.get_default(name)}")
     if args.windows < 0:

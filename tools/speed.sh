@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Measure our scripts beside other implementations on this machine: what results/*speed.md shows.
 #
-#     bash tools/speed.sh              everything: two hours on two cores
+#     bash tools/speed.sh              everything: two and a half hours on two cores
 #     bash tools/speed.sh sac ppo_64   the measurements named
 #
 # It replaces results/*.json, needs the virtual environment `peers` and the checkout `cleanrl` that
@@ -79,11 +79,11 @@ td3() {
 
 # From the launch: nothing compiled before, to step 20,000; or everything, to step 10,000
 start() {
-    local note="$VERSIONS $NOTE_OFF_POLICY One measurement each."
-    measure sac_start_cold --first 20000 --windows 0 --note "$note" "ours=$SAC" "SBX=$SBX_SAC"
-    measure sac_start_warm --first 10000 --windows 0 --warm --note "$note" "ours=$SAC" "SBX=$SBX_SAC"
-    measure td3_start_cold --first 20000 --windows 0 --note "$note" "ours=$TD3" "SBX=$SBX_TD3"
-    measure td3_start_warm --first 10000 --windows 0 --warm --note "$note" "ours=$TD3" "SBX=$SBX_TD3"
+    local note="$VERSIONS $NOTE_OFF_POLICY"
+    measure sac_start_cold --launches 3 --first 20000 --windows 0 --note "$note" "ours=$SAC" "SBX=$SBX_SAC"
+    measure sac_start_warm --launches 3 --first 10000 --windows 0 --warm --note "$note" "ours=$SAC" "SBX=$SBX_SAC"
+    measure td3_start_cold --launches 3 --first 20000 --windows 0 --note "$note" "ours=$TD3" "SBX=$SBX_TD3"
+    measure td3_start_warm --launches 3 --first 10000 --windows 0 --warm --note "$note" "ours=$TD3" "SBX=$SBX_TD3"
 }
 
 # Two runs at a time, one thread each, as in sweeps. SBX is best left to share the cores out itself.
