@@ -894,10 +894,13 @@ def compile_update(agent, method, example, compile):
         say(f"compiling {method.__name__}: 20 to 60 s, less if cached; --compile off does without")
         keep_compiled_code()
         # trace_autograd_ops: the backward pass is in the same graph; recompile_limit: a process
-        # may compile many updates, as tests do; cpp_wrapper: the graph is called without Python
+        # may compile many updates, as tests do
         torch._dynamo.config.load_config({"trace_autograd_ops": True, "recompile_limit": 200})
+        # the graph is called without Python; C++ headers are not compiled apart, which takes 5 s
+        # that one or two graphs do not make good
+        options = {"cpp_wrapper": True, "cpp_cache_precompile_headers": False}
         torch._logging.set_logs()
-        fast = torch.compile(update, fullgraph=True, dynamic=False, options={"cpp_wrapper": True})
+        fast = torch.compile(update, fullgraph=True, dynamic=False, options=options)
         state = copy.deepcopy(agent.state_dict())
         compiled = attempt(f"{method.__name__} is not compiled", fast, *example)
         agent.load_state_dict(state)

@@ -224,11 +224,14 @@ class Program:
     def start_one(self, counters, log):
         """Return a process of the program in a process group of its own."""
         paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+        (self.folder / "tmp").mkdir(exist_ok=True)
         environ = {
             "PYTHONPATH": os.pathsep.join(paths),
             "SPEED_ENV": self.env_id,
             "SPEED_COUNTERS": str(counters),
-            # what was compiled: empty at the first launch
+            # what was compiled: empty at the first launch, as is TMPDIR, where PyTorch keeps the
+            # C++ headers that it has compiled, whatever else is set
+            "TMPDIR": str(self.folder / "tmp"),
             "TORCHINDUCTOR_CACHE_DIR": str(self.folder / "inductor"),
             "JAX_COMPILATION_CACHE_DIR": str(self.folder / "jax"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
