@@ -449,8 +449,11 @@ def summarise(files):
         ours = next(iter(programs.values()))
         cells = [short_command(ours.command), spread(ours.windows, digits=0)]
         for peer in peers:
-            known = peer in programs
-            cells.append(spread(ratios(ours.windows, programs[peer].windows), digits=2) if known else "not run")
+            if peer in programs:
+                rates = ratios(ours.windows, programs[peer].windows)
+                cells.append(spread(rates, digits=2))
+            else:
+                cells.append("not run")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
