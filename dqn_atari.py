@@ -847,8 +847,8 @@ def compile_update(agent, method, example, compile):
         # trace_autograd_ops: the backward pass is in the same graph; recompile_limit: a process
         # may compile many updates, as tests do
         torch._dynamo.config.load_config({"trace_autograd_ops": True, "recompile_limit": 200})
-        # the graph is called without Python; C++ headers are not compiled apart, which takes 5 s
-        # that one or two graphs do not make good
+        # cpp_wrapper: the graph is called without Python. Precompiling C++ headers takes 5 s, more
+        # than it saves for one or two graphs
         options = {"cpp_wrapper": True, "cpp_cache_precompile_headers": False}
         torch._logging.set_logs()
         fast = torch.compile(update, fullgraph=True, dynamic=False, options=options)

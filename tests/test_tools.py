@@ -505,6 +505,17 @@ def test_speed_sums_up_files(tmp_path):
     ]
 
 
+def test_speed_compares_launches_within_complete_rounds(tmp_path):
+    found = figures(ours=[], Slow=[])
+    found["programs"]["ours"]["launches"] = [10, 20, 30]
+    found["programs"]["Slow"]["launches"] = [5, 5]
+    (tmp_path / "a.json").write_text(json.dumps(found))
+    code, out, _ = tool("speed.py", "--file", "a.json", cwd=tmp_path)
+    assert code == 0 and "median and range of 2 launches in turns" in out
+    assert "\nours | 15 (10 to 20) | 1.00 (1.00 to 1.00)\n" in out
+    assert "\nSlow | 5 (5 to 5) | 3.00 (2.00 to 4.00)\n" in out
+
+
 @pytest.mark.parametrize("arguments", [["missing.json"], ["a.json", "--", "x=python x.py"]])
 def test_speed_refuses_what_it_cannot_sum_up(tmp_path, arguments):
     (tmp_path / "a.json").write_text(json.dumps(figures(ours=[20], Slow=[10])))

@@ -205,9 +205,8 @@ class Program:
         self.processes = []
 
     def forget(self):
-        """Delete all that the program has compiled and written."""
-        shutil.rmtree(self.folder)
-        self.folder.mkdir()
+        """Take a new folder, without what was compiled: the old one may still be written to."""
+        self.folder = Path(tempfile.mkdtemp(dir=self.folder.parent))
 
     def launch(self):
         """Start all copies, whose steps are counted from here on."""
