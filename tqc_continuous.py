@@ -20,8 +20,8 @@ from all that is stored. Actions are in [-1, 1] here:
 (6) critic_target = critic_target + tau * (critic - critic_target)
 
 Differs from arXiv 2005.04269: two critics with two hidden layers of 256 units, not five with three
-of 512; 2 atoms of each critic are dropped on every task, not 0 on HalfCheetah and 5 on Hopper;
-critic_lr is 1e-3, not 3e-4; alpha starts at 0.1, not 1.
+of 512; drop_atoms is 2 on every task, not 0 on HalfCheetah and 5 on Hopper; (3) is a sum over
+critics, not a mean; critic_lr is 1e-3, not 3e-4; alpha starts at 0.1, not 1.
 
 python tqc_continuous.py --env-id Hopper-v4
 python tqc_continuous.py --env-id InvertedPendulum-v4 --total-timesteps 5000 --learning-starts 1000
@@ -112,7 +112,7 @@ class Args:
     log_std_max: float = 2.0  # (1) log_std is clamped to this maximum
     num_critics: int = 2  # (2) independent networks, each with num_quantiles atoms
     num_quantiles: int = 25  # (2, 3) atoms of a critic
-    drop_atoms: int = 2  # (2) of every critic; more of them mean less overestimation
+    drop_atoms: int = 2  # (2) for each critic, of all pooled; more: less overestimation
     gamma: float = 0.99  # (2) discount per step
     critic_lr: float = 1e-3  # (3) Adam's step size
     actor_lr: float = 3e-4  # (4) Adam's step size
@@ -123,14 +123,14 @@ class Args:
     tau: float = 0.005  # (6) target smoothing
 
     # run
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: where training is fastest
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda if there is one
     threads: int | None = None  # CPU threads; None: all cores, at most 4
     compile: Literal["auto", "on", "off"] = "auto"  # auto: if the run is long enough to gain
-    log_every: int = 1_000  # transitions between two rows of metrics; 0: none
-    eval_every: int | None = None  # transitions between evaluations; default total / 24; 0: none
+    log_every: int = 1_000  # transitions between rows of metrics; 0: of episodes, evaluations only
+    eval_every: int | None = None  # transitions; default total / 24, >= 2,000; 0: never
     eval_episodes: int = 10  # per evaluation, of deterministic actions and at most 30,000 steps
     capture_video: bool = True  # film an episode of every eighth evaluation and of the last
-    checkpoint_every: int | None = None  # between checkpoints; default total / 20; 0: on signals
+    checkpoint_every: int | None = None  # transitions; default total / 20, >= 2,000; 0: on signals
     resume: str | None = None  # run folder to go on with; auto: --run-dir, if it holds a run
     track: bool = False  # send metrics, source and videos to Weights & Biases
     wandb_project_name: str | None = None  # project there; default $WANDB_PROJECT
@@ -210,13 +210,13 @@ def squash(mean, log_std, noise):
 
 
 def quantile_huber_loss(atoms, target_atoms):
-    """Return the loss [C] of atoms [C, B, M] as quantiles of target_atoms [B, K]."""
+    """Return the loss [C] of atoms [C, B, M] as quantiles of target_atoms [B, K], see (3)."""
     num_quantiles = atoms.shape[-1]
     levels = (torch.arange(num_quantiles, device=atoms.device) + 0.5) / num_quantiles  # [M]
     error = target_atoms[:, None, :] - atoms[..., None]  # [C, B, M, K]
     size = error.abs()
     huber = torch.where(size < 1, 0.5 * error.square(), size - 0.5)
-    # an atom below its target weighs by its level, one above by what is left to 1
+    # the weight is level for an atom below its target, and 1 - level for one above
     weight = (levels[:, None] - (error < 0).float()).abs()
     return (weight * huber).mean((1, 2, 3))  # (3)
 
@@ -240,7 +240,7 @@ class ReplayBuffer:
 
     def __init__(self, capacity, obs_dim, action_dim, device):
         self.widths = [obs_dim, action_dim, 1, 1, obs_dim]
-        # all of it is filled, for memory that is only promised may be gone when it is needed
+        # full() writes all of it now; zeros() would ask for memory late, when it may be gone
         self.rows = torch.full((capacity, sum(self.widths)), 0.0, device=device)
         self.added = 0  # rows ever added; the next one goes to added % capacity
 
@@ -333,7 +333,7 @@ class Agent(nn.Module):
         mean = mean.cpu().numpy()
         std = np.exp(log_std.cpu().numpy())
         noise = np.random.standard_normal(mean.shape)  # NumPy's is the same on all devices
-        return np.tanh(mean + std * noise)  # (1)
+        return np.tanh(mean + std * noise)  # (1), as in squash(): change both together
 
     @torch.inference_mode()
     def act(self, obs, deterministic=True):
@@ -345,9 +345,10 @@ class Agent(nn.Module):
 
     @torch.inference_mode()
     def value(self, obs):
-        """Estimate the return [N] from obs [N, O]: the mean atom of Q(s, pi(s)), no entropy.
+        """Estimate the value [N] of obs [N, O]: the mean atom of Q(s, pi(s)).
 
-        Training does not need it; it is there to look at what an agent has learned.
+        By (2) it is the discounted return plus alpha times the entropy of all later steps. Training
+        does not need it; it is there to look at what an agent has learned.
         """
         obs = self.tensor(obs)
         mean, _ = self.actor(obs)
@@ -365,8 +366,8 @@ class Agent(nn.Module):
         critic_metrics = self.update_critic(
             obs, action, reward, terminated, next_obs, alpha, noise[0]
         )
-        actor_metrics = self.update_actor(obs, alpha, noise[1])
-        alpha_metrics = self.update_alpha(actor_metrics["policy/entropy"])
+        actor_metrics, entropy = self.update_actor(obs, alpha, noise[1])
+        alpha_metrics = self.update_alpha(entropy)
         self.update_target()
         return {**critic_metrics, **actor_metrics, **alpha_metrics}
 
@@ -392,24 +393,29 @@ class Agent(nn.Module):
     def lowest_atoms(self, atoms):
         """Pool the atoms [C, B, M] of all critics and drop the largest: [B, K]."""
         pooled = atoms.transpose(0, 1).flatten(1)  # [B, C * M]
-        kept = pooled.shape[1] - self.args.num_critics * self.args.drop_atoms
-        return pooled.sort(1).values[:, :kept]
+        num_kept = pooled.shape[1] - self.args.num_critics * self.args.drop_atoms  # K
+        return pooled.sort(1).values[:, :num_kept]
 
     def update_actor(self, obs, alpha, noise):
-        """Improve the policy by the critics, plus alpha times its entropy; noise [B, A]."""
+        """Move the actor towards actions of high value, and of high entropy, weighted by alpha.
+
+        Take noise [B, A]; return metrics and the entropy, a tensor of one number.
+        """
         mean, log_std = self.actor(obs)
         action, logp = squash(mean, log_std, noise)  # (1)
         q = self.critic(obs, action).mean((0, 2))
         assert q.shape == logp.shape == obs.shape[:1]
         actor_loss = (alpha * logp - q).mean()
         grad_norm = self.actor_opt.minimize(actor_loss)  # (4), which moves the actor alone
-        return self.describe_actor(
-            actor_loss.detach(), alpha, action.detach(), log_std.detach(), logp.detach(), grad_norm
+        entropy = -logp.detach().mean()
+        metrics = self.describe_actor(
+            actor_loss.detach(), alpha, action.detach(), log_std.detach(), entropy, grad_norm
         )
+        return metrics, entropy
 
     def update_alpha(self, entropy):
         """Adapt the temperature to the policy's entropy: below its target, alpha grows."""
-        # the mean of (5), for entropy = -mean(logp)
+        # (5), where -mean(logp) is the entropy
         alpha_loss = self.log_alpha.squeeze() * (entropy - self.target_entropy)
         if self.args.autotune:
             self.alpha_opt.minimize(alpha_loss)  # (5)
@@ -443,19 +449,19 @@ class Agent(nn.Module):
             "q/td_rel": (q - td_target).square().mean().sqrt()
             / (td_target.std(correction=0) + 1e-8),
             "q/twin_gap": (q[0] - q[-1]).abs().mean() / (q.std(correction=0) + 1e-8),
-            **describe("q/value", q),
-            **describe("q/target", td_target),
-            **describe("env/obs", obs),
-            **describe("env/reward", reward),
+            **statistics("q/value", q),
+            **statistics("q/target", td_target),
+            **statistics("env/obs", obs),
+            **statistics("env/reward", reward),
         }
 
-    def describe_actor(self, actor_loss, alpha, action, log_std, logp, grad_norm):
-        """Describe the actor's step: action and log_std [B, A], logp [B]."""
+    def describe_actor(self, actor_loss, alpha, action, log_std, entropy, grad_norm):
+        """Describe the actor's step: action and log_std [B, A]."""
         return {
             "losses/actor_loss": actor_loss,
             "losses/alpha": alpha.squeeze(),
             "grad/norm_actor": grad_norm,
-            "policy/entropy": -logp.mean(),
+            "policy/entropy": entropy,
             "policy/saturation": (action.abs() > 0.99).float().mean(),
             "policy/log_std": log_std.mean(),
         }
@@ -518,7 +524,8 @@ def train(args, envs, eval_envs):
             next_obs, reward, terminated, truncated, infos = envs.step(agent.scale(action))
             require_finite(obs=obs, action=action, next_obs=next_obs, reward=reward)
             run.global_step += args.num_envs
-            buffer.add(obs, action, reward, terminated, next_obs)  # truncated or not, (2) goes on
+            # truncated is not stored, since (2) bootstraps past a time limit
+            buffer.add(obs, action, reward, terminated, next_obs)
             obs = reset_finished(envs, terminated | truncated, next_obs)
             run.lap("env")
 
@@ -562,8 +569,11 @@ def check(args):
     require(ordered, "log_std_min", "must be finite and below --log-std-max")
     starts = args.learning_starts
     require(args.batch_size <= starts, "batch_size", f"must be at most --learning-starts, {starts}")
-    sentence = f"{args.total_timesteps} must be above --learning-starts, {starts}: for a short run"
-    sentence += f" add --learning-starts {max(args.batch_size, args.total_timesteps // 2)}"
+    earlier = max(args.batch_size, args.total_timesteps // 2)
+    remedy = f"for a short run add --learning-starts {earlier}"
+    if args.total_timesteps <= args.batch_size:
+        remedy = f"use at least {args.batch_size + 1}, with --learning-starts {args.batch_size}"
+    sentence = f"{args.total_timesteps} must be above --learning-starts, {starts}: {remedy}"
     require(args.total_timesteps > starts, "total_timesteps", sentence)
 
 
@@ -773,8 +783,8 @@ def seed_everything(seed):
     torch.manual_seed(seed)
 
 
-def generators():
-    """Return the states of all global generators, in a form that torch.save writes."""
+def generator_states():
+    """Return the states of all global random generators, in a form that torch.save writes."""
     name, keys, *rest = np.random.get_state()
     return {
         "python": random.getstate(),
@@ -785,7 +795,7 @@ def generators():
 
 
 def set_generators(states):
-    """Put all global generators into states that generators() returned."""
+    """Put all global generators into states that generator_states() returned."""
     random.setstate(states["python"])
     np.random.set_state(states["numpy"])
     torch.set_rng_state(states["torch"])
@@ -796,7 +806,7 @@ def set_generators(states):
 @contextmanager
 def undisturbed_generators():
     """Let what happens inside draw random numbers without changing those drawn later."""
-    states = generators()
+    states = generator_states()
     try:
         yield
     finally:
@@ -865,7 +875,7 @@ class Metrics(NamedTuple):
 
 
 def keep_compiled_code():
-    """Name a folder for it, so that the next run starts sooner: a new one without a home."""
+    """Choose the folder of compiled code, for later runs to use; one for this run if that fails."""
     if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
         return
     try:
@@ -878,8 +888,8 @@ def keep_compiled_code():
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
 
 
-def compile_update(agent, method, example, compile):
-    """Make a method of the agent fast; compile: "on" or "off".
+def compile_update(agent, method, example, mode):
+    """Make a method of the agent fast; mode: "on" or "off".
 
     Return a function of inputs like the example that returns Metrics, and whether it is compiled.
     The method is tried on the example, after which the agent is as before.
@@ -890,7 +900,7 @@ def compile_update(agent, method, example, compile):
 
     names = tuple(method(copy.deepcopy(agent), *example).keys())
     compiled = False
-    if compile == "on":
+    if mode == "on":
         say(f"compiling {method.__name__}: 20 to 60 s, less if cached; --compile off does without")
         keep_compiled_code()
         # trace_autograd_ops: the backward pass is in the same graph; recompile_limit: a process
@@ -1031,11 +1041,11 @@ def build_env(env_id, film, **options):
 
 @contextmanager
 def refusing(env_id, several=False):
-    """Refuse an environment that cannot be built; it may change the working directory."""
+    """Refuse an environment that cannot be built; find modules in the working directory."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # my_module is found from a run's copy of the script, too
     try:
-        with chdir("."):
+        with chdir("."):  # puts the working directory back afterwards
             yield
     except Exit:
         raise
@@ -1071,14 +1081,15 @@ def make_envs(env_id, num_envs, film=False, max_steps=None, vector=gym.vector.Sy
     if sys.platform == "linux" and not os.environ.get("DISPLAY") and find_library("EGL"):
         os.environ.setdefault("MUJOCO_GL", "egl")  # render without a screen
     gym.logger.min_level = gym.logger.ERROR  # no word on Hopper-v4 being out of date
-    warn_once()
+    limit_mujoco_warnings()
     makers = [partial(make_env, env_id, i, film and i == 0, max_steps) for i in range(num_envs)]
-    several = num_envs > 1 or max_steps is not None  # the latter: beside those of training
+    # only evaluation sets max_steps, and its environments live beside those of training
+    several = num_envs > 1 or max_steps is not None
     with refusing(env_id, several):
         return vector(makers, autoreset_mode="Disabled")
 
 
-def warn_once():
+def limit_mujoco_warnings():
     """Let MuJoCo say each warning once, not for every environment, and write no log file."""
     said = set()
 
@@ -1113,17 +1124,20 @@ def render_cheaply(env):
 
 
 def try_out(envs, eval_envs, env_id):
-    """Reset and step all environments once, so that a run does not begin with one that fails."""
+    """Reset and step environments once, so that a run does not begin with one that fails."""
     with refusing(env_id):
         envs.call("check_interface")
         envs.reset(options={"stream": (TRAIN, 0)})
         envs.step(envs.action_space.sample())
-        copies = [*getattr(envs, "envs", []), *getattr(eval_envs, "envs", [])]  # in this process
-        if len(copies) > 1 and not independent(copies[0], copies[1]):
-            sentence = (
-                "copies of this environment change each other, as where a simulator is global"
-            )
-            say(f"warning: {sentence}: evaluation and --num-envs change what is trained")
+        warn_if_dependent(envs, eval_envs)
+
+
+def warn_if_dependent(envs, eval_envs):
+    """Warn if copies of the environment in this process change each other."""
+    copies = [*getattr(envs, "envs", []), *getattr(eval_envs, "envs", [])]  # workers have others
+    if len(copies) > 1 and not independent(copies[0], copies[1]):
+        sentence = "copies of this environment change each other, as where a simulator is global"
+        say(f"warning: {sentence}: evaluation and --num-envs change what is trained")
 
 
 def independent(env, other):
@@ -1226,7 +1240,7 @@ def evaluate(agent, envs, stream, film, stopped=lambda: False):
     if max(lengths.values()) >= EVALUATION_STEPS:
         say(f"warning: an episode of this evaluation was cut after {EVALUATION_STEPS:,} steps")
     return {
-        **describe("eval/return", torch.tensor(list(returns.values()), dtype=torch.float64)),
+        **statistics("eval/return", torch.tensor(list(returns.values()), dtype=torch.float64)),
         "eval/length_mean": np.mean(list(lengths.values())),
     }
 
@@ -1320,7 +1334,7 @@ def same_sizes(one, other):
 
 
 # --- logging --------------------------------------------------------------------------------------
-def describe(name, values):
+def statistics(name, values):
     """Return mean, standard deviation, minimum and maximum of a tensor."""
     return {
         f"{name}_mean": values.mean(),
@@ -1338,7 +1352,11 @@ class Board:
         self.writer = None
         self.hook = threading.excepthook
         threading.excepthook = self.ignore_full_disk
-        self.attempt(lambda: setattr(self, "writer", SummaryWriter(folder, purge_step=purge)))
+        self.attempt(lambda: self.start(folder, purge))
+
+    def start(self, folder, purge):
+        """Begin a file of events, or raise OSError."""
+        self.writer = SummaryWriter(folder, purge_step=purge)
 
     def ignore_full_disk(self, problem):
         """Leave out the traceback of the writer's thread: the next call tells what is wrong."""
@@ -1350,7 +1368,7 @@ class Board:
         if not attempt("no TensorBoard from here on", call):
             self.writer = None
 
-    def describe(self, settings):
+    def write_settings(self, settings):
         """Write a table of settings."""
         lines = [f"|{name}|{value}|" for name, value in settings.items()]
         table = "\n".join(["|setting|value|", "|-|-|", *lines])
@@ -1470,6 +1488,18 @@ def git_state():
     except (OSError, subprocess.SubprocessError):
         return None, b""
     return commit, changes
+
+
+def hardware(device):
+    """Name the system, the processors and, if the run is on it, the CUDA device."""
+    model = platform.processor()
+    with suppress(OSError):  # Linux tells the model here alone
+        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text("utf-8"), re.M)
+        model = found[1] if found else model
+    words = [platform.platform(), f"{os.cpu_count()} CPUs", model]
+    if device == "cuda":
+        words.append(torch.cuda.get_device_name())
+    return " ".join(words).strip()
 
 
 # --- run folder -----------------------------------------------------------------------------------
@@ -1787,7 +1817,10 @@ def changed_code(old, new):
 
 
 def is_helper(name, changed, before, after):
-    """Tell whether what one source lacks acts only through others that differ, and counts there."""
+    """Tell whether code is new, or gone, and called by code that is listed as changed itself.
+
+    If you move two lines of Agent.update to a new function, say, only Agent.update is listed.
+    """
     if name in before and name in after:
         return False
     own, other = (before, after) if name in before else (after, before)
@@ -1981,7 +2014,7 @@ class Run:
         self.global_step = 0  # environment transitions, over all environments
         self.updates = 0  # gradient steps
         self.scores = []  # mean return of every evaluation
-        self.evaluated = -1  # the step of the last one
+        self.last_evaluation = -1  # its step
         self.recent = deque(maxlen=100)  # (return, length, truncated) of finished episodes
         self.pending = {}  # metrics of the updates since the last row: {their names: values}
         self.id = secrets.token_hex(4)  # of the run, at W&B too
@@ -1990,10 +2023,10 @@ class Run:
         self.stopping = ""  # the signal that came
         self.phase = "starting"
         self.warned = False  # that there is no space for checkpoints
-        self.film = args.capture_video
+        self.may_film = args.capture_video  # until a video fails
         self.spent = Counter()  # seconds by activity, since the last row
-        self.logged = 0  # the step of the last row
-        self.checkpointed = 0  # the step of the last checkpoint
+        self.last_log = 0  # the step of the last row
+        self.last_checkpoint = 0  # its step
         self.board = self.tracker = self.progress = None  # not there before begin()
 
     # --- begin and end
@@ -2005,7 +2038,6 @@ class Run:
         self.handlers = {}
         self.commit, changes = git_state()
         self.dirty = bool(changes)
-        # a replay buffer is written row by row; what is learned on-policy has no such buffers.
         # room for the rows between two checkpoints; 2,000 if none are due but those of signals
         room = max(self.args.checkpoint_every, 2_000) + self.args.num_envs
         self.buffer_files = []
@@ -2075,7 +2107,7 @@ class Run:
         self.tracker = Tracker(self.args, self.path, self.id)
         args, folder = self.args, self.folder.shown
         if not saved:
-            self.board.describe(config_of(args))
+            self.board.write_settings(config_of(args))
             attempt("no word on what changed", say_changes, args, self.path)
         if args.threads > 1 and os.getloadavg()[0] > os.cpu_count() / 2:
             say("other programs use this machine: --threads 1 may be faster")
@@ -2167,26 +2199,26 @@ class Run:
         summary["command"] = sys.argv
         summary["git_commit"] = self.commit
         summary["git_dirty"] = self.dirty
-        summary["hardware"] = f"{platform.platform()} {os.cpu_count()} CPUs"
+        summary["hardware"] = hardware(self.args.device)
         versions = {package.name: package.version for package in distributions()}
         summary["versions"] = {**versions, "python": sys.version}
         text = json.dumps(summary, indent=1).encode()
         write_atomically(self.path / "summary.json", lambda file: file.write(text))
 
-    def ended(self):
+    def is_complete(self):
         """Tell whether all transitions have been made."""
         return self.global_step >= self.args.total_timesteps
 
     def due(self, every, since):
         """Tell whether a period of that many transitions, or the run, ended after a step."""
-        return every > 0 and (self.ended() or self.global_step // every > since // every)
+        return every > 0 and (self.is_complete() or self.global_step // every > since // every)
 
     # --- checkpoints
     def checkpoint_due(self):
         """Tell whether it is time to save, or a signal asks for it."""
-        if self.ended():  # then model.pt is written
+        if self.is_complete():  # then model.pt is written
             return bool(self.stopping)
-        return bool(self.stopping) or self.due(self.args.checkpoint_every, self.checkpointed)
+        return bool(self.stopping) or self.due(self.args.checkpoint_every, self.last_checkpoint)
 
     def checkpoint(self):
         """Save all that decides how the run goes on; if a signal came, end by KeyboardInterrupt."""
@@ -2200,7 +2232,7 @@ class Run:
             if not self.warned:
                 say(f"warning: no checkpoint at step {step}, the last one stays: {error}")
             self.warned = True
-        self.checkpointed = self.global_step
+        self.last_checkpoint = self.global_step
         self.lap("checkpoint")
         if self.stopping:
             raise KeyboardInterrupt
@@ -2215,7 +2247,7 @@ class Run:
                 **model_of(self.agent),
                 "rows": rows,
                 "envs": [with_tensors(state) for state in self.envs.call("state")],
-                "generators": generators(),
+                "generators": generator_states(),
                 "run": self.state_dict(),
                 "metrics_bytes": metrics_bytes,
                 "seconds": time.perf_counter() - self.start,
@@ -2235,7 +2267,7 @@ class Run:
             "global_step": self.global_step,
             "updates": self.updates,
             "scores": self.scores,
-            "evaluated": self.evaluated,
+            "last_evaluation": self.last_evaluation,
             "recent": list(self.recent),
             "pending": [(names, torch.stack(rows)) for names, rows in self.pending.items() if rows],
         }
@@ -2243,10 +2275,10 @@ class Run:
     def load_state_dict(self, state):
         """Take over what state_dict returned."""
         self.id = state["id"]
-        self.global_step = self.logged = self.checkpointed = state["global_step"]
+        self.global_step = self.last_log = self.last_checkpoint = state["global_step"]
         self.updates = state["updates"]
         self.scores = state["scores"]
-        self.evaluated = state["evaluated"]
+        self.last_evaluation = state["last_evaluation"]
         self.recent.extend(state["recent"])
         for names, rows in state["pending"]:
             self.pending[names] = list(rows.to(self.args.device))
@@ -2301,7 +2333,7 @@ class Run:
 
     def log_due(self):
         """Tell whether it is time for a row of metrics."""
-        return self.due(self.args.log_every, self.logged)
+        return self.due(self.args.log_every, self.last_log)
 
     def log_episodes(self, infos, truncated):
         """Log the episodes that ended in the latest step, and move the bar."""
@@ -2317,7 +2349,7 @@ class Run:
     def log_interval(self):
         """Log means over the interval's updates, rates, shares of time and the last episodes."""
         seconds = self.spent.total()
-        sps = (self.global_step - self.logged) / (seconds - self.spent["eval"])
+        sps = (self.global_step - self.last_log) / (seconds - self.spent["eval"])
         metrics = {
             "charts/SPS": sps,
             "charts/updates": self.updates,
@@ -2325,7 +2357,7 @@ class Run:
             **self.agent.learning_rates(),
         }
         self.spent.clear()
-        self.logged = self.global_step
+        self.last_log = self.global_step
         for names, rows in self.pending.items():
             if rows:
                 means = torch.stack(rows).mean(0).tolist()  # one transfer from the device
@@ -2335,9 +2367,10 @@ class Run:
         if self.recent:
             returns, lengths, truncated = torch.tensor(self.recent, dtype=torch.float64).T
             mean_return = returns.mean()
-            metrics["charts/average_return"] = mean_return
+            metrics["charts/average_return"] = mean_return  # train/return_mean by CleanRL's name
             metrics["env/time_limit_frac"] = truncated.mean()
-            metrics |= describe("train/return", returns) | describe("train/length", lengths)
+            metrics |= statistics("train/return", returns)
+            metrics |= statistics("train/length", lengths)
         self.log(metrics)
         total = self.args.total_timesteps
         minutes = max(total - self.global_step, 0) / sps / 60
@@ -2351,14 +2384,14 @@ class Run:
     # --- evaluation
     def evaluation_due(self):
         """Tell whether it is time to evaluate, which a signal may have cut short before."""
-        evaluated = self.evaluated == self.global_step
-        return self.due(self.args.eval_every, self.evaluated) and not evaluated
+        done = self.last_evaluation == self.global_step
+        return self.due(self.args.eval_every, self.last_evaluation) and not done
 
     def evaluate(self):
         """Score the agent; film every eighth evaluation and the last."""
         number = len(self.scores)
         path = self.path / "videos" / f"step-{self.global_step}.mp4"
-        film = Film(path, self.eval_envs, self.film and (number % 8 == 0 or self.ended()))
+        film = Film(path, self.eval_envs, self.may_film and (number % 8 == 0 or self.is_complete()))
         filming = film.rolling
         stream = (EVALUATE, self.args.seed, number)
         try:
@@ -2372,10 +2405,10 @@ class Run:
             self.checkpoint()  # which ends the run; --resume evaluates again
             return
         if filming and not video:
-            self.film = False  # trying again might abort the process
+            self.may_film = False  # trying again might abort the process
         self.log(metrics, video)
         self.scores.append(float(metrics["eval/return_mean"]))
-        self.evaluated = self.global_step
+        self.last_evaluation = self.global_step
         self.progress.update(self.global_step, eval=self.scores[-1])
         shown = f"{self.folder.shown}/videos/{video.name}" if video else ""
         say(f"step {self.global_step} eval {self.scores[-1]:.4g} {shown}".rstrip())

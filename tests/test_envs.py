@@ -255,7 +255,7 @@ def test_an_environment_that_has_changed_is_not_gone_on_with(S):
 def test_mujoco_warns_once(S, spaces, launch, tmp_path):
     """HalfCheetah's model is of an old kind, which MuJoCo says whenever one is built."""
     apply(spaces, "box")
-    need(S, "warn_once")
+    need(S, "limit_mujoco_warnings")
     flags = "--env-id HalfCheetah-v4 --num-envs 2 --eval-every 0 --run-dir run"
     code, out, err = finish(launch(tmp_path, " ".join(tiny(S, flags))))
     assert code == 0 and (out + err).count("settotalmass") <= 1, out + err

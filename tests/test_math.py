@@ -370,8 +370,8 @@ def test_t11_temperature_moves_against_the_entropy_gap(S, agent, batch, gap, dir
     agent.target_entropy = -logp.mean() + gap
     before = agent.log_alpha.item()
     recorded(agent.alpha_opt)
-    found = agent.update_actor(columns[0], agent.log_alpha.detach().exp(), noise[1])
-    agent.update_alpha(found["policy/entropy"])
+    _, entropy = agent.update_actor(columns[0], agent.log_alpha.detach().exp(), noise[1])
+    agent.update_alpha(entropy)
     assert agent.alpha_opt.loss == pytest.approx(
         -before * (logp.mean() + agent.target_entropy), rel=1e-4
     )
@@ -669,8 +669,10 @@ def test_metrics_of_an_update(agent, batch):
     _, log_std = forward(agent, "actor", known.actor, obs)
     new_action, logp = policy(agent, known.actor, obs, noise[1].double().numpy())
     actor_loss = known.actor_loss(known.actor)  # with the critics after their step
-    found |= agent.update_actor(columns[0], agent.log_alpha.detach().exp(), noise[1])
-    found |= agent.update_alpha(found["policy/entropy"])
+    found_of_actor, entropy = agent.update_actor(
+        columns[0], agent.log_alpha.detach().exp(), noise[1]
+    )
+    found |= found_of_actor | agent.update_alpha(entropy)
     expected |= {
         "losses/actor_loss": actor_loss,
         "losses/alpha_loss": -np.log(0.3) * (logp - A).mean(),
@@ -734,14 +736,14 @@ def test_t28_every_environment_and_episode_has_its_own_seed(untried, S, spied, m
 
 def test_generators_go_on_as_they_were(S):
     """All of them, with the second of two normal numbers that NumPy draws at once."""
-    need(S, "generators")
+    need(S, "generator_states")
     S.seed_everything(3)
     np.random.normal()
 
     def draw():
         return [random.random(), *np.random.normal(size=3), *torch.rand(2).tolist()]
 
-    states = S.generators()
+    states = S.generator_states()
     drawn = draw()
     S.seed_everything(4)
     S.set_generators(states)

@@ -75,7 +75,7 @@ def with_ends(S):
 
     def write(run):
         write_model(run)
-        end = {"generators": S.generators(), "run": run.state_dict()}
+        end = {"generators": S.generator_states(), "run": run.state_dict()}
         end["envs"] = [S.with_tensors(state) for state in run.envs.call("state")]
         end["rows"] = [latest_rows(buffer) for buffer in run.buffers]
         torch.save(end, f"{run.path.name}.end")
@@ -334,7 +334,9 @@ def test_killed_at_random_instants(nursery, S, spaces, flags):
     stored = hasattr(nursery.S, "BufferFile") and "Hopper" not in flags
     code = "lower_room(60)" if stored else ""  # rows that the file has to spare
     for step in [0, 0, *sorted(rng.sample(range(1, 480), 5))]:  # well before a fast run ends
-        child = nursery.start(resumed, code + hold("run.ended()"))  # however late it is killed
+        child = nursery.start(
+            resumed, code + hold("run.is_complete()")
+        )  # however late it is killed
         if step:
             assert reach(child, nursery.folder / "b" / "metrics.jsonl", step)
         time.sleep(rng.uniform(0, 0.02 if step else 0.3))

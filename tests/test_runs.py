@@ -10,6 +10,7 @@ import json
 import math
 import os
 import pickle
+import platform
 import re
 import shlex
 import shutil
@@ -185,7 +186,20 @@ def test_summary(real, S, task):
     assert found["versions"]["python"] == sys.version
     assert "--env-id" in found["command"] and task in found["command"]
     assert min(found[k] for k in ("seconds", "SPS")) > 0
-    assert "CPUs" in found["hardware"]
+    assert f"{platform.platform()} {os.cpu_count()} CPUs" in found["hardware"]
+
+
+@pytest.mark.quick
+def test_hardware_names_processor_and_cuda_device(S, monkeypatch):
+    """The processor decides the last bits of a run, so whoever repeats it must know it."""
+    need(S, "hardware")
+    cpuinfo = Path("/proc/cpuinfo")
+    models = re.findall(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.exists() else []
+    monkeypatch.setattr(S.platform, "processor", lambda: "arm")
+    monkeypatch.setattr(S.torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    expected = " ".join([platform.platform(), f"{os.cpu_count()} CPUs", *(models or ["arm"])[:1]])
+    assert S.hardware("cpu") == expected
+    assert S.hardware("cuda") == f"{expected} NVIDIA H200"
 
 
 def test_videos(real, S):

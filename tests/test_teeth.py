@@ -547,7 +547,7 @@ SAC = {
         f"{RUNS}defaults_of_a_run",
     ),
     "the last evaluation is not filmed": (
-        " or self.ended())",
+        " or self.is_complete())",
         ")",
         f"{RUNS}defaults_of_a_run",
     ),
@@ -778,7 +778,7 @@ SAC = {
         f"{ENVS}a_home_that_cannot_be_written[missing]",
     ),
     "MuJoCo repeats its warnings": (
-        "    warn_once()\n",
+        "    limit_mujoco_warnings()\n",
         "",
         f"{ENVS}mujoco_warns_once",
     ),
@@ -807,6 +807,21 @@ SAC = {
         "max(args.batch_size, args.total_timesteps // 2)",
         "args.total_timesteps",
         "test_bad_input.py::test_the_remedy_for_a_short_run_works",
+    ),
+    "the remedy for a run shorter than a batch goes in a circle": (
+        "if args.total_timesteps <= args.batch_size:",
+        "if False:",
+        "test_bad_input.py::test_the_remedy_for_a_run_shorter_than_a_batch_works",
+    ),
+    "the processor is not named": (
+        'r"^model name',
+        'r"^no model',
+        f"{RUNS}hardware_names_processor_and_cuda_device",
+    ),
+    "the CUDA device is not named": (
+        "words.append(torch.cuda.get_device_name())",
+        "pass",
+        f"{RUNS}hardware_names_processor_and_cuda_device",
     ),
     "the first rates count the start": (
         "self.last = time.perf_counter()  # no row",
@@ -1200,7 +1215,7 @@ RESUME_BUGS = {
         f"{RESUME}more_steps",
     ),
     "an evaluation is done twice": (
-        '        self.evaluated = state["evaluated"]\n',
+        '        self.last_evaluation = state["last_evaluation"]\n',
         "",
         f"{RESUME}resumed_many_times",
     ),
@@ -1211,7 +1226,7 @@ RESUME_BUGS = {
     ),
     "an evaluation that is cut short counts": (
         "        if metrics is None:\n",
-        "        if evaluation is None:\n            self.evaluated = self.global_step\n",
+        "        if evaluation is None:\n            self.last_evaluation = self.global_step\n",
         f"{RESUME}signal_in_an_evaluation[middle]",
     ),
     "an evaluation is not cut short": (
@@ -1510,10 +1525,10 @@ SAC_EQUIVALENT = {
         "they are used without gradients, and Adam asks for those of its own parameters only",
     ),
     "the targets move before the actor's step": (
-        "actor_metrics = self.update_actor(obs, alpha, noise[1])\n        alpha_metrics = "
-        'self.update_alpha(actor_metrics["policy/entropy"])\n        self.update_target()',
-        "self.update_target()\n        actor_metrics = self.update_actor(obs, alpha, noise[1])\n"
-        '        alpha_metrics = self.update_alpha(actor_metrics["policy/entropy"])',
+        "actor_metrics, entropy = self.update_actor(obs, alpha, noise[1])\n        alpha_metrics = "
+        "self.update_alpha(entropy)\n        self.update_target()",
+        "self.update_target()\n        actor_metrics, entropy = self.update_actor("
+        "obs, alpha, noise[1])\n        alpha_metrics = self.update_alpha(entropy)",
         "the actor's step does not touch the targets, and does not change the critics",
     ),
     "the actor's loss is the mean over all pairs, [B, B]": (
@@ -2598,12 +2613,12 @@ TQC = {
         f"{MATH}t04_t09_t14_critic_loss_and_gradient",
     ),
     "the smallest atoms are dropped": (
-        "values[:, :kept]",
+        "values[:, :num_kept]",
         "values[:, -kept:]",
         f"{MATH}t04_t09_t14_critic_loss_and_gradient",
     ),
     "no atom is dropped": (
-        "values[:, :kept]",
+        "values[:, :num_kept]",
         "values",
         f"{MATH}t04_t09_t14_critic_loss_and_gradient",
     ),
@@ -2613,12 +2628,12 @@ TQC = {
         f"{MATH}t04_t09_t14_critic_loss_and_gradient",
     ),
     "the last atoms are dropped, not the largest": (
-        "pooled.sort(1).values[:, :kept]",
+        "pooled.sort(1).values[:, :num_kept]",
         "pooled[:, :kept]",
         f"{MATH}t04_t09_t14_critic_loss_and_gradient",
     ),
     "each critic drops its own largest atoms": (
-        "pooled.sort(1).values[:, :kept]",
+        "pooled.sort(1).values[:, :num_kept]",
         "atoms.sort(2).values[..., : kept // len(atoms)].transpose(0, 1).flatten(1)",
         f"{MATH}t04_t09_t14_critic_loss_and_gradient",
     ),
