@@ -271,12 +271,12 @@ conclude() { # say how each run ended and what it printed last; for a preset, wh
         fi
     done
     printf '%d of %d finished: ' "$finished" "${#names[@]}"
-    printf '%q %q %q/*/*/*\n' "$PYTHON" "$here/tools/report.py" "$OUT"
+    printf '%q %q %q\n' "$PYTHON" "$here/tools/report.py" "$OUT"
     [ -z "$stopping" ] || exit "$stopping"
     if [ "$preset" = ab ] && [ -f "$here/tools/compare.py" ]; then
-        "$PYTHON" "$here/tools/compare.py" "$OUT/${names[0]%%/*}/*/*" "$OUT/${names[1]%%/*}/*/*"
+        "$PYTHON" "$here/tools/compare.py" "$OUT/${names[0]%%/*}" "$OUT/${names[1]%%/*}"
     elif [ "$preset" != none ]; then
-        "$PYTHON" "$here/tools/report.py" "$OUT/*/*/*" --plots "$OUT/plots"
+        "$PYTHON" "$here/tools/report.py" "$OUT" --plots "$OUT/plots"
     fi
     [ "$finished" = "${#names[@]}" ]
     exit
@@ -289,8 +289,10 @@ explain() { # print the comment at the top of this file
 }
 
 check() { # FLAGS: refuse what cannot work, and fill in what is not set
-    local flag cores
-    for flag in "$@" ${A-} ${B-}; do
+    local flag cores of_sides=()
+    case ${A-}${B-} in *$'\n'*) fail "A and B must be one line each" ;; esac
+    eval "of_sides=(${A-} ${B-})" 2>/dev/null || fail "A and B cannot be read: quote them as in a shell"
+    for flag in "$@" ${of_sides[@]+"${of_sides[@]}"}; do
         case ${flag%%=*} in
         -h | --help) explain ;;
         --seed | --env[-_]id | --run[-_]dir | --resume | --evaluate) # tyro takes both spellings

@@ -752,7 +752,7 @@ def generator_states():
         "python": random.getstate(),
         "numpy": (name, keys.tolist(), *rest),
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
     }
 
 
@@ -761,8 +761,8 @@ def set_generators(states):
     random.setstate(states["python"])
     np.random.set_state(states["numpy"])
     torch.set_rng_state(states["torch"])
-    if states["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(states["cuda"])
+    if states["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])  # of the one device that a run uses
 
 
 @contextmanager
@@ -1456,7 +1456,8 @@ def hardware(device):
     """Name the system, the processors and, if the run is on it, the CUDA device."""
     model = platform.processor()
     with suppress(OSError):  # Linux tells the model here alone
-        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text("utf-8"), re.M)
+        cpuinfo = Path("/proc/cpuinfo").read_text("utf-8", "replace")
+        found = re.search(r"^model name\s*: (.+)$", cpuinfo, re.M)
         model = found[1] if found else model
     words = [platform.platform(), f"{os.cpu_count()} CPUs", model]
     if device == "cuda":
@@ -2000,6 +2001,7 @@ class Run:
         self.handlers = {}
         self.commit, changes = git_state()
         self.dirty = bool(changes)
+        self.hardware = hardware(self.args.device)  # now, since CUDA may be what fails later
         # room for the rows between two checkpoints; 2,000 if none are due but those of signals
         room = max(self.args.checkpoint_every, 2_000) + self.args.num_envs
         self.buffer_files = []
@@ -2161,7 +2163,7 @@ class Run:
         summary["command"] = sys.argv
         summary["git_commit"] = self.commit
         summary["git_dirty"] = self.dirty
-        summary["hardware"] = hardware(self.args.device)
+        summary["hardware"] = self.hardware
         versions = {package.name: package.version for package in distributions()}
         summary["versions"] = {**versions, "python": sys.version}
         text = json.dumps(summary, indent=1).encode()
@@ -2231,7 +2233,11 @@ class Run:
             "scores": self.scores,
             "last_evaluation": self.last_evaluation,
             "recent": list(self.recent),
-            "pending": [(names, torch.stack(rows)) for names, rows in self.pending.items() if rows],
+            # those without rows, too: the order of names is that of a row in metrics.jsonl
+            "pending": [
+                (names, torch.stack(rows) if rows else torch.empty(0))
+                for names, rows in self.pending.items()
+            ],
         }
 
     def load_state_dict(self, state):

@@ -600,6 +600,10 @@ def test_a_summary_that_a_crash_has_cut_is_no_end(sweep, tmp_path):
         ("", {"B": "--gamma 1"}, "A and B are for ab: ./benchmark.sh ab"),
         ("", {"GPUS": "0 1", "ENGINE": "print"}, "GPUS is for ENGINE=local: unset it"),
         ("easy", {}, "there is no preset easy: choose simple, medium, hard, atari, noise or ab"),
+        ("ab", {"B": "'--env-id' F"}, "--env-id: set SEEDS, ENVS and OUT instead"),
+        ("ab", {"A": '--"seed=1"'}, "--seed=1: set SEEDS, ENVS and OUT instead"),
+        ("ab", {"B": "--gamma '1"}, "A and B cannot be read: quote them as in a shell"),
+        ("ab", {"B": "--gamma 1\n--tau 0"}, "A and B must be one line each"),
         ("ab", {}, "ab takes two SCRIPTS, or one and "),
         ("ab", {"SCRIPTS": "idle idle idle"}, "ab takes two SCRIPTS, or one and "),
     ],
@@ -761,9 +765,9 @@ def test_what_presets_end_in(tmp_path, tools):
         done = subprocess.run(command, capture_output=True, check=True, **options)
         return done.stdout.splitlines()[-1]
 
-    report = "report|my out/*/*/*|--plots|my out/plots"
+    report = "report|my out|--plots|my out/plots"
     assert last_line("simple") == report
-    compare = "compare|my out/a-idle/*/*|my out/b-idle/*/*"
+    compare = "compare|my out/a-idle|my out/b-idle"
     assert last_line("ab", B="--gamma 1") == (compare if "compare" in tools else report)
 
 

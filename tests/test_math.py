@@ -750,6 +750,19 @@ def test_generators_go_on_as_they_were(S):
     assert draw() == drawn
 
 
+def test_a_run_of_several_cuda_devices_goes_on_with_one(S, monkeypatch):
+    need(S, "generator_states")
+    cuda = S.torch.cuda
+    monkeypatch.setattr(cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(cuda, "is_available", lambda: True)
+    monkeypatch.setattr(cuda, "get_rng_state", lambda: "the state of this device")
+    monkeypatch.setattr(cuda, "get_rng_state_all", lambda: ["one", "two"])
+    given = []
+    monkeypatch.setattr(cuda, "set_rng_state", given.append)
+    S.set_generators(S.generator_states())
+    assert given == ["the state of this device"]
+
+
 @pytest.mark.parametrize("seeds", [(0, 1), (1, 2)])
 def test_t28_seeds_change_the_initial_networks(S, seeds):
     need(S, "load_agent", "make_envs")

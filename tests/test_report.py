@@ -156,7 +156,7 @@ def test_failures_are_counted(tmp_path, run_report):
     os.utime(killed / "metrics.jsonl", (time.time() - 2000,) * 2)
     out = run_report(*runs, killed)
     (line,) = cells(out)
-    assert line["failures"] == "5 of 7" and line["seeds"] == "7, exploratory"
+    assert line["failures"] == "5 of 7" and line["seeds"] == "6 of 7, exploratory"
     assert "4: 3000 (failed, 500 of 1,000,000 steps)" in out
     assert "5: 3000 (interrupted, 500 of 1,000,000 steps)" in out
     assert "6: none (failed, 1,000,000 of 1,000,000 steps)" in out
@@ -187,6 +187,25 @@ def test_living_runs_are_shown_and_not_pooled(tmp_path, run_report):
     (line,) = cells(run_report(run))
     assert line["script"] == "td3_continuous" and line["seeds"] == "1, anecdote, 1 living"
     assert (line["mean"], line["failures"]) == ("100", "0 of 1")
+
+
+@quick
+def test_seeds_without_a_score_claim_nothing(tmp_path, run_report):
+    """Ten runs of which seven died before their first evaluation are three seeds."""
+    runs = [make_run(tmp_path / str(seed), seed, [0, 1900]) for seed in range(3)]
+    runs += [make_run(tmp_path / str(seed), seed, [], status="failed") for seed in range(3, 10)]
+    assert cells(run_report(*runs))[0]["seeds"] == "3 of 10, smoke"
+    assert cells(run_report(*runs[3:]))[0]["seeds"] == "0 of 7, no score"
+
+
+@quick
+def test_seeds_that_were_evaluated_at_other_steps_have_no_common_line(tmp_path, run_report):
+    runs = [make_run(tmp_path / str(step), step, [7, 9], step=step) for step in (600, 1000)]
+    for run in runs:
+        rows = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+        (run / "metrics.jsonl").write_text("".join(rows[:-2] + rows[-1:]))  # not that at step 0
+    run_report(*runs, "--plots", tmp_path / "plots")
+    assert (tmp_path / "plots" / "Hopper-v4.png").stat().st_size > 1000
 
 
 @quick

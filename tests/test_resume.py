@@ -104,6 +104,18 @@ def contents(folder):
     return {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
 
 
+def test_metrics_keep_their_order(S):
+    """Names whose rows are logged already keep their place, which is that in the next row."""
+    need(S, "Run")
+    args = SimpleNamespace(device="cpu", capture_video=False)
+    run, other = S.Run(args, None, None), S.Run(args, None, None)
+    run.pending = {("logged",): [], ("new", "newer"): [torch.ones(2), torch.zeros(2)]}
+    other.load_state_dict(run.state_dict())
+    assert [*other.pending] == [*run.pending]
+    assert other.pending["logged",] == []
+    assert torch.stack(other.pending["new", "newer"]).tolist() == [[1, 1], [0, 0]]
+
+
 # --- a process that forks runs --------------------------------------------------------------------
 def spoiled_open(about, opening, after, spoil):
     """Return an open that calls spoil when so many bytes of a file are written.

@@ -57,6 +57,11 @@ DAMAGED = {
     "metrics are a number": (CONFIG, "7\n", "line 1 of metrics.jsonl is no row of metrics"),
     "a row without step": (CONFIG, '{"seconds": 1}\n', "line 1 of metrics.jsonl is no row"),
     "step is text": (CONFIG, lines(ROW | {"global_step": "9"}), "global_step is no number in line"),
+    "step is infinite": (
+        CONFIG,
+        lines(ROW | {"global_step": math.inf}),
+        "global_step is inf in line",
+    ),
     "return is nothing": (CONFIG, lines(ROW | {"eval/return_mean": None}), "eval/return_mean is"),
 }
 
@@ -112,6 +117,24 @@ def test_doctor_names_the_metric_that_is_no_number(tmp_path):
 def test_what_nobody_thought_of_is_said_for_people(tmp_path):
     run = write(tmp_path / "run", metrics=lines({"global_step": 1}))  # without seconds
     assert reason(run, run_folders.read_run) == "its files hold what a run does not write"
+    run = write(tmp_path / "timeless", metrics=lines(ROW | {"seconds": 0}))
+    assert reason(run, run_folders.read_run) == "its files hold what a run does not write"
+
+
+def test_links_are_followed_once(tmp_path):
+    """Runs that lie on another disk count; a link to a folder that it is in leads nowhere."""
+    far = write(tmp_path / "disk" / "far", metrics=lines(ROW))
+    near = write(tmp_path / "runs" / "near", metrics=lines(ROW))
+    (tmp_path / "runs" / "linked").symlink_to(tmp_path / "disk")
+    (tmp_path / "runs" / "loop").symlink_to(tmp_path / "runs")
+    found = run_folders.find_runs([str(tmp_path / "runs")])
+    assert [path.resolve() for path in found] == [far, near]
+
+
+def test_a_run_that_logged_nothing_has_its_steps(tmp_path):
+    run = write(tmp_path / "run", metrics="")
+    (run / "summary.json").write_text('{"status": "finished", "global_step": 1000, "seconds": 2}')
+    assert run_folders.read_run(run).step == 1000
 
 
 @pytest.mark.parametrize("metrics, step", [("", 0), (lines(ROW)[:-9], 0), (lines(ROW) + "{", 500)])

@@ -1214,6 +1214,16 @@ RESUME_BUGS = {
         "",
         f"{RESUME}more_steps",
     ),
+    "names of metrics whose rows are logged lose their place": (
+        "                for names, rows in self.pending.items()\n",
+        "                for names, rows in self.pending.items()\n                if rows\n",
+        f"{RESUME}metrics_keep_their_order",
+    ),
+    "the states of all CUDA devices are asked for": (
+        "torch.cuda.get_rng_state() if",
+        "torch.cuda.get_rng_state_all() if",
+        f"{MATH}a_run_of_several_cuda_devices_goes_on_with_one",
+    ),
     "an evaluation is done twice": (
         '        self.last_evaluation = state["last_evaluation"]\n',
         "",

@@ -121,8 +121,8 @@ def comparable(one, other):
     if one == other:
         return True
     pattern = r"(.*?)-?(v\d+)?"
-    name, version = re.fullmatch(pattern, one).groups()
-    other_name, other_version = re.fullmatch(pattern, other).groups()
+    name, version = re.fullmatch(pattern, one, re.DOTALL).groups()
+    other_name, other_version = re.fullmatch(pattern, other, re.DOTALL).groups()
     alike = ["v2", "v3", "v4"]
     if name == "HalfCheetah":
         alike.append("v5")
@@ -321,9 +321,12 @@ def score_of_seed(run):
 
 
 def seeds_of(row):
-    """Write how many seeds a row has, and what they allow to say."""
-    count = len(row.scores_by_seed)
+    """Write how many seeds a row has, and what those with a score allow to say."""
+    seeds = len(row.scores_by_seed)
+    count = len(row.scores)
     text = f"{count}, {strength(count)}"
+    if count < seeds:
+        text = f"{count} of {seeds}, {strength(count) if count else 'no score'}"
     living = sum(run.state == "living" for run in row.runs)
     if living:
         text += f", {living} living"
@@ -690,6 +693,8 @@ def draw_row(axes, row, label, colour):
     if not seeds:
         return
     steps, scores = scores_at_steps(seeds)
+    if not steps:
+        return  # the seeds were evaluated at other steps each
     _, centre = centre_of(seeds)
     axes.plot(steps, centre(scores), lw=2.2, label=label, zorder=3, color=colour)
     if len(seeds) > 2:

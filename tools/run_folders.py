@@ -30,7 +30,16 @@ TIMES = ("update", "env", "act", "eval", "log")  # what time/* of the metrics me
 SILENT = 1800  # seconds without a metric after which a run without a summary is taken for killed
 
 # What reading raises where a file is missing, damaged, or not that of a run
-NO_RUN = (OSError, EOFError, zlib.error, LookupError, AttributeError, TypeError, ValueError)
+NO_RUN = (
+    OSError,
+    EOFError,
+    zlib.error,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    TypeError,
+    ValueError,
+)
 
 # What all tools read of a row of metrics
 NUMBERS = ("global_step", "seconds", "eval/return_mean", "charts/episodic_return")
@@ -130,7 +139,12 @@ def runs_within(path):
     Hidden folders are left out: benchmark.sh puts unfinished runs aside there.
     """
     found = []
-    for folder, subfolders, files in os.walk(path):
+    walked = set()
+    for folder, subfolders, files in os.walk(path, followlinks=True):
+        if os.path.realpath(folder) in walked:  # a link may lead to a folder that it is in
+            subfolders.clear()
+            continue
+        walked.add(os.path.realpath(folder))
         if "config.toml" in files:
             found.append(Path(folder))
             subfolders.clear()
@@ -220,7 +234,7 @@ def read_run(folder):
         source=hashlib.sha256(source).hexdigest()[:7] if source else None,
         state=summary.get("status") or state_without_summary(metrics),
         tries=count_tries(folder),
-        step=int(logged["global_step"]),
+        step=int(summary.get("global_step", logged["global_step"])),  # a run may log nothing
         seconds=float(summary.get("seconds", logged["seconds"])),
         evaluations=read_evaluations(rows),
         training=mean_or_nan(column(rows, "charts/episodic_return")[-100:]),
@@ -309,6 +323,8 @@ def read_row(line, where):
     for name in NUMBERS:
         if not is_number(row.get(name, 0)):
             raise NoRun(f"{name} is no number in {where}")
+    if not math.isfinite(row["global_step"]):
+        raise NoRun(f"global_step is {row['global_step']} in {where}")
     return row
 
 
