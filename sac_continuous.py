@@ -116,7 +116,7 @@ class Args:
     tau: float = 0.005  # (6) target smoothing
 
     # run
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda if there is one
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda if there is one (PPO: cpu)
     threads: int | None = None  # CPU threads; None: all cores, at most 4
     compile: Literal["auto", "on", "off"] = "auto"  # auto: if the run is long enough to gain
     log_every: int = 1_000  # transitions between rows of metrics; 0: of episodes, evaluations only
@@ -248,8 +248,8 @@ class ReplayBuffer:
         obs, action, reward, terminated, next_obs = rows.split(self.widths, 1)
         return Batch(obs, action, reward.squeeze(1), terminated.squeeze(1), next_obs)
 
-    def file(self, folder, room, salt, number):
-        """Return what keeps the rows on the disk, see BufferFile."""
+    def checkpoint_file(self, folder, room, salt, number):
+        """Return the file in which checkpoints keep the rows, see BufferFile."""
         return BufferFile(folder, self, room, salt, number)
 
 
@@ -474,7 +474,7 @@ def train(args, envs, eval_envs):
     example = buffer.example(args.batch_size)
 
     with Run(args, agent, envs, eval_envs, [buffer]) as run:  # --resume loads agent, buffer here
-        update = run.compile(Agent.update, example, noise)
+        update = run.compile(Agent.update, example, noise)  # which leaves agent as it is
         obs = run.begin()  # the first observations, or those of the checkpoint
         say(f"actions are random until step {args.learning_starts:,}, then updates begin")
         if run.evaluation_due():  # at step 0 it is
@@ -1221,11 +1221,15 @@ class Film:
 
     def shoot(self):
         """Add what the environment shows; once that has failed, OpenGL would abort the process."""
-        if self.rolling and self.frames < FILM_STEPS:
-            shown = []
-            self.rolling = attempt(NO_FILM, lambda: shown.append(self.env.render()))
-            if self.rolling:
-                self.rolling = attempt("no video, since it cannot be encoded", self.add, shown[0])
+        if not self.rolling or self.frames >= FILM_STEPS:
+            return
+        self.rolling = attempt(NO_FILM, self.render)
+        if self.rolling:
+            self.rolling = attempt("no video, since it cannot be encoded", self.add, self.frame)
+
+    def render(self):
+        """Take the picture that comes next, or raise whatever OpenGL raises."""
+        self.frame = self.env.render()
 
     def add(self, frame):
         """Encode a frame [H, W, 3]; moviepy's ImageSequenceClip would lose some to rounding."""
@@ -1662,15 +1666,31 @@ class RunFolder:
     """A folder that belongs to one run and, while it lives, to one process."""
 
     def __init__(self, args):
-        name = f"{args.env_id}__{SCRIPT.stem}__{args.seed}__{time.time_ns() // 10**6}"
-        name = re.sub("[/:]", "_", name)
-        while Path("runs", name).exists():  # of two runs that begin in the same millisecond
-            name += "b"
-        self.shown = args.run_dir or f"runs/{name}"
+        self.shown = args.run_dir or f"runs/{self.new_name(args)}"  # as people see it
         self.parent = Path.cwd()  # an environment may change the working directory
         self.path = self.parent / self.shown
         # adopt_settings has put the folder's name in the place of "auto" where there is a run
         self.resumed = args.resume not in (None, "auto")
+        self.check_content(args)
+        try:
+            self.path.mkdir(parents=True, exist_ok=bool(args.resume))
+            self.metrics = MetricsFile(self.path / "metrics.jsonl")
+        except OSError as error:
+            refuse("run_dir", f"{self.shown} cannot be written ({error}): name another")
+        self.lock()
+        if self.resumed:  # again, since the process that used it may have ended meanwhile
+            end_if_finished(self.shown)
+
+    def new_name(self, args):
+        """Return a name that no other folder in runs/ has."""
+        name = f"{args.env_id}__{SCRIPT.stem}__{args.seed}__{time.time_ns() // 10**6}"
+        name = re.sub("[/:]", "_", name)
+        while Path("runs", name).exists():  # of two runs that begin in the same millisecond
+            name += "b"
+        return name
+
+    def check_content(self, args):
+        """Refuse a folder that is there, but for the run to go on with or one that died at once."""
         try:
             self.is_new = not self.path.exists()
             there = {path.name for path in self.path.glob("*")}
@@ -1681,14 +1701,6 @@ class RunFolder:
         require(usable, "run_dir", f"{self.shown} is there: name a new folder, or --resume a run")
         complete = not self.resumed or "metrics.jsonl" in there
         require(complete, "resume", f"fails: {self.shown} has no metrics.jsonl")
-        try:
-            self.path.mkdir(parents=True, exist_ok=bool(args.resume))
-            self.metrics = MetricsFile(self.path / "metrics.jsonl")
-        except OSError as error:
-            refuse("run_dir", f"{self.shown} cannot be written ({error}): name another")
-        self.lock()
-        if self.resumed:  # again, since the process that used it may have ended meanwhile
-            end_if_finished(self.shown)
 
     def lock(self):
         """Refuse a folder that another living process writes to.
@@ -2007,7 +2019,7 @@ class Run:
         self.buffer_files = []
         for number, buffer in enumerate(self.buffers):
             folder = self.path / "checkpoint"
-            file = buffer.file(folder, room, salt=int(self.id, 16), number=number)
+            file = buffer.checkpoint_file(folder, room, salt=int(self.id, 16), number=number)
             self.buffer_files.append(file)
         try:
             if self.folder.resumed:
@@ -2062,22 +2074,9 @@ class Run:
     def begin(self):
         """Start where the checkpoint stopped, or at the beginning; return the first obs [N, O]."""
         saved = self.loaded
-        self.folder.metrics.file.truncate(saved["metrics_bytes"] if saved else 0)
-        for name in ["summary.json", "model.pt"]:  # of an earlier end
-            (self.path / name).unlink(missing_ok=True)
-        for name in ["videos", "checkpoint"]:
-            (self.path / name).mkdir(exist_ok=True)
-        self.board = Board(self.path / "tb", self.global_step)
-        self.tracker = Tracker(self.args, self.path, self.id)
-        args, folder = self.args, self.folder.shown
-        if not saved:
-            self.board.write_settings(config_of(args))
-            attempt("no word on what changed", say_changes, args, self.path)
-        if args.threads > 1 and os.getloadavg()[0] > os.cpu_count() / 2:
-            say("other programs use this machine: --threads 1 may be faster")
-        say(f"device {args.device}, {args.threads} threads, compile {args.compile}")
-        say(f"run folder {folder}; to watch it: tensorboard --logdir {quote(folder)}")
-
+        self.clear_folder()
+        self.start_logs()
+        self.say_settings()
         options = {"stream": (TRAIN, self.args.seed)}
         if saved:
             options["states"] = [with_arrays(state) for state in saved["envs"]]
@@ -2093,6 +2092,33 @@ class Run:
         if not saved:
             self.checkpoint()
         return obs
+
+    def clear_folder(self):
+        """Cut the metrics after the checkpoint, and delete what an earlier end has written."""
+        saved = self.loaded
+        self.folder.metrics.file.truncate(saved["metrics_bytes"] if saved else 0)
+        for name in ["summary.json", "model.pt"]:
+            (self.path / name).unlink(missing_ok=True)
+        for name in ["videos", "checkpoint"]:
+            (self.path / name).mkdir(exist_ok=True)
+
+    def start_logs(self):
+        """Begin TensorBoard and W&B, or go on with them."""
+        self.board = Board(self.path / "tb", self.global_step)
+        self.tracker = Tracker(self.args, self.path, self.id)
+        if not self.loaded:
+            self.board.write_settings(config_of(self.args))
+
+    def say_settings(self):
+        """Print what changed since the run before, what the run works with, and where it is."""
+        args = self.args
+        folder = self.folder.shown
+        if not self.loaded:
+            attempt("no word on what changed", say_changes, args, self.path)
+        if args.threads > 1 and os.getloadavg()[0] > os.cpu_count() / 2:
+            say("other programs use this machine: --threads 1 may be faster")
+        say(f"device {args.device}, {args.threads} threads, compile {args.compile}")
+        say(f"run folder {folder}; to watch it: tensorboard --logdir {quote(folder)}")
 
     def __exit__(self, kind, error, trace):
         """Write model and summary; an interrupt or a failed check ends in one sentence."""
@@ -2356,7 +2382,7 @@ class Run:
         return self.due(self.args.eval_every, self.last_evaluation) and not done
 
     def evaluate(self):
-        """Score the agent; film every eighth evaluation and the last."""
+        """Score the agent, unless a signal ends the run; film every eighth time and the last."""
         number = len(self.scores)
         path = self.path / "videos" / f"step-{self.global_step}.mp4"
         film = Film(path, self.eval_envs, self.may_film and (number % 8 == 0 or self.is_complete()))

@@ -753,8 +753,8 @@ SAC = {
         f"{ENVS}an_evaluation_without_end_says_so[]",
     ),
     "films have no end": (
-        "self.frames < FILM_STEPS",
-        "self.frames < 10**6",
+        "self.frames >= FILM_STEPS",
+        "self.frames >= 10**6",
         f"{ENVS}films_are_written_as_they_come",
     ),
     "an agent is scored where its environment has changed": (
