@@ -1625,13 +1625,13 @@ class Film:
         """Add what the environment shows; once that has failed, OpenGL would abort the process."""
         if not self.rolling or self.frames >= FILM_STEPS:
             return
-        self.rolling = attempt(NO_FILM, self.render)
-        if self.rolling:
-            self.rolling = attempt("no video, since it cannot be encoded", self.add, self.frame)
-
-    def render(self):
-        """Take the picture that comes next, or raise whatever OpenGL raises."""
-        self.frame = self.env.render()
+        try:
+            frame = self.env.render()
+        except Exception as error:  # environments raise all kinds
+            say(f"warning: {NO_FILM}: {error!r:.300}")
+            self.rolling = False
+        else:
+            self.rolling = attempt("no video, since it cannot be encoded", self.add, frame)
 
     def add(self, frame):
         """Encode a frame [H, W, 3]; moviepy's ImageSequenceClip would lose some to rounding."""
