@@ -289,9 +289,17 @@ explain() { # print the comment at the top of this file
 }
 
 check() { # FLAGS: refuse what cannot work, and fill in what is not set
-    local flag cores of_sides=()
-    case ${A-}${B-} in *$'\n'*) fail "A and B must be one line each" ;; esac
-    eval "of_sides=(${A-} ${B-})" 2>/dev/null || fail "A and B cannot be read: quote them as in a shell"
+    local side flag cores words=() of_sides=()
+    for side in "${A-}" "${B-}"; do
+        case $side in
+        *$'\n'*) fail "A and B must be one line each" ;;
+        *\\) fail "A and B must not end in a backslash" ;;
+        esac
+        (eval "words=($side)") 2>/dev/null || # in a shell of its own: a mistake may end it
+            fail "A and B must be flags, quoted as in a shell: $side"
+        eval "words=($side)"
+        of_sides+=(${words[@]+"${words[@]}"})
+    done
     for flag in "$@" ${of_sides[@]+"${of_sides[@]}"}; do
         case ${flag%%=*} in
         -h | --help) explain ;;

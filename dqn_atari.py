@@ -102,15 +102,15 @@ class Args:
     num_envs: int = 1  # environments stepped together
     num_workers: int = 0  # processes that step a share of the environments each; 0: none
     seed: int = 1  # drives networks, environments, exploration and batches
-    life_loss: Literal["auto", "on", "off"] = "auto"  # lost lives end episodes; auto: if not sticky
+    life_loss: Literal["auto", "on", "off"] = "auto"  # lost lives end episodes; auto: unless sticky
     clip_rewards: bool = True  # learn from the sign of rewards
     frame_size: int = 84  # pixels a side that it sees of an Atari game; fewer are faster
 
     # algorithm
     buffer_size: int = 1_000_000  # transitions kept for replay
     learning_starts: int = 80_000  # transitions of exploration before the updates
-    batch_size: int = 32  # transitions per update
-    train_every: int = 4  # transitions per update
+    batch_size: int = 32  # transitions that an update learns from
+    train_every: int = 4  # environment transitions between updates
     hidden_size: int = 512  # units in each fully connected hidden layer
     start_e: float = 1.0  # (1) first epsilon
     end_e: float = 0.01  # (1) last epsilon
@@ -126,11 +126,11 @@ class Args:
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda if there is one (PPO: cpu)
     threads: int | None = None  # CPU threads; None: all cores, at most 4
     compile: Literal["auto", "on", "off"] = "auto"  # auto: if the run is long enough to gain
-    log_every: int = 1_000  # transitions between rows of metrics; 0: of episodes, evaluations only
-    eval_every: int | None = None  # transitions; default total / 24, >= 50,000; 0: never
+    log_every: int = 1_000  # transitions between two rows of means; 0: no such rows
+    eval_every: int | None = None  # default total / 24, at least 50,000 transitions; 0: never
     eval_episodes: int = 10  # full games per evaluation, with epsilon eval_e
     capture_video: bool = True  # film an episode of every eighth evaluation and of the last
-    checkpoint_every: int | None = None  # transitions; default total / 20, >= 2,000; 0: on signals
+    checkpoint_every: int | None = None  # default total / 20, at least 2,000; 0: on signals
     resume: str | None = None  # run folder to go on with; auto: --run-dir, if it holds a run
     track: bool = False  # send metrics, source and videos to Weights & Biases
     wandb_project_name: str | None = None  # project there; default $WANDB_PROJECT
@@ -192,15 +192,14 @@ class Batch(NamedTuple):
     terminated: torch.Tensor  # [B]
 
 
-# What the buffer notes of a frame: what was done there, whether it was acted upon at all, which the
-# last frame of an episode is not, and its age, the number of frames before it, 3 at most.
+# What the buffer notes of a frame
 NOTE = np.dtype(
     [
-        ("action", np.float32),
+        ("action", np.float32),  # what was done there, and what came of it
         ("reward", np.float32),
         ("terminated", np.float32),
-        ("acted", bool),
-        ("age", np.uint8),
+        ("acted", bool),  # False: the last frame of an episode, or one that is yet to be acted upon
+        ("age", np.uint8),  # frames of the episode before it, 3 at most
     ]
 )
 
@@ -208,9 +207,9 @@ NOTE = np.dtype(
 class FrameBuffer:
     """Single frames, a ring of them for each environment: a quarter of the memory of stacks.
 
-    A row of a ring is a frame with its note; the next row is the next frame. Checkpoints save the
-    first `added` rows of each ring. In the place after them is the frame that is acted upon next,
-    if the episode goes on: add writes it again, with its note, so a checkpoint need not hold it.
+    A row of a ring is a frame with its note; the next row is the next frame. Rows below `added` are
+    complete. While an episode goes on, row `added` is provisional: it holds the latest frame, which
+    the next add() writes again with what was done there. So a checkpoint need not hold it.
     """
 
     def __init__(self, capacity, num_envs, frame_shape, device):
@@ -251,7 +250,7 @@ class FrameBuffer:
     def draw(self, batch_size):
         """Draw rows that were acted upon and whose frames are all there; return env, row [B]."""
         last = self.notes[self.envs, (self.added - 1) % self.length]
-        written = self.added + last["acted"]  # with the frames that are acted upon next
+        written = self.added + last["acted"]  # with the provisional row
         filled = min(written.max(), self.length)
         env = row = np.zeros(0, int)
         while len(env) < batch_size:
@@ -275,7 +274,7 @@ class FrameBuffer:
         return self.frames.index_select(0, index).view(len(env), 5, *self.frames.shape[1:])
 
     def end_episode(self, env, frame):
-        """Let the episode of an environment end with a frame [H, W], if it has any before it."""
+        """Close an episode that --resume could not repeat with its last frame [H, W]."""
         before = self.notes[env, (self.added[env] - 1) % self.length]
         if before["acted"]:
             row = self.added[env] % self.length
@@ -377,9 +376,9 @@ class Agent(nn.Module):
             "grad/norm": grad_norm,
             # error relative to the spread of what should be learned
             "q/td_rel": error / (td_target.std(correction=0) + 1e-8),
-            **statistics("q/value", q),
-            **statistics("q/target", td_target),
-            **statistics("env/reward", reward),
+            **mean_sd_min_max("q/value", q),
+            **mean_sd_min_max("q/target", td_target),
+            **mean_sd_min_max("env/reward", reward),
         }
 
     def learning_rates(self):
@@ -444,8 +443,8 @@ def train(args, envs, eval_envs):
             run.global_step += args.num_envs
             done = terminated | truncated
             life_lost = infos["life_lost"] & (args.life_loss == "on")
-            learned_reward = np.sign(reward) if args.clip_rewards else reward
-            buffer.add(obs, action, learned_reward, terminated | life_lost, next_obs, done)
+            training_reward = np.sign(reward) if args.clip_rewards else reward
+            buffer.add(obs, action, training_reward, terminated | life_lost, next_obs, done)
             obs = reset_finished(envs, done, next_obs)
             run.lap("env")
 
@@ -488,7 +487,8 @@ def check(args):
     earlier = max(args.batch_size, args.total_timesteps // 2)
     remedy = f"for a short run add --learning-starts {earlier}"
     if args.total_timesteps <= args.batch_size:
-        remedy = f"use at least {args.batch_size + 1}, with --learning-starts {args.batch_size}"
+        remedy = f"with --batch-size {args.batch_size} use at least {args.batch_size + 1} steps"
+        remedy += f" and --learning-starts {args.batch_size}"
     sentence = f"{args.total_timesteps} must be above --learning-starts, {starts}: {remedy}"
     require(args.total_timesteps > starts, "total_timesteps", sentence)
     least = 8 * args.num_envs
@@ -521,7 +521,7 @@ def example_batch(args, frame_shape):
 
 
 # ==================================================================================================
-# Plumbing: identical in every script that has it; nothing below is about DQN.
+# Plumbing: each function and class is identical in every script that has it; none is about DQN.
 # ==================================================================================================
 SCRIPT = Path(globals().get("__file__", "pasted.py")).resolve()  # a notebook's cell has no file
 TRAIN, EVALUATE = 0, 1  # streams of seeds
@@ -738,7 +738,7 @@ def generator_states():
     }
 
 
-def set_generators(states):
+def set_generator_states(states):
     """Put all global generators into states that generator_states() returned."""
     random.setstate(states["python"])
     np.random.set_state(states["numpy"])
@@ -754,7 +754,7 @@ def undisturbed_generators():
     try:
         yield
     finally:
-        set_generators(states)
+        set_generator_states(states)
 
 
 def episode_seed(*key):
@@ -968,13 +968,13 @@ class Game(gym.wrappers.AtariPreprocessing):
             obs, _, _, _, info = self.step(FIRE)
         return obs, info
 
-    def emulator(self):
+    def emulator_state(self):
         """Return the state of the emulator and its generator as bytes, uint8 [B]."""
         state = self.ale.cloneState(include_rng=True).serialize()
         return np.frombuffer(bytearray(state), np.uint8)
 
     def restore_emulator(self, state):
-        """Put the emulator into a state that emulator() returned."""
+        """Put the emulator into a state that emulator_state() returned."""
         self.ale.restoreState(ale_py.ALEState(state.tobytes()))
 
 
@@ -1008,14 +1008,16 @@ class GameEpisodes(Episodes):
     def __init__(self, env, index, game):
         super().__init__(env, index)
         self.game = game  # None: it has no emulator
-        self.emulator = None  # its state before this episode, if that did not seed it
+        self.emulator_state = None  # before this episode; None if the episode seeds it
         self.lost_frame = None  # the last one [H, W] of an episode that could not be repeated
 
     def begin(self):
         """Begin the next episode and return its first observation."""
         if self.game:
             self.game.seeds_emulator = self.episode == 0
-            self.emulator = None if self.game.seeds_emulator else self.game.emulator()
+            self.emulator_state = None
+            if not self.game.seeds_emulator:
+                self.emulator_state = self.game.emulator_state()
         return super().begin()
 
     def step(self, action):
@@ -1026,7 +1028,7 @@ class GameEpisodes(Episodes):
 
     def state(self):
         """Return what repeats the current episode."""
-        return {**super().state(), "emulator": self.emulator}
+        return {**super().state(), "emulator": self.emulator_state}
 
     def repeat(self, state):
         """Bring the game to a state; return the observation."""
@@ -1105,11 +1107,11 @@ def sticky_actions(env_id):
     return sticky
 
 
-def make_game(env_id, index, frame_size, limit, max_steps, film):
+def make_game(env_id, index, frame_size, frame_limit, max_steps, film):
     """Build one environment of stacks of four frames; filmed, it renders rgb_array frames.
 
-    An Atari game is cut after `limit` of the emulator's frames, and its frames are resized; any
-    other is cut after max_steps, if given.
+    Frames of an Atari game are resized, and it is truncated after frame_limit of the emulator's
+    frames. Any other is truncated after max_steps, if given.
     """
     import cv2  # here, since it changes os.environ
 
@@ -1117,7 +1119,7 @@ def make_game(env_id, index, frame_size, limit, max_steps, film):
     options = {}
     is_atari = sticky_actions(env_id) is not None
     if is_atari:
-        options = {"frameskip": 1, "max_episode_steps": limit}
+        options = {"frameskip": 1, "max_episode_steps": frame_limit}
     env = build_env(env_id, film, **options)
     game = None
     if is_atari:
@@ -1136,12 +1138,16 @@ def make_game(env_id, index, frame_size, limit, max_steps, film):
 
 
 def make_games(
-    args, num_envs, film=False, limit=108_000, max_steps=None, vector=gym.vector.SyncVectorEnv
+    args, num_envs, film=False, frame_limit=108_000, max_steps=None, vector=gym.vector.SyncVectorEnv
 ):
-    """Build games that are stepped together and reset by us; film: the first one renders."""
+    """Build games that are stepped together and reset by us; film: the first one renders.
+
+    60 frames are a second, so that a game of training lasts half an hour at most.
+    """
     makers = []
     for i in range(num_envs):
-        options = {"frame_size": args.frame_size, "limit": limit, "max_steps": max_steps}
+        options = {"frame_size": args.frame_size, "frame_limit": frame_limit}
+        options["max_steps"] = max_steps
         makers.append(partial(make_game, args.env_id, i, film=film and i == 0, **options))
     sticky_actions(args.env_id)  # refuses what cannot be built
     # only evaluation sets max_steps, and its environments live beside those of training
@@ -1151,9 +1157,9 @@ def make_games(
 
 
 def make_eval_games(args):
-    """Build a game for each episode of an evaluation; one without end is cut."""
+    """Build a game for each episode of an evaluation, of five minutes at most."""
     episodes, film = args.eval_episodes, args.capture_video
-    return make_games(args, episodes, film, limit=18_000, max_steps=EVALUATION_STEPS)
+    return make_games(args, episodes, film, frame_limit=18_000, max_steps=EVALUATION_STEPS)
 
 
 def game_sizes(envs, env_id):
@@ -1484,7 +1490,7 @@ def evaluate(agent, envs, stream, film, stopped=lambda: False):
     if max(lengths.values()) >= EVALUATION_STEPS:
         say(f"warning: an episode of this evaluation was cut after {EVALUATION_STEPS:,} steps")
     return {
-        **statistics("eval/return", torch.tensor(list(returns.values()), dtype=torch.float64)),
+        **mean_sd_min_max("eval/return", torch.tensor(list(returns.values()), dtype=torch.float64)),
         "eval/length_mean": np.mean(list(lengths.values())),
     }
 
@@ -1582,7 +1588,7 @@ def same_sizes(one, other):
 
 
 # --- logging --------------------------------------------------------------------------------------
-def statistics(name, values):
+def mean_sd_min_max(name, values):
     """Return mean, standard deviation, minimum and maximum of a tensor."""
     return {
         f"{name}_mean": values.mean(),
@@ -1741,14 +1747,14 @@ def git_state():
 def hardware(device):
     """Name the system, the processors and, if the run is on it, the CUDA device."""
     model = platform.processor()
-    with suppress(OSError):  # Linux tells the model here alone
+    with suppress(OSError):  # Linux names the model only here
         cpuinfo = Path("/proc/cpuinfo").read_text("utf-8", "replace")
         found = re.search(r"^model name\s*: (.+)$", cpuinfo, re.M)
         model = found[1] if found else model
     words = [platform.platform(), f"{os.cpu_count()} CPUs", model]
     if device == "cuda":
         words.append(torch.cuda.get_device_name())
-    return " ".join(words).strip()
+    return " ".join(word for word in words if word)
 
 
 # --- run folder -----------------------------------------------------------------------------------
@@ -1971,7 +1977,7 @@ class RunFolder:
         return name
 
     def check_content(self, args):
-        """Refuse a folder that is there, but for the run to go on with or one that died at once."""
+        """Refuse a folder that exists, unless its run goes on, or died as it began."""
         try:
             self.is_new = not self.path.exists()
             there = {path.name for path in self.path.glob("*")}
@@ -2015,8 +2021,8 @@ class RunFolder:
 
 
 # --- what changed ---------------------------------------------------------------------------------
-# Settings that are no change from one run to the next
-NO_CHANGE = FREE | SETTLED | {"seed", "resume", "log_every"}
+# Settings that are no change from one run to the next; the number of steps is one
+NO_CHANGE = (FREE | SETTLED | {"seed", "resume", "log_every"}) - {"total_timesteps"}
 
 
 def say_changes(args, folder):
@@ -2324,7 +2330,7 @@ class Run:
         self.global_step = 0  # environment transitions, over all environments
         self.updates = 0  # gradient steps
         self.scores = []  # mean return of every evaluation
-        self.last_evaluation = -1  # its step
+        self.last_evaluation_step = -1
         self.recent = deque(maxlen=100)  # (return, length, truncated) of finished episodes
         self.pending = {}  # metrics of the updates since the last row: {their names: values}
         self.id = secrets.token_hex(4)  # of the run, at W&B too
@@ -2335,8 +2341,8 @@ class Run:
         self.warned = False  # that there is no space for checkpoints
         self.may_film = args.capture_video  # until a video fails
         self.spent = Counter()  # seconds by activity, since the last row
-        self.last_log = 0  # the step of the last row
-        self.last_checkpoint = 0  # its step
+        self.last_log_step = 0
+        self.last_checkpoint_step = 0
         self.board = self.tracker = self.progress = None  # not there before begin()
 
     # --- begin and end
@@ -2417,7 +2423,7 @@ class Run:
             options["states"] = [with_arrays(state) for state in saved["envs"]]
         obs, _ = self.envs.reset(options=options)
         if saved:
-            set_generators(saved["generators"])
+            set_generator_states(saved["generators"])
             say(f"going on at step {self.global_step}")
         self.last = time.perf_counter()  # no row counts the start, compilation above all
         gc.collect()
@@ -2543,7 +2549,9 @@ class Run:
         """Tell whether it is time to save, or a signal asks for it."""
         if self.is_complete():  # then model.pt is written
             return bool(self.stopping)
-        return bool(self.stopping) or self.due(self.args.checkpoint_every, self.last_checkpoint)
+        return bool(self.stopping) or self.due(
+            self.args.checkpoint_every, self.last_checkpoint_step
+        )
 
     def checkpoint(self):
         """Save all that decides how the run goes on; if a signal came, end by KeyboardInterrupt."""
@@ -2557,7 +2565,7 @@ class Run:
             if not self.warned:
                 say(f"warning: no checkpoint at step {step}, the last one stays: {error}")
             self.warned = True
-        self.last_checkpoint = self.global_step
+        self.last_checkpoint_step = self.global_step
         self.lap("checkpoint")
         if self.stopping:
             raise KeyboardInterrupt
@@ -2592,7 +2600,7 @@ class Run:
             "global_step": self.global_step,
             "updates": self.updates,
             "scores": self.scores,
-            "last_evaluation": self.last_evaluation,
+            "last_evaluation_step": self.last_evaluation_step,
             "recent": list(self.recent),
             # those without rows, too: the order of names is that of a row in metrics.jsonl
             "pending": [
@@ -2604,10 +2612,10 @@ class Run:
     def load_state_dict(self, state):
         """Take over what state_dict returned."""
         self.id = state["id"]
-        self.global_step = self.last_log = self.last_checkpoint = state["global_step"]
+        self.global_step = self.last_log_step = self.last_checkpoint_step = state["global_step"]
         self.updates = state["updates"]
         self.scores = state["scores"]
-        self.last_evaluation = state["last_evaluation"]
+        self.last_evaluation_step = state["last_evaluation_step"]
         self.recent.extend(state["recent"])
         for names, rows in state["pending"]:
             self.pending[names] = list(rows.to(self.args.device))
@@ -2662,7 +2670,7 @@ class Run:
 
     def log_due(self):
         """Tell whether it is time for a row of metrics."""
-        return self.due(self.args.log_every, self.last_log)
+        return self.due(self.args.log_every, self.last_log_step)
 
     def log_episodes(self, infos, truncated):
         """Log the episodes that ended in the latest step, and move the bar."""
@@ -2678,7 +2686,7 @@ class Run:
     def log_interval(self):
         """Log means over the interval's updates, rates, shares of time and the last episodes."""
         seconds = self.spent.total()
-        sps = (self.global_step - self.last_log) / (seconds - self.spent["eval"])
+        sps = (self.global_step - self.last_log_step) / (seconds - self.spent["eval"])
         metrics = {
             "charts/SPS": sps,
             "charts/updates": self.updates,
@@ -2686,7 +2694,7 @@ class Run:
             **self.agent.learning_rates(),
         }
         self.spent.clear()
-        self.last_log = self.global_step
+        self.last_log_step = self.global_step
         for names, rows in self.pending.items():
             if rows:
                 means = torch.stack(rows).mean(0).tolist()  # one transfer from the device
@@ -2696,10 +2704,10 @@ class Run:
         if self.recent:
             returns, lengths, truncated = torch.tensor(self.recent, dtype=torch.float64).T
             mean_return = returns.mean()
-            metrics["charts/average_return"] = mean_return  # train/return_mean by CleanRL's name
+            metrics["charts/average_return"] = mean_return  # is train/return_mean, too
             metrics["env/time_limit_frac"] = truncated.mean()
-            metrics |= statistics("train/return", returns)
-            metrics |= statistics("train/length", lengths)
+            metrics |= mean_sd_min_max("train/return", returns)
+            metrics |= mean_sd_min_max("train/length", lengths)
         self.log(metrics)
         total = self.args.total_timesteps
         minutes = max(total - self.global_step, 0) / sps / 60
@@ -2713,8 +2721,8 @@ class Run:
     # --- evaluation
     def evaluation_due(self):
         """Tell whether it is time to evaluate, which a signal may have cut short before."""
-        done = self.last_evaluation == self.global_step
-        return self.due(self.args.eval_every, self.last_evaluation) and not done
+        done = self.last_evaluation_step == self.global_step
+        return self.due(self.args.eval_every, self.last_evaluation_step) and not done
 
     def evaluate(self):
         """Score the agent, unless a signal ends the run; film every eighth time and the last."""
@@ -2737,7 +2745,7 @@ class Run:
             self.may_film = False  # trying again might abort the process
         self.log(metrics, video)
         self.scores.append(float(metrics["eval/return_mean"]))
-        self.last_evaluation = self.global_step
+        self.last_evaluation_step = self.global_step
         self.progress.update(self.global_step, eval=self.scores[-1])
         shown = f"{self.folder.shown}/videos/{video.name}" if video else ""
         say(f"step {self.global_step} eval {self.scores[-1]:.4g} {shown}".rstrip())

@@ -107,9 +107,9 @@ class Args:
     seed: int = 1  # drives networks, environments, exploration and batches
 
     # algorithm
-    rollout_steps: int = 2_048  # transitions per rollout, over all environments
+    rollout_steps: int = 2_048  # transitions per rollout, num_envs at a time
     update_epochs: int = 10  # passes over a rollout
-    batch_size: int = 64  # transitions per update
+    batch_size: int = 64  # transitions that an update learns from
     hidden_size: int = 64  # units in each fully connected hidden layer
     norm_obs: bool = True  # normalise observations, clipped at 10
     norm_reward: bool = True  # divide rewards by the deviation of returns, clipped at 10
@@ -132,11 +132,11 @@ class Args:
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda if there is one (PPO: cpu)
     threads: int | None = 1  # CPU threads; None: all cores, at most 4
     compile: Literal["auto", "on", "off"] = "auto"  # auto: if the run is long enough to gain
-    log_every: int = 2_048  # transitions between rows of metrics; 0: of episodes, evaluations only
-    eval_every: int | None = None  # transitions; default total / 24, >= 2,000; 0: never
+    log_every: int = 2_048  # transitions between two rows of means; 0: no such rows
+    eval_every: int | None = None  # default total / 24, at least 2,000 transitions; 0: never
     eval_episodes: int = 5  # per evaluation, of deterministic actions and at most 30,000 steps
     capture_video: bool = True  # film an episode of every eighth evaluation and of the last
-    checkpoint_every: int | None = None  # transitions; default total / 20, >= 2,000; 0: on signals
+    checkpoint_every: int | None = None  # default total / 20, at least 2,000; 0: on signals
     resume: str | None = None  # run folder to go on with; auto: --run-dir, if it holds a run
     track: bool = False  # send metrics, source and videos to Weights & Biases
     wandb_project_name: str | None = None  # project there; default $WANDB_PROJECT
@@ -233,7 +233,10 @@ class Moments(nn.Module):
 
 # --- rollout --------------------------------------------------------------------------------------
 class Rollout:
-    """T steps of N environments, arrays [T, N, ...]; a new episode follows the end of one."""
+    """T steps of N environments, arrays [T, N, ...].
+
+    T is rollout_steps / num_envs. The row after the end of an episode is the first of the next one.
+    """
 
     def __init__(self, args, obs_dim, action_dim):
         num_envs = args.num_envs
@@ -285,7 +288,10 @@ class Batch(NamedTuple):
 
 # --- agent ----------------------------------------------------------------------------------------
 class Snapshot(NamedTuple):
-    """What acting needs of an agent, looked up once for each rollout, which is faster."""
+    """What acting needs of an agent, looked up once for each rollout, which is faster.
+
+    It is valid until the agent learns: on the CPU these arrays share their memory with the agent's.
+    """
 
     obs_mean: np.ndarray  # [O]
     obs_std: np.ndarray  # [O]
@@ -342,7 +348,7 @@ class Agent(nn.Module):
         return np.minimum(units, self.high)  # rounding may exceed it, which some refuse
 
     def snapshot(self):
-        """Return what acting needs as it is now."""
+        """Return what acting needs, until the agent learns."""
         return Snapshot(
             obs_mean=self.obs_moments.mean.numpy(force=True),
             obs_std=self.obs_moments.std(),
@@ -386,7 +392,8 @@ class Agent(nn.Module):
     def update(self, rollout, update_minibatch):
         """Learn from a rollout; return Metrics of each minibatch, and Metrics of the rollout.
 
-        The function update_minibatch is what Run.compile makes of the method of that name.
+        The function update_minibatch is the method of that name, perhaps compiled: it returns its
+        metrics as Metrics, not as a dict.
         """
         self.update_return_moments(rollout)  # first, since it scales the rewards
         minibatches = []
@@ -408,9 +415,9 @@ class Agent(nn.Module):
         # last, since acting and all minibatches must see the same observations
         self.obs_moments.update(rollout.obs.reshape(-1, self.obs_dim))
         rollout_metrics["ppo/ratio_first_mb"] = value_of(minibatches[0], "ppo/ratio_gap")
-        # one by one, since not every rollout has all of them
-        others = [Metrics((name,), value[None]) for name, value in rollout_metrics.items()]
-        return minibatches, others
+        # Run.record averages those of the same names; explained_var_mc is not in every rollout
+        of_rollout = [Metrics((name,), value[None]) for name, value in rollout_metrics.items()]
+        return minibatches, of_rollout
 
     def anneal(self, progress):
         """Lower the step size linearly with the progress of the run, which goes from 0 to 1."""
@@ -445,7 +452,8 @@ class Agent(nn.Module):
         gamma = self.args.gamma
         done = rollout.done()
         # a truncated episode still has reward ahead: only termination stops the bootstrap
-        terminal = rollout.terminated if self.args.bootstrap_truncated else done
+        no_future = rollout.terminated if self.args.bootstrap_truncated else done
+        # by the statistics that the actor saw: they move at the end of update()
         obs = self.tensor(self.normalize(rollout.obs))
         next_obs = self.tensor(self.normalize(rollout.next_obs))
         value = self.critic(obs).squeeze(-1).cpu().numpy()  # [T, N]
@@ -454,14 +462,8 @@ class Agent(nn.Module):
         if self.args.norm_reward:
             reward = reward.clip(-10, 10)
 
-        delta = reward + gamma * (1 - terminal) * next_value - value  # (2)
-        advantage = np.zeros(delta.shape)
-        next_advantage = np.zeros(len(delta[0]))  # 0 after the last step
-        for t in reversed(range(len(delta))):
-            trace = gamma * self.args.gae_lambda * (1 - done[t])
-            next_advantage = delta[t] + trace * next_advantage  # (3)
-            advantage[t] = next_advantage
-
+        delta = reward + gamma * (1 - no_future) * next_value - value  # (2)
+        advantage = self.sum_of_deltas(delta, done)
         batch = Batch(
             obs=obs.flatten(0, 1),
             action=self.tensor(rollout.action).flatten(0, 1),
@@ -471,8 +473,18 @@ class Agent(nn.Module):
             value=self.tensor(value).flatten(),
         )
         # what a time limit cut off, as the critic sees it
-        cut_off = gamma * done * (1 - terminal) * next_value
+        cut_off = gamma * done * (1 - no_future) * next_value
         return batch, self.rollout_metrics(rollout, batch, reward + cut_off, value)
+
+    def sum_of_deltas(self, delta, done):
+        """Return the advantages of deltas, both [T, N]: each is its own and later ones, decayed."""
+        advantage = np.zeros(delta.shape)
+        next_advantage = np.zeros(len(delta[0]))  # 0 after the last step
+        for t in reversed(range(len(delta))):
+            trace = self.args.gamma * self.args.gae_lambda * (1 - done[t])
+            next_advantage = delta[t] + trace * next_advantage  # (3)
+            advantage[t] = next_advantage
+        return advantage
 
     def update_minibatch(self, batch, index):
         """Take one gradient step on the rows index [M] of a batch; return metrics by name."""
@@ -541,21 +553,21 @@ class Agent(nn.Module):
 
     # metrics; a NaN or an infinity in a mean that is logged ends the run
     def rollout_metrics(self, rollout, batch, reward, value):
-        """Describe a rollout; see explained_variance for reward and value [T, N]."""
+        """Describe a rollout; see explained_by_outcomes for reward and value [T, N]."""
         error = batch.returns - batch.value
         metrics = {
-            **statistics("env/obs", self.tensor(rollout.obs)),
-            **statistics("env/reward", self.tensor(rollout.reward)),
-            **statistics("ppo/adv", batch.advantage),
+            **mean_sd_min_max("env/obs", self.tensor(rollout.obs)),
+            **mean_sd_min_max("env/reward", self.tensor(rollout.reward)),
+            **mean_sd_min_max("ppo/adv", batch.advantage),
             # of what the critic learns, which holds its own predictions; compare explained_var_mc
             "losses/explained_variance": 1 - error.var() / (batch.returns.var() + 1e-8),
         }
-        explained = self.explained_variance(rollout.done(), reward, value)
+        explained = self.explained_by_outcomes(rollout.done(), reward, value)
         if explained is not None:
             metrics["ppo/explained_var_mc"] = self.tensor(explained)
         return metrics
 
-    def explained_variance(self, done, reward, value):
+    def explained_by_outcomes(self, done, reward, value):
         """Return the share of the outcomes' variance that the critic explains, 1 at most, or None.
 
         Only episodes whose end was seen count. All inputs are [T, N], the reward as the critic
@@ -625,14 +637,16 @@ def train(args, envs, eval_envs):
     seed_everything(args.seed)  # after building environments, which may draw random numbers
     agent = Agent(args, **sizes, device=args.device)
     with Run(args, agent, envs, eval_envs) as run:  # --resume loads the agent here
-        update_minibatch = run.compile(Agent.update_minibatch, *agent.example())
+        update_minibatch = run.compile(
+            Agent.update_minibatch, *agent.example()
+        )  # agent stays as is
         obs = run.begin()  # the first observations, or those of the checkpoint
         if run.evaluation_due():  # at step 0 it is
             run.evaluate()
             run.checkpoint()  # which spares --resume this evaluation
         while run.global_step < args.total_timesteps:
             rollout = Rollout(args, obs_dim, action_dim)
-            snapshot = agent.snapshot()  # the policy that acts does not change below
+            snapshot = agent.snapshot()  # the policy is the same until agent.update() below
             while not rollout.is_full() and run.global_step < args.total_timesteps:
                 action, logp = agent.explore(obs, snapshot)
                 run.lap("act")  # counts the time since the last lap as acting
@@ -649,9 +663,9 @@ def train(args, envs, eval_envs):
             if rollout.is_full():  # the run may end before
                 start_step = run.global_step - args.rollout_steps
                 agent.anneal(start_step / args.total_timesteps)
-                minibatches, others = agent.update(rollout, update_minibatch)
+                minibatches, of_rollout = agent.update(rollout, update_minibatch)
                 run.updates += len(minibatches)
-                for metrics in minibatches + others:
+                for metrics in minibatches + of_rollout:
                     run.record(metrics)
             run.lap("update")
 
@@ -709,7 +723,7 @@ def refuse_more_steps(args):
 
 
 # ==================================================================================================
-# Plumbing: identical in every script that has it; nothing below is about PPO.
+# Plumbing: each function and class is identical in every script that has it; none is about PPO.
 # ==================================================================================================
 SCRIPT = Path(globals().get("__file__", "pasted.py")).resolve()  # a notebook's cell has no file
 TRAIN, EVALUATE = 0, 1  # streams of seeds
@@ -925,7 +939,7 @@ def generator_states():
     }
 
 
-def set_generators(states):
+def set_generator_states(states):
     """Put all global generators into states that generator_states() returned."""
     random.setstate(states["python"])
     np.random.set_state(states["numpy"])
@@ -941,7 +955,7 @@ def undisturbed_generators():
     try:
         yield
     finally:
-        set_generators(states)
+        set_generator_states(states)
 
 
 def episode_seed(*key):
@@ -1604,7 +1618,7 @@ def evaluate(agent, envs, stream, film, stopped=lambda: False):
     if max(lengths.values()) >= EVALUATION_STEPS:
         say(f"warning: an episode of this evaluation was cut after {EVALUATION_STEPS:,} steps")
     return {
-        **statistics("eval/return", torch.tensor(list(returns.values()), dtype=torch.float64)),
+        **mean_sd_min_max("eval/return", torch.tensor(list(returns.values()), dtype=torch.float64)),
         "eval/length_mean": np.mean(list(lengths.values())),
     }
 
@@ -1702,7 +1716,7 @@ def same_sizes(one, other):
 
 
 # --- logging --------------------------------------------------------------------------------------
-def statistics(name, values):
+def mean_sd_min_max(name, values):
     """Return mean, standard deviation, minimum and maximum of a tensor."""
     return {
         f"{name}_mean": values.mean(),
@@ -1861,14 +1875,14 @@ def git_state():
 def hardware(device):
     """Name the system, the processors and, if the run is on it, the CUDA device."""
     model = platform.processor()
-    with suppress(OSError):  # Linux tells the model here alone
+    with suppress(OSError):  # Linux names the model only here
         cpuinfo = Path("/proc/cpuinfo").read_text("utf-8", "replace")
         found = re.search(r"^model name\s*: (.+)$", cpuinfo, re.M)
         model = found[1] if found else model
     words = [platform.platform(), f"{os.cpu_count()} CPUs", model]
     if device == "cuda":
         words.append(torch.cuda.get_device_name())
-    return " ".join(words).strip()
+    return " ".join(word for word in words if word)
 
 
 # --- run folder -----------------------------------------------------------------------------------
@@ -2092,7 +2106,7 @@ class RunFolder:
         return name
 
     def check_content(self, args):
-        """Refuse a folder that is there, but for the run to go on with or one that died at once."""
+        """Refuse a folder that exists, unless its run goes on, or died as it began."""
         try:
             self.is_new = not self.path.exists()
             there = {path.name for path in self.path.glob("*")}
@@ -2136,8 +2150,8 @@ class RunFolder:
 
 
 # --- what changed ---------------------------------------------------------------------------------
-# Settings that are no change from one run to the next
-NO_CHANGE = FREE | SETTLED | {"seed", "resume", "log_every"}
+# Settings that are no change from one run to the next; the number of steps is one
+NO_CHANGE = (FREE | SETTLED | {"seed", "resume", "log_every"}) - {"total_timesteps"}
 
 
 def say_changes(args, folder):
@@ -2289,7 +2303,7 @@ class Run:
         self.global_step = 0  # environment transitions, over all environments
         self.updates = 0  # gradient steps
         self.scores = []  # mean return of every evaluation
-        self.last_evaluation = -1  # its step
+        self.last_evaluation_step = -1
         self.recent = deque(maxlen=100)  # (return, length, truncated) of finished episodes
         self.pending = {}  # metrics of the updates since the last row: {their names: values}
         self.id = secrets.token_hex(4)  # of the run, at W&B too
@@ -2300,8 +2314,8 @@ class Run:
         self.warned = False  # that there is no space for checkpoints
         self.may_film = args.capture_video  # until a video fails
         self.spent = Counter()  # seconds by activity, since the last row
-        self.last_log = 0  # the step of the last row
-        self.last_checkpoint = 0  # its step
+        self.last_log_step = 0
+        self.last_checkpoint_step = 0
         self.board = self.tracker = self.progress = None  # not there before begin()
 
     # --- begin and end
@@ -2382,7 +2396,7 @@ class Run:
             options["states"] = [with_arrays(state) for state in saved["envs"]]
         obs, _ = self.envs.reset(options=options)
         if saved:
-            set_generators(saved["generators"])
+            set_generator_states(saved["generators"])
             say(f"going on at step {self.global_step}")
         self.last = time.perf_counter()  # no row counts the start, compilation above all
         gc.collect()
@@ -2508,7 +2522,9 @@ class Run:
         """Tell whether it is time to save, or a signal asks for it."""
         if self.is_complete():  # then model.pt is written
             return bool(self.stopping)
-        return bool(self.stopping) or self.due(self.args.checkpoint_every, self.last_checkpoint)
+        return bool(self.stopping) or self.due(
+            self.args.checkpoint_every, self.last_checkpoint_step
+        )
 
     def checkpoint(self):
         """Save all that decides how the run goes on; if a signal came, end by KeyboardInterrupt."""
@@ -2522,7 +2538,7 @@ class Run:
             if not self.warned:
                 say(f"warning: no checkpoint at step {step}, the last one stays: {error}")
             self.warned = True
-        self.last_checkpoint = self.global_step
+        self.last_checkpoint_step = self.global_step
         self.lap("checkpoint")
         if self.stopping:
             raise KeyboardInterrupt
@@ -2557,7 +2573,7 @@ class Run:
             "global_step": self.global_step,
             "updates": self.updates,
             "scores": self.scores,
-            "last_evaluation": self.last_evaluation,
+            "last_evaluation_step": self.last_evaluation_step,
             "recent": list(self.recent),
             # those without rows, too: the order of names is that of a row in metrics.jsonl
             "pending": [
@@ -2569,10 +2585,10 @@ class Run:
     def load_state_dict(self, state):
         """Take over what state_dict returned."""
         self.id = state["id"]
-        self.global_step = self.last_log = self.last_checkpoint = state["global_step"]
+        self.global_step = self.last_log_step = self.last_checkpoint_step = state["global_step"]
         self.updates = state["updates"]
         self.scores = state["scores"]
-        self.last_evaluation = state["last_evaluation"]
+        self.last_evaluation_step = state["last_evaluation_step"]
         self.recent.extend(state["recent"])
         for names, rows in state["pending"]:
             self.pending[names] = list(rows.to(self.args.device))
@@ -2627,7 +2643,7 @@ class Run:
 
     def log_due(self):
         """Tell whether it is time for a row of metrics."""
-        return self.due(self.args.log_every, self.last_log)
+        return self.due(self.args.log_every, self.last_log_step)
 
     def log_episodes(self, infos, truncated):
         """Log the episodes that ended in the latest step, and move the bar."""
@@ -2643,7 +2659,7 @@ class Run:
     def log_interval(self):
         """Log means over the interval's updates, rates, shares of time and the last episodes."""
         seconds = self.spent.total()
-        sps = (self.global_step - self.last_log) / (seconds - self.spent["eval"])
+        sps = (self.global_step - self.last_log_step) / (seconds - self.spent["eval"])
         metrics = {
             "charts/SPS": sps,
             "charts/updates": self.updates,
@@ -2651,7 +2667,7 @@ class Run:
             **self.agent.learning_rates(),
         }
         self.spent.clear()
-        self.last_log = self.global_step
+        self.last_log_step = self.global_step
         for names, rows in self.pending.items():
             if rows:
                 means = torch.stack(rows).mean(0).tolist()  # one transfer from the device
@@ -2661,10 +2677,10 @@ class Run:
         if self.recent:
             returns, lengths, truncated = torch.tensor(self.recent, dtype=torch.float64).T
             mean_return = returns.mean()
-            metrics["charts/average_return"] = mean_return  # train/return_mean by CleanRL's name
+            metrics["charts/average_return"] = mean_return  # is train/return_mean, too
             metrics["env/time_limit_frac"] = truncated.mean()
-            metrics |= statistics("train/return", returns)
-            metrics |= statistics("train/length", lengths)
+            metrics |= mean_sd_min_max("train/return", returns)
+            metrics |= mean_sd_min_max("train/length", lengths)
         self.log(metrics)
         total = self.args.total_timesteps
         minutes = max(total - self.global_step, 0) / sps / 60
@@ -2678,8 +2694,8 @@ class Run:
     # --- evaluation
     def evaluation_due(self):
         """Tell whether it is time to evaluate, which a signal may have cut short before."""
-        done = self.last_evaluation == self.global_step
-        return self.due(self.args.eval_every, self.last_evaluation) and not done
+        done = self.last_evaluation_step == self.global_step
+        return self.due(self.args.eval_every, self.last_evaluation_step) and not done
 
     def evaluate(self):
         """Score the agent, unless a signal ends the run; film every eighth time and the last."""
@@ -2702,7 +2718,7 @@ class Run:
             self.may_film = False  # trying again might abort the process
         self.log(metrics, video)
         self.scores.append(float(metrics["eval/return_mean"]))
-        self.last_evaluation = self.global_step
+        self.last_evaluation_step = self.global_step
         self.progress.update(self.global_step, eval=self.scores[-1])
         shown = f"{self.folder.shown}/videos/{video.name}" if video else ""
         say(f"step {self.global_step} eval {self.scores[-1]:.4g} {shown}".rstrip())

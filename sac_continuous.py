@@ -101,7 +101,7 @@ class Args:
     # algorithm
     buffer_size: int = 1_000_000  # transitions kept for replay
     learning_starts: int = 5_000  # transitions of random actions before the updates
-    batch_size: int = 256  # transitions per update
+    batch_size: int = 256  # transitions that an update learns from
     utd: float = 1.0  # updates per environment transition
     hidden_size: int = 256  # units in each fully connected hidden layer
     log_std_min: float = -20.0  # (1) log_std is clamped to this minimum
@@ -119,11 +119,11 @@ class Args:
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda if there is one (PPO: cpu)
     threads: int | None = None  # CPU threads; None: all cores, at most 4
     compile: Literal["auto", "on", "off"] = "auto"  # auto: if the run is long enough to gain
-    log_every: int = 1_000  # transitions between rows of metrics; 0: of episodes, evaluations only
-    eval_every: int | None = None  # transitions; default total / 24, >= 2,000; 0: never
+    log_every: int = 1_000  # transitions between two rows of means; 0: no such rows
+    eval_every: int | None = None  # default total / 24, at least 2,000 transitions; 0: never
     eval_episodes: int = 10  # per evaluation, of deterministic actions and at most 30,000 steps
     capture_video: bool = True  # film an episode of every eighth evaluation and of the last
-    checkpoint_every: int | None = None  # transitions; default total / 20, >= 2,000; 0: on signals
+    checkpoint_every: int | None = None  # default total / 20, at least 2,000; 0: on signals
     resume: str | None = None  # run folder to go on with; auto: --run-dir, if it holds a run
     track: bool = False  # send metrics, source and videos to Weights & Biases
     wandb_project_name: str | None = None  # project there; default $WANDB_PROJECT
@@ -367,7 +367,7 @@ class Agent(nn.Module):
         return self.describe_critic(obs, reward, q.detach(), losses.detach(), td_target, grad_norm)
 
     def update_actor(self, obs, alpha, noise):
-        """Move the actor towards actions of high value, and of high entropy, weighted by alpha.
+        """Move the actor towards actions of high value and, as alpha weighs it, high entropy.
 
         Take noise [B, A]; return metrics and the entropy, a tensor of one number.
         """
@@ -416,10 +416,10 @@ class Agent(nn.Module):
             # error of the critics relative to the spread of what they should learn
             "q/td_rel": losses.mean().sqrt() / (td_target.std(correction=0) + 1e-8),
             "q/twin_gap": (q[0] - q[1]).abs().mean() / (q.std(correction=0) + 1e-8),
-            **statistics("q/value", q),
-            **statistics("q/target", td_target),
-            **statistics("env/obs", obs),
-            **statistics("env/reward", reward),
+            **mean_sd_min_max("q/value", q),
+            **mean_sd_min_max("q/target", td_target),
+            **mean_sd_min_max("env/obs", obs),
+            **mean_sd_min_max("env/reward", reward),
         }
 
     def describe_actor(self, actor_loss, alpha, action, log_std, entropy, grad_norm):
@@ -534,13 +534,14 @@ def check(args):
     earlier = max(args.batch_size, args.total_timesteps // 2)
     remedy = f"for a short run add --learning-starts {earlier}"
     if args.total_timesteps <= args.batch_size:
-        remedy = f"use at least {args.batch_size + 1}, with --learning-starts {args.batch_size}"
+        remedy = f"with --batch-size {args.batch_size} use at least {args.batch_size + 1} steps"
+        remedy += f" and --learning-starts {args.batch_size}"
     sentence = f"{args.total_timesteps} must be above --learning-starts, {starts}: {remedy}"
     require(args.total_timesteps > starts, "total_timesteps", sentence)
 
 
 # ==================================================================================================
-# Plumbing: identical in every script that has it; nothing below is about SAC.
+# Plumbing: each function and class is identical in every script that has it; none is about SAC.
 # ==================================================================================================
 SCRIPT = Path(globals().get("__file__", "pasted.py")).resolve()  # a notebook's cell has no file
 TRAIN, EVALUATE = 0, 1  # streams of seeds
@@ -756,7 +757,7 @@ def generator_states():
     }
 
 
-def set_generators(states):
+def set_generator_states(states):
     """Put all global generators into states that generator_states() returned."""
     random.setstate(states["python"])
     np.random.set_state(states["numpy"])
@@ -772,7 +773,7 @@ def undisturbed_generators():
     try:
         yield
     finally:
-        set_generators(states)
+        set_generator_states(states)
 
 
 def episode_seed(*key):
@@ -1202,7 +1203,7 @@ def evaluate(agent, envs, stream, film, stopped=lambda: False):
     if max(lengths.values()) >= EVALUATION_STEPS:
         say(f"warning: an episode of this evaluation was cut after {EVALUATION_STEPS:,} steps")
     return {
-        **statistics("eval/return", torch.tensor(list(returns.values()), dtype=torch.float64)),
+        **mean_sd_min_max("eval/return", torch.tensor(list(returns.values()), dtype=torch.float64)),
         "eval/length_mean": np.mean(list(lengths.values())),
     }
 
@@ -1300,7 +1301,7 @@ def same_sizes(one, other):
 
 
 # --- logging --------------------------------------------------------------------------------------
-def statistics(name, values):
+def mean_sd_min_max(name, values):
     """Return mean, standard deviation, minimum and maximum of a tensor."""
     return {
         f"{name}_mean": values.mean(),
@@ -1459,14 +1460,14 @@ def git_state():
 def hardware(device):
     """Name the system, the processors and, if the run is on it, the CUDA device."""
     model = platform.processor()
-    with suppress(OSError):  # Linux tells the model here alone
+    with suppress(OSError):  # Linux names the model only here
         cpuinfo = Path("/proc/cpuinfo").read_text("utf-8", "replace")
         found = re.search(r"^model name\s*: (.+)$", cpuinfo, re.M)
         model = found[1] if found else model
     words = [platform.platform(), f"{os.cpu_count()} CPUs", model]
     if device == "cuda":
         words.append(torch.cuda.get_device_name())
-    return " ".join(words).strip()
+    return " ".join(word for word in words if word)
 
 
 # --- run folder -----------------------------------------------------------------------------------
@@ -1690,7 +1691,7 @@ class RunFolder:
         return name
 
     def check_content(self, args):
-        """Refuse a folder that is there, but for the run to go on with or one that died at once."""
+        """Refuse a folder that exists, unless its run goes on, or died as it began."""
         try:
             self.is_new = not self.path.exists()
             there = {path.name for path in self.path.glob("*")}
@@ -1734,8 +1735,8 @@ class RunFolder:
 
 
 # --- what changed ---------------------------------------------------------------------------------
-# Settings that are no change from one run to the next
-NO_CHANGE = FREE | SETTLED | {"seed", "resume", "log_every"}
+# Settings that are no change from one run to the next; the number of steps is one
+NO_CHANGE = (FREE | SETTLED | {"seed", "resume", "log_every"}) - {"total_timesteps"}
 
 
 def say_changes(args, folder):
@@ -1989,7 +1990,7 @@ class Run:
         self.global_step = 0  # environment transitions, over all environments
         self.updates = 0  # gradient steps
         self.scores = []  # mean return of every evaluation
-        self.last_evaluation = -1  # its step
+        self.last_evaluation_step = -1
         self.recent = deque(maxlen=100)  # (return, length, truncated) of finished episodes
         self.pending = {}  # metrics of the updates since the last row: {their names: values}
         self.id = secrets.token_hex(4)  # of the run, at W&B too
@@ -2000,8 +2001,8 @@ class Run:
         self.warned = False  # that there is no space for checkpoints
         self.may_film = args.capture_video  # until a video fails
         self.spent = Counter()  # seconds by activity, since the last row
-        self.last_log = 0  # the step of the last row
-        self.last_checkpoint = 0  # its step
+        self.last_log_step = 0
+        self.last_checkpoint_step = 0
         self.board = self.tracker = self.progress = None  # not there before begin()
 
     # --- begin and end
@@ -2082,7 +2083,7 @@ class Run:
             options["states"] = [with_arrays(state) for state in saved["envs"]]
         obs, _ = self.envs.reset(options=options)
         if saved:
-            set_generators(saved["generators"])
+            set_generator_states(saved["generators"])
             say(f"going on at step {self.global_step}")
         self.last = time.perf_counter()  # no row counts the start, compilation above all
         gc.collect()
@@ -2208,7 +2209,9 @@ class Run:
         """Tell whether it is time to save, or a signal asks for it."""
         if self.is_complete():  # then model.pt is written
             return bool(self.stopping)
-        return bool(self.stopping) or self.due(self.args.checkpoint_every, self.last_checkpoint)
+        return bool(self.stopping) or self.due(
+            self.args.checkpoint_every, self.last_checkpoint_step
+        )
 
     def checkpoint(self):
         """Save all that decides how the run goes on; if a signal came, end by KeyboardInterrupt."""
@@ -2222,7 +2225,7 @@ class Run:
             if not self.warned:
                 say(f"warning: no checkpoint at step {step}, the last one stays: {error}")
             self.warned = True
-        self.last_checkpoint = self.global_step
+        self.last_checkpoint_step = self.global_step
         self.lap("checkpoint")
         if self.stopping:
             raise KeyboardInterrupt
@@ -2257,7 +2260,7 @@ class Run:
             "global_step": self.global_step,
             "updates": self.updates,
             "scores": self.scores,
-            "last_evaluation": self.last_evaluation,
+            "last_evaluation_step": self.last_evaluation_step,
             "recent": list(self.recent),
             # those without rows, too: the order of names is that of a row in metrics.jsonl
             "pending": [
@@ -2269,10 +2272,10 @@ class Run:
     def load_state_dict(self, state):
         """Take over what state_dict returned."""
         self.id = state["id"]
-        self.global_step = self.last_log = self.last_checkpoint = state["global_step"]
+        self.global_step = self.last_log_step = self.last_checkpoint_step = state["global_step"]
         self.updates = state["updates"]
         self.scores = state["scores"]
-        self.last_evaluation = state["last_evaluation"]
+        self.last_evaluation_step = state["last_evaluation_step"]
         self.recent.extend(state["recent"])
         for names, rows in state["pending"]:
             self.pending[names] = list(rows.to(self.args.device))
@@ -2327,7 +2330,7 @@ class Run:
 
     def log_due(self):
         """Tell whether it is time for a row of metrics."""
-        return self.due(self.args.log_every, self.last_log)
+        return self.due(self.args.log_every, self.last_log_step)
 
     def log_episodes(self, infos, truncated):
         """Log the episodes that ended in the latest step, and move the bar."""
@@ -2343,7 +2346,7 @@ class Run:
     def log_interval(self):
         """Log means over the interval's updates, rates, shares of time and the last episodes."""
         seconds = self.spent.total()
-        sps = (self.global_step - self.last_log) / (seconds - self.spent["eval"])
+        sps = (self.global_step - self.last_log_step) / (seconds - self.spent["eval"])
         metrics = {
             "charts/SPS": sps,
             "charts/updates": self.updates,
@@ -2351,7 +2354,7 @@ class Run:
             **self.agent.learning_rates(),
         }
         self.spent.clear()
-        self.last_log = self.global_step
+        self.last_log_step = self.global_step
         for names, rows in self.pending.items():
             if rows:
                 means = torch.stack(rows).mean(0).tolist()  # one transfer from the device
@@ -2361,10 +2364,10 @@ class Run:
         if self.recent:
             returns, lengths, truncated = torch.tensor(self.recent, dtype=torch.float64).T
             mean_return = returns.mean()
-            metrics["charts/average_return"] = mean_return  # train/return_mean by CleanRL's name
+            metrics["charts/average_return"] = mean_return  # is train/return_mean, too
             metrics["env/time_limit_frac"] = truncated.mean()
-            metrics |= statistics("train/return", returns)
-            metrics |= statistics("train/length", lengths)
+            metrics |= mean_sd_min_max("train/return", returns)
+            metrics |= mean_sd_min_max("train/length", lengths)
         self.log(metrics)
         total = self.args.total_timesteps
         minutes = max(total - self.global_step, 0) / sps / 60
@@ -2378,8 +2381,8 @@ class Run:
     # --- evaluation
     def evaluation_due(self):
         """Tell whether it is time to evaluate, which a signal may have cut short before."""
-        done = self.last_evaluation == self.global_step
-        return self.due(self.args.eval_every, self.last_evaluation) and not done
+        done = self.last_evaluation_step == self.global_step
+        return self.due(self.args.eval_every, self.last_evaluation_step) and not done
 
     def evaluate(self):
         """Score the agent, unless a signal ends the run; film every eighth time and the last."""
@@ -2402,7 +2405,7 @@ class Run:
             self.may_film = False  # trying again might abort the process
         self.log(metrics, video)
         self.scores.append(float(metrics["eval/return_mean"]))
-        self.last_evaluation = self.global_step
+        self.last_evaluation_step = self.global_step
         self.progress.update(self.global_step, eval=self.scores[-1])
         shown = f"{self.folder.shown}/videos/{video.name}" if video else ""
         say(f"step {self.global_step} eval {self.scores[-1]:.4g} {shown}".rstrip())

@@ -15,7 +15,8 @@ and in every policy_delay-th update
 (6) target = target + tau * (network - target), for critic_target and actor_target
 
 Differs from the paper: hidden layers of 256 and 256 units, learning rates 3e-4, batches of 256,
-25,000 uniformly random actions at first; (2) is clipped to the bounds, as in the authors' code.
+25,000 uniformly random actions at first; (2) is clipped to the bounds, as in the authors' code; (3)
+bootstraps past a time limit.
 
 python td3_continuous.py --env-id Hopper-v4
 python td3_continuous.py --env-id InvertedPendulum-v4 --total-timesteps 5000 --learning-starts 1000
@@ -99,7 +100,7 @@ class Args:
     # algorithm
     buffer_size: int = 1_000_000  # transitions kept for replay
     learning_starts: int = 25_000  # transitions of random actions before the updates
-    batch_size: int = 256  # transitions per update
+    batch_size: int = 256  # transitions that an update learns from
     utd: float = 1.0  # updates per environment transition
     hidden_size: int = 256  # units in each fully connected hidden layer
     exploration_noise: float = 0.1  # (1) deviation, of actions in [-1, 1]
@@ -115,11 +116,11 @@ class Args:
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda if there is one (PPO: cpu)
     threads: int | None = None  # CPU threads; None: all cores, at most 4
     compile: Literal["auto", "on", "off"] = "auto"  # auto: if the run is long enough to gain
-    log_every: int = 1_000  # transitions between rows of metrics; 0: of episodes, evaluations only
-    eval_every: int | None = None  # transitions; default total / 24, >= 2,000; 0: never
+    log_every: int = 1_000  # transitions between two rows of means; 0: no such rows
+    eval_every: int | None = None  # default total / 24, at least 2,000 transitions; 0: never
     eval_episodes: int = 10  # per evaluation, of deterministic actions and at most 30,000 steps
     capture_video: bool = True  # film an episode of every eighth evaluation and of the last
-    checkpoint_every: int | None = None  # transitions; default total / 20, >= 2,000; 0: on signals
+    checkpoint_every: int | None = None  # default total / 20, at least 2,000; 0: on signals
     resume: str | None = None  # run folder to go on with; auto: --run-dir, if it holds a run
     track: bool = False  # send metrics, source and videos to Weights & Biases
     wandb_project_name: str | None = None  # project there; default $WANDB_PROJECT
@@ -363,10 +364,10 @@ class Agent(nn.Module):
             # error of the critics relative to the spread of what they should learn
             "q/td_rel": losses.mean().sqrt() / (td_target.std(correction=0) + 1e-8),
             "q/twin_gap": (q[0] - q[1]).abs().mean() / (q.std(correction=0) + 1e-8),
-            **statistics("q/value", q),
-            **statistics("q/target", td_target),
-            **statistics("env/obs", obs),
-            **statistics("env/reward", reward),
+            **mean_sd_min_max("q/value", q),
+            **mean_sd_min_max("q/target", td_target),
+            **mean_sd_min_max("env/obs", obs),
+            **mean_sd_min_max("env/reward", reward),
         }
 
     def describe_actor(self, actor_loss, action, grad_norm):
@@ -435,17 +436,18 @@ def train(args, envs, eval_envs):
             next_obs, reward, terminated, truncated, infos = envs.step(agent.scale(action))
             require_finite(obs=obs, action=action, next_obs=next_obs, reward=reward)
             run.global_step += args.num_envs
-            buffer.add(obs, action, reward, terminated, next_obs)  # truncated or not, (3) goes on
+            # truncated is not stored, since (3) bootstraps past a time limit
+            buffer.add(obs, action, reward, terminated, next_obs)
             obs = reset_finished(envs, terminated | truncated, next_obs)
             run.lap("env")
 
             # none, one or several, until there are utd updates per transition since learning_starts
             while run.updates < args.utd * (run.global_step - args.learning_starts):
                 batch = buffer.sample(args.batch_size)
-                run.record(update_critic(batch, noise.normal_()))  # Agent.update_critic, compiled
+                run.record(update_critic(batch, noise.normal_()))  # (2) to (4)
                 run.updates += 1
                 if run.updates % args.policy_delay == 0:
-                    run.record(update_actor(batch.obs))
+                    run.record(update_actor(batch.obs))  # (5) and (6)
             run.lap("update")
 
             run.log_episodes(infos, truncated)
@@ -477,13 +479,14 @@ def check(args):
     earlier = max(args.batch_size, args.total_timesteps // 2)
     remedy = f"for a short run add --learning-starts {earlier}"
     if args.total_timesteps <= args.batch_size:
-        remedy = f"use at least {args.batch_size + 1}, with --learning-starts {args.batch_size}"
+        remedy = f"with --batch-size {args.batch_size} use at least {args.batch_size + 1} steps"
+        remedy += f" and --learning-starts {args.batch_size}"
     sentence = f"{args.total_timesteps} must be above --learning-starts, {starts}: {remedy}"
     require(args.total_timesteps > starts, "total_timesteps", sentence)
 
 
 # ==================================================================================================
-# Plumbing: identical in every script that has it; nothing below is about TD3.
+# Plumbing: each function and class is identical in every script that has it; none is about TD3.
 # ==================================================================================================
 SCRIPT = Path(globals().get("__file__", "pasted.py")).resolve()  # a notebook's cell has no file
 TRAIN, EVALUATE = 0, 1  # streams of seeds
@@ -699,7 +702,7 @@ def generator_states():
     }
 
 
-def set_generators(states):
+def set_generator_states(states):
     """Put all global generators into states that generator_states() returned."""
     random.setstate(states["python"])
     np.random.set_state(states["numpy"])
@@ -715,7 +718,7 @@ def undisturbed_generators():
     try:
         yield
     finally:
-        set_generators(states)
+        set_generator_states(states)
 
 
 def episode_seed(*key):
@@ -1145,7 +1148,7 @@ def evaluate(agent, envs, stream, film, stopped=lambda: False):
     if max(lengths.values()) >= EVALUATION_STEPS:
         say(f"warning: an episode of this evaluation was cut after {EVALUATION_STEPS:,} steps")
     return {
-        **statistics("eval/return", torch.tensor(list(returns.values()), dtype=torch.float64)),
+        **mean_sd_min_max("eval/return", torch.tensor(list(returns.values()), dtype=torch.float64)),
         "eval/length_mean": np.mean(list(lengths.values())),
     }
 
@@ -1243,7 +1246,7 @@ def same_sizes(one, other):
 
 
 # --- logging --------------------------------------------------------------------------------------
-def statistics(name, values):
+def mean_sd_min_max(name, values):
     """Return mean, standard deviation, minimum and maximum of a tensor."""
     return {
         f"{name}_mean": values.mean(),
@@ -1402,14 +1405,14 @@ def git_state():
 def hardware(device):
     """Name the system, the processors and, if the run is on it, the CUDA device."""
     model = platform.processor()
-    with suppress(OSError):  # Linux tells the model here alone
+    with suppress(OSError):  # Linux names the model only here
         cpuinfo = Path("/proc/cpuinfo").read_text("utf-8", "replace")
         found = re.search(r"^model name\s*: (.+)$", cpuinfo, re.M)
         model = found[1] if found else model
     words = [platform.platform(), f"{os.cpu_count()} CPUs", model]
     if device == "cuda":
         words.append(torch.cuda.get_device_name())
-    return " ".join(words).strip()
+    return " ".join(word for word in words if word)
 
 
 # --- run folder -----------------------------------------------------------------------------------
@@ -1633,7 +1636,7 @@ class RunFolder:
         return name
 
     def check_content(self, args):
-        """Refuse a folder that is there, but for the run to go on with or one that died at once."""
+        """Refuse a folder that exists, unless its run goes on, or died as it began."""
         try:
             self.is_new = not self.path.exists()
             there = {path.name for path in self.path.glob("*")}
@@ -1677,8 +1680,8 @@ class RunFolder:
 
 
 # --- what changed ---------------------------------------------------------------------------------
-# Settings that are no change from one run to the next
-NO_CHANGE = FREE | SETTLED | {"seed", "resume", "log_every"}
+# Settings that are no change from one run to the next; the number of steps is one
+NO_CHANGE = (FREE | SETTLED | {"seed", "resume", "log_every"}) - {"total_timesteps"}
 
 
 def say_changes(args, folder):
@@ -1932,7 +1935,7 @@ class Run:
         self.global_step = 0  # environment transitions, over all environments
         self.updates = 0  # gradient steps
         self.scores = []  # mean return of every evaluation
-        self.last_evaluation = -1  # its step
+        self.last_evaluation_step = -1
         self.recent = deque(maxlen=100)  # (return, length, truncated) of finished episodes
         self.pending = {}  # metrics of the updates since the last row: {their names: values}
         self.id = secrets.token_hex(4)  # of the run, at W&B too
@@ -1943,8 +1946,8 @@ class Run:
         self.warned = False  # that there is no space for checkpoints
         self.may_film = args.capture_video  # until a video fails
         self.spent = Counter()  # seconds by activity, since the last row
-        self.last_log = 0  # the step of the last row
-        self.last_checkpoint = 0  # its step
+        self.last_log_step = 0
+        self.last_checkpoint_step = 0
         self.board = self.tracker = self.progress = None  # not there before begin()
 
     # --- begin and end
@@ -2025,7 +2028,7 @@ class Run:
             options["states"] = [with_arrays(state) for state in saved["envs"]]
         obs, _ = self.envs.reset(options=options)
         if saved:
-            set_generators(saved["generators"])
+            set_generator_states(saved["generators"])
             say(f"going on at step {self.global_step}")
         self.last = time.perf_counter()  # no row counts the start, compilation above all
         gc.collect()
@@ -2151,7 +2154,9 @@ class Run:
         """Tell whether it is time to save, or a signal asks for it."""
         if self.is_complete():  # then model.pt is written
             return bool(self.stopping)
-        return bool(self.stopping) or self.due(self.args.checkpoint_every, self.last_checkpoint)
+        return bool(self.stopping) or self.due(
+            self.args.checkpoint_every, self.last_checkpoint_step
+        )
 
     def checkpoint(self):
         """Save all that decides how the run goes on; if a signal came, end by KeyboardInterrupt."""
@@ -2165,7 +2170,7 @@ class Run:
             if not self.warned:
                 say(f"warning: no checkpoint at step {step}, the last one stays: {error}")
             self.warned = True
-        self.last_checkpoint = self.global_step
+        self.last_checkpoint_step = self.global_step
         self.lap("checkpoint")
         if self.stopping:
             raise KeyboardInterrupt
@@ -2200,7 +2205,7 @@ class Run:
             "global_step": self.global_step,
             "updates": self.updates,
             "scores": self.scores,
-            "last_evaluation": self.last_evaluation,
+            "last_evaluation_step": self.last_evaluation_step,
             "recent": list(self.recent),
             # those without rows, too: the order of names is that of a row in metrics.jsonl
             "pending": [
@@ -2212,10 +2217,10 @@ class Run:
     def load_state_dict(self, state):
         """Take over what state_dict returned."""
         self.id = state["id"]
-        self.global_step = self.last_log = self.last_checkpoint = state["global_step"]
+        self.global_step = self.last_log_step = self.last_checkpoint_step = state["global_step"]
         self.updates = state["updates"]
         self.scores = state["scores"]
-        self.last_evaluation = state["last_evaluation"]
+        self.last_evaluation_step = state["last_evaluation_step"]
         self.recent.extend(state["recent"])
         for names, rows in state["pending"]:
             self.pending[names] = list(rows.to(self.args.device))
@@ -2270,7 +2275,7 @@ class Run:
 
     def log_due(self):
         """Tell whether it is time for a row of metrics."""
-        return self.due(self.args.log_every, self.last_log)
+        return self.due(self.args.log_every, self.last_log_step)
 
     def log_episodes(self, infos, truncated):
         """Log the episodes that ended in the latest step, and move the bar."""
@@ -2286,7 +2291,7 @@ class Run:
     def log_interval(self):
         """Log means over the interval's updates, rates, shares of time and the last episodes."""
         seconds = self.spent.total()
-        sps = (self.global_step - self.last_log) / (seconds - self.spent["eval"])
+        sps = (self.global_step - self.last_log_step) / (seconds - self.spent["eval"])
         metrics = {
             "charts/SPS": sps,
             "charts/updates": self.updates,
@@ -2294,7 +2299,7 @@ class Run:
             **self.agent.learning_rates(),
         }
         self.spent.clear()
-        self.last_log = self.global_step
+        self.last_log_step = self.global_step
         for names, rows in self.pending.items():
             if rows:
                 means = torch.stack(rows).mean(0).tolist()  # one transfer from the device
@@ -2304,10 +2309,10 @@ class Run:
         if self.recent:
             returns, lengths, truncated = torch.tensor(self.recent, dtype=torch.float64).T
             mean_return = returns.mean()
-            metrics["charts/average_return"] = mean_return  # train/return_mean by CleanRL's name
+            metrics["charts/average_return"] = mean_return  # is train/return_mean, too
             metrics["env/time_limit_frac"] = truncated.mean()
-            metrics |= statistics("train/return", returns)
-            metrics |= statistics("train/length", lengths)
+            metrics |= mean_sd_min_max("train/return", returns)
+            metrics |= mean_sd_min_max("train/length", lengths)
         self.log(metrics)
         total = self.args.total_timesteps
         minutes = max(total - self.global_step, 0) / sps / 60
@@ -2321,8 +2326,8 @@ class Run:
     # --- evaluation
     def evaluation_due(self):
         """Tell whether it is time to evaluate, which a signal may have cut short before."""
-        done = self.last_evaluation == self.global_step
-        return self.due(self.args.eval_every, self.last_evaluation) and not done
+        done = self.last_evaluation_step == self.global_step
+        return self.due(self.args.eval_every, self.last_evaluation_step) and not done
 
     def evaluate(self):
         """Score the agent, unless a signal ends the run; film every eighth time and the last."""
@@ -2345,7 +2350,7 @@ class Run:
             self.may_film = False  # trying again might abort the process
         self.log(metrics, video)
         self.scores.append(float(metrics["eval/return_mean"]))
-        self.last_evaluation = self.global_step
+        self.last_evaluation_step = self.global_step
         self.progress.update(self.global_step, eval=self.scores[-1])
         shown = f"{self.folder.shown}/videos/{video.name}" if video else ""
         say(f"step {self.global_step} eval {self.scores[-1]:.4g} {shown}".rstrip())

@@ -193,7 +193,9 @@ def test_the_remedy_for_a_run_shorter_than_a_batch_works(S, train, refuse):
     """An earlier start would not do: learning starts with as many transitions as a batch has."""
     need(S, "main", "Args.learning_starts", "Args.batch_size")
     said = refuse("--total-timesteps 90 --batch-size 90 --learning-starts 100")
-    steps, remedy = re.search(r"use at least (\d+), with (--learning-starts \d+)", said).groups()
+    steps, remedy = re.search(
+        r"use at least (\d+) steps and (--learning-starts \d+)", said
+    ).groups()
     train(f"--total-timesteps {steps} --batch-size 90 {remedy} --eval-every 0 --run-dir run")
     assert summary("run")["global_step"] == int(steps) == 91
 

@@ -19,7 +19,9 @@ from tests.conftest import foreign
 ROOT = Path(__file__).resolve().parents[1]
 COPIES = ROOT / "tools" / "copies.py"
 TITLES_ABOVE = "arguments", "networks", ("replay buffer", "rollout"), "agent", "training"
-DIVIDER = "# Plumbing: identical in every script that has it; nothing below is about "
+DIVIDER = (
+    "# Plumbing: each function and class is identical in every script that has it; none is about "
+)
 FUNCTION, SCREEN, NESTING = 75, 60, 4  # lines of a function, of a screen; blocks within blocks
 DENSITY = 10.5  # tokens a line; CleanRL has 7 to 9, sfujim/TD3 10.5
 DOCSTRING = range(20, 29)  # lines of a module's docstring

@@ -746,7 +746,7 @@ def test_generators_go_on_as_they_were(S):
     states = S.generator_states()
     drawn = draw()
     S.seed_everything(4)
-    S.set_generators(states)
+    S.set_generator_states(states)
     assert draw() == drawn
 
 
@@ -759,7 +759,7 @@ def test_a_run_of_several_cuda_devices_goes_on_with_one(S, monkeypatch):
     monkeypatch.setattr(cuda, "get_rng_state_all", lambda: ["one", "two"])
     given = []
     monkeypatch.setattr(cuda, "set_rng_state", given.append)
-    S.set_generators(S.generator_states())
+    S.set_generator_states(S.generator_states())
     assert given == ["the state of this device"]
 
 

@@ -127,8 +127,10 @@ def test_links_are_followed_once(tmp_path):
     near = write(tmp_path / "runs" / "near", metrics=lines(ROW))
     (tmp_path / "runs" / "linked").symlink_to(tmp_path / "disk")
     (tmp_path / "runs" / "loop").symlink_to(tmp_path / "runs")
-    found = run_folders.find_runs([str(tmp_path / "runs")])
-    assert [path.resolve() for path in found] == [far, near]
+    (tmp_path / "runs" / "again").symlink_to(near)
+    found = run_folders.runs_within(tmp_path / "runs")
+    assert found == [near, tmp_path / "runs" / "linked" / "far"]
+    assert found[1].resolve() == far
 
 
 def test_a_run_that_logged_nothing_has_its_steps(tmp_path):

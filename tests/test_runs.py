@@ -521,6 +521,9 @@ def test_what_changed_since_the_run_before(train, S, capfd):
     earlier.write_bytes(earlier.read_bytes().partition(b"\n")[0])  # no whole source
     train("--run-dir runs/f --gamma 0.5 --batch-size 24")
     assert since() == ["runs/d: the source, 1 change"]
+    steps = summary("runs/a")["global_step"]  # a schedule may depend on how many there will be
+    train(f"--run-dir runs/g --gamma 0.5 --batch-size 24 --total-timesteps {2 * steps}")
+    assert since() == [f"runs/f: total_timesteps {steps} -> {2 * steps}, 1 change"]
 
 
 @pytest.mark.plumbing

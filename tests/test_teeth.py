@@ -4,9 +4,11 @@
 tries every third bug only, from the second on: three such calls, from 0/3 to 2/3, try all.
 """
 
+import json
 import multiprocessing
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -1164,7 +1166,7 @@ RESUME_BUGS = {
         f"{RESUME}more_steps",
     ),
     "generators are not restored": (
-        '            set_generators(saved["generators"])\n',
+        '            set_generator_states(saved["generators"])\n',
         "",
         f"{RESUME}signal_in_the_first_step[1]",
     ),
@@ -1224,8 +1226,13 @@ RESUME_BUGS = {
         "torch.cuda.get_rng_state_all() if",
         f"{MATH}a_run_of_several_cuda_devices_goes_on_with_one",
     ),
+    "another number of steps is no change": (
+        ' - {"total_timesteps"}',
+        "",
+        f"{RUNS}what_changed_since_the_run_before",
+    ),
     "an evaluation is done twice": (
-        '        self.last_evaluation = state["last_evaluation"]\n',
+        '        self.last_evaluation_step = state["last_evaluation_step"]\n',
         "",
         f"{RESUME}resumed_many_times",
     ),
@@ -1236,7 +1243,7 @@ RESUME_BUGS = {
     ),
     "an evaluation that is cut short counts": (
         "        if metrics is None:\n",
-        "        if evaluation is None:\n            self.last_evaluation = self.global_step\n",
+        "        if metrics is None:\n            self.last_evaluation_step = self.global_step\n",
         f"{RESUME}signal_in_an_evaluation[middle]",
     ),
     "an evaluation is not cut short": (
@@ -1818,8 +1825,8 @@ OPTIMIZER += "        self.opt = Adam(self.parameters(), args.learning_rate, eps
 PPO = {
     # rollouts
     "terminated is ignored": (
-        "terminal = rollout.terminated",
-        "terminal = 0 * rollout.terminated",
+        "no_future = rollout.terminated",
+        "no_future = 0 * rollout.terminated",
         f"{PROBES}values[box-Const-0.5-2-1]",
     ),
     "truncation counts as termination": (
@@ -1876,8 +1883,8 @@ PPO = {
         GAE,
     ),
     "the trace is cut at termination only": (
-        "self.args.gae_lambda * (1 - done[t])",
-        "self.args.gae_lambda * (1 - rollout.terminated[t])",
+        "self.sum_of_deltas(delta, done)",
+        "self.sum_of_deltas(delta, rollout.terminated)",
         GAE,
     ),
     "the trace is cut one step late": (
@@ -1885,10 +1892,10 @@ PPO = {
         "self.args.gae_lambda * (1 - np.roll(done, 1, 0)[t])",
         GAE,
     ),
-    "gamma is left out of the trace": ("trace = gamma * ", "trace = ", GAE),
+    "gamma is left out of the trace": ("trace = self.args.gamma * ", "trace = ", GAE),
     "gamma is left out of delta": (
-        "delta = reward + gamma * (1 - terminal)",
-        "delta = reward + (1 - terminal)",
+        "delta = reward + gamma * (1 - no_future)",
+        "delta = reward + (1 - no_future)",
         f"{PROBES}values[box-Chain3-0.5-2-1]",
     ),
     "the sum over steps runs forwards": (
@@ -2498,8 +2505,8 @@ DQN = {
         f"{DQN_MATH}t26_nobody_presses_fire_where_there_is_none",
     ),
     "training's games end as evaluations' do": (
-        "limit=108_000, ",
-        "",
+        "frame_limit=108_000, ",
+        "frame_limit=18_000, ",
         f"{DQN_MATH}protocols[BreakoutNoFrameskip-v4-0.0-on]",
     ),
     "evaluations may last longer": (
@@ -2565,7 +2572,7 @@ DQN = {
     ),
     "an evaluation's emulators go on from the one before": (
         "self.game.seeds_emulator = self.episode == 0",
-        "self.game.seeds_emulator = self.episode == 0 and self.emulator is None",
+        "self.game.seeds_emulator = self.episode == 0 and self.emulator_state is None",
         f"{DQN_MATH}evaluations_do_not_depend_on_those_before",
     ),
     "an episode that cannot be repeated goes on as the next one": (
@@ -2624,7 +2631,7 @@ TQC = {
     ),
     "the smallest atoms are dropped": (
         "values[:, :num_kept]",
-        "values[:, -kept:]",
+        "values[:, -num_kept:]",
         f"{MATH}t04_t09_t14_critic_loss_and_gradient",
     ),
     "no atom is dropped": (
@@ -2639,12 +2646,12 @@ TQC = {
     ),
     "the last atoms are dropped, not the largest": (
         "pooled.sort(1).values[:, :num_kept]",
-        "pooled[:, :kept]",
+        "pooled[:, :num_kept]",
         f"{MATH}t04_t09_t14_critic_loss_and_gradient",
     ),
     "each critic drops its own largest atoms": (
         "pooled.sort(1).values[:, :num_kept]",
-        "atoms.sort(2).values[..., : kept // len(atoms)].transpose(0, 1).flatten(1)",
+        "atoms.sort(2).values[..., : num_kept // len(atoms)].transpose(0, 1).flatten(1)",
         f"{MATH}t04_t09_t14_critic_loss_and_gradient",
     ),
     "atoms of different transitions are pooled": (
@@ -2773,6 +2780,25 @@ def table():
     for script, changes in EQUIVALENT.items():
         lines += [f"| `{script}` | {name} | {why} |" for name, (_, _, why) in changes.items()]
     return "\n".join(lines) + "\n"
+
+
+# Bugs that are a name which is not there
+WITHOUT_A_NAME = {"1e6 is no whole number", "a batch is used twice"}
+
+
+@pytest.mark.quick
+def test_no_bug_names_what_is_not_there(tmp_path):
+    """Or whatever test runs it would fail, and would seem to see the bug."""
+    paths = {}
+    for script, bugs in MUTANTS.items():
+        for bug, (old, new, _) in bugs.items():
+            path = tmp_path / f"{len(paths)}.py"
+            path.write_text(mutate(script, old, new), "utf-8")
+            paths[path.name] = bug
+    command = ["ruff", "check", "--isolated", "--select", "F821", "--output-format", "json"]
+    out = subprocess.run([*command, str(tmp_path)], capture_output=True, check=False).stdout
+    found = {paths[Path(one["filename"]).name] for one in json.loads(out)}
+    assert found == WITHOUT_A_NAME
 
 
 @pytest.mark.slow

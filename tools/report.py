@@ -693,8 +693,9 @@ def draw_row(axes, row, label, colour):
     if not seeds:
         return
     steps, scores = scores_at_steps(seeds)
-    if not steps:
-        return  # the seeds were evaluated at other steps each
+    if not steps:  # each seed was evaluated at steps of its own
+        axes.plot([], [], lw=2.2, label=label, color=colour)  # for the legend
+        return
     _, centre = centre_of(seeds)
     axes.plot(steps, centre(scores), lw=2.2, label=label, zorder=3, color=colour)
     if len(seeds) > 2:

@@ -136,19 +136,22 @@ def paths_of(name):
 def runs_within(path):
     """Return all run folders in a folder, at any depth; itself if it is one, or has none.
 
-    Hidden folders are left out: benchmark.sh puts unfinished runs aside there.
+    Hidden folders are left out: benchmark.sh puts unfinished runs aside there. Links are followed,
+    after all others; each folder counts once.
     """
     found = []
     walked = set()
     for folder, subfolders, files in os.walk(path, followlinks=True):
-        if os.path.realpath(folder) in walked:  # a link may lead to a folder that it is in
+        place = os.path.realpath(folder)
+        if place in walked:  # a link may lead to a folder that it is in
             subfolders.clear()
             continue
-        walked.add(os.path.realpath(folder))
+        walked.add(place)
         if "config.toml" in files:
             found.append(Path(folder))
             subfolders.clear()
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        subfolders.sort(key=lambda name, folder=folder: Path(folder, name).is_symlink())
     return found or [path]
 
 
