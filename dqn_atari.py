@@ -882,6 +882,7 @@ class Episodes(gym.Wrapper):
         self.index = index  # among the environments that are stepped together
         self.stream = None
         self.episode = 0
+        self.lost = False  # whether repeat() could not go on with an episode
 
     def reset(self, *, seed=None, options=None):
         """Begin the next episode; options may name a new stream, or states to go on from."""
@@ -948,6 +949,7 @@ class Episodes(gym.Wrapper):
             same = False
         if not same:
             say(f"warning: environment {self.index} does not repeat itself: a new episode begins")
+            self.lost = True
             self.begin()
         return self.obs
 
@@ -1035,7 +1037,7 @@ class GameEpisodes(Episodes):
         if state["emulator"] is not None:
             self.game.restore_emulator(state["emulator"])
         obs = super().repeat(state)
-        if self.episode != state["episode"]:  # a new one has begun
+        if self.lost:
             self.lost_frame = state["obs"][-1]
         return obs
 

@@ -641,6 +641,9 @@ def train(args, envs, eval_envs):
             Agent.update_minibatch, *agent.example()
         )  # agent stays as is
         obs = run.begin()  # the first observations, or those of the checkpoint
+        for env, lost in enumerate(envs.call("lost")):
+            if lost:  # after --resume its episode could not be repeated, and a new one has begun
+                agent.running_return[env] = 0
         if run.evaluation_due():  # at step 0 it is
             run.evaluate()
             run.checkpoint()  # which spares --resume this evaluation
@@ -1083,6 +1086,7 @@ class Episodes(gym.Wrapper):
         self.index = index  # among the environments that are stepped together
         self.stream = None
         self.episode = 0
+        self.lost = False  # whether repeat() could not go on with an episode
 
     def reset(self, *, seed=None, options=None):
         """Begin the next episode; options may name a new stream, or states to go on from."""
@@ -1149,6 +1153,7 @@ class Episodes(gym.Wrapper):
             same = False
         if not same:
             say(f"warning: environment {self.index} does not repeat itself: a new episode begins")
+            self.lost = True
             self.begin()
         return self.obs
 

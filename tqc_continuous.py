@@ -939,6 +939,7 @@ class Episodes(gym.Wrapper):
         self.index = index  # among the environments that are stepped together
         self.stream = None
         self.episode = 0
+        self.lost = False  # whether repeat() could not go on with an episode
 
     def reset(self, *, seed=None, options=None):
         """Begin the next episode; options may name a new stream, or states to go on from."""
@@ -1005,6 +1006,7 @@ class Episodes(gym.Wrapper):
             same = False
         if not same:
             say(f"warning: environment {self.index} does not repeat itself: a new episode begins")
+            self.lost = True
             self.begin()
         return self.obs
 

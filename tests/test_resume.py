@@ -1729,6 +1729,27 @@ def test_environment_that_does_not_repeat_itself(begin, interrupt, resume, capfd
     assert len({*warned}) == len(warned) and min(episodes) > 0
 
 
+@every_script
+def test_a_lost_episode_has_no_part_in_the_return_of_the_next(
+    begin, interrupt, resume, S, monkeypatch
+):
+    """PPO scales rewards by returns of episodes, and --resume may have to begin a new one."""
+    need(S, "Agent.update_return_moments")
+    flags = "--env-id tests.toy_envs:Restless-v0 --num-envs 2 --checkpoint-every 40 --compile off"
+    interrupt(f"{flags} --run-dir a", 136)
+    assert state_of("a")["agent"]["running_return"].all()
+    found = []
+    update = S.Agent.update_return_moments
+
+    def spy(agent, rollout):
+        found.append(agent.running_return.tolist())
+        update(agent, rollout)
+
+    monkeypatch.setattr(S.Agent, "update_return_moments", spy)
+    resume("--resume a")
+    assert found[0] == [0, 0]
+
+
 @pytest.mark.parametrize(
     "name", ["Mangler", pytest.param("Ragged", marks=slow), pytest.param("Limited", marks=slow)]
 )

@@ -1191,7 +1191,7 @@ RESUME_BUGS = {
         f"{RESUME}an_episode_that_differs_is_noticed",
     ),
     "an episode that differs goes on": (
-        'a new episode begins")\n            self.begin()\n',
+        'a new episode begins")\n            self.lost = True\n            self.begin()\n',
         'a new episode begins")\n',
         f"{RESUME}an_episode_that_differs_is_noticed",
     ),
@@ -1891,6 +1891,11 @@ PPO = {
         "self.args.gae_lambda * (1 - done[t])",
         "self.args.gae_lambda * (1 - np.roll(done, 1, 0)[t])",
         GAE,
+    ),
+    "a lost episode goes on in the return of the next": (
+        "                agent.running_return[env] = 0\n",
+        "                pass\n",
+        f"{RESUME}a_lost_episode_has_no_part_in_the_return_of_the_next",
     ),
     "gamma is left out of the trace": ("trace = self.args.gamma * ", "trace = ", GAE),
     "gamma is left out of delta": (
