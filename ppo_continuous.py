@@ -1,9 +1,9 @@
 """Proximal Policy Optimization (PPO-clip, arXiv 1707.06347) with GAE (arXiv 1506.02438).
 
 The agent acts for rollout_steps transitions, then learns from them alone, in update_epochs passes
-over shuffled minibatches. Observations are normalised by the mean and deviation of those of earlier
-rollouts, rewards by the deviation of discounted returns, this rollout's included; both are clipped
-at 10.
+over shuffled minibatches. Observations are normalised by mean and standard deviation of those of
+earlier rollouts, rewards by the standard deviation of discounted returns, this rollout's included;
+both are clipped at 10.
 
 (1) action = actor(obs) + exp(log_std) * noise, noise ~ N(0, 1); clipped to [-1, 1] when it is taken
     logp = sum over dimensions of log N(action; actor(obs), exp(log_std))
@@ -112,7 +112,7 @@ class Args:
     batch_size: int = 64  # transitions that an update learns from
     hidden_size: int = 64  # units in each fully connected hidden layer
     norm_obs: bool = True  # normalise observations, clipped at 10
-    norm_reward: bool = True  # divide rewards by the deviation of returns, clipped at 10
+    norm_reward: bool = True  # divide rewards by the sd of returns, clipped at 10
     log_std_init: float = -0.5  # (1) initial log_std
     gamma: float = 0.99  # (2) discount per step
     bootstrap_truncated: bool = True  # (2) with --no-..., truncation counts as termination
@@ -323,7 +323,7 @@ class Agent(nn.Module):
         self.log_std = nn.Parameter(torch.full((self.action_dim,), args.log_std_init))
         self.obs_moments = Moments(obs_dim)
         self.return_moments = Moments(1)
-        # discounted rewards of each environment's episode so far, whose deviation scales rewards
+        # discounted rewards of each environment's episode so far, whose sd scales rewards
         self.running_return = nn.Buffer(torch.zeros(args.num_envs, dtype=torch.float64))
         self.to(device)  # first, so that the optimizer's averages are made there
 

@@ -1029,6 +1029,7 @@ def test_published_results_are_well_formed():
 TABLES = {
     "sac_continuous/*/*": "sac_continuous",
     "sac_cuda/HalfCheetah-v4/*": "sac_continuous",
+    "tqc_continuous/*/*": "tqc_continuous",
     "td3_continuous/*/*": "td3_continuous",
     "ppo_continuous/*/*": "ppo_continuous",
     "ppo_choices/*/*/*": "ppo_continuous",

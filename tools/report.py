@@ -49,10 +49,16 @@ from text_tables import fitted, markdown, number, prose, wrap
 
 HERE = Path(__file__).resolve().parent
 ALGORITHMS = ("sac", "td3", "tqc", "ppo", "dqn")
-SCRIPTS = ("sac_continuous", "td3_continuous", "ppo_continuous", "dqn_atari")  # README's order
+SCRIPTS = (  # README's order
+    "sac_continuous",
+    "tqc_continuous",
+    "td3_continuous",
+    "ppo_continuous",
+    "dqn_atari",
+)
 MARKS = ("<!-- made by tools/report.py -->\n", "<!-- end -->\n")  # in pages, around the results
 FRONT = ("HalfCheetah-v4", "Hopper-v4")  # the tasks of README's figure
-FRONT_SCRIPTS = SCRIPTS[:3]  # its scripts, a column each
+FRONT_SCRIPTS = ("sac_continuous", "td3_continuous", "ppo_continuous")  # a column each
 
 # What a row is named by besides settings, where runs of one task differ in it
 VERSIONS = ("script.py", "gymnasium", "mujoco", "ale-py")
@@ -62,9 +68,10 @@ Scores are mean returns over the last tenth of a run's evaluations; of a run tha
 what it had reached. In parentheses their range, in brackets, from 5 seeds of each task on, 95 %
 bootstrap intervals, which are too narrow below 10; the IQM is the mean below 4. One seed is an
 anecdote, 2 to 4 are a smoke test, 5 to 9 exploratory, 10 allow a claim. A run has failed if it
-ended early or is below random + 10 % of (published - random). Short runs, of less than half of the
-published steps, are not judged by their score. Of several published results for about as many steps
-the first is shown by version of the environment, then number of seeds, then height.
+ended early or is below random + 10 % of (published - random). "Early ends only": scores are not
+judged where a run is short, of less than half of the published steps, or nothing is published. Of
+several published results for about as many steps the first is shown by version of the environment,
+then number of seeds, then height.
 """
 
 
