@@ -274,7 +274,7 @@ class FrameBuffer:
         return self.frames.index_select(0, index).view(len(env), 5, *self.frames.shape[1:])
 
     def end_episode(self, env, frame):
-        """Close an episode that --resume could not repeat with its last frame [H, W]."""
+        """Close an episode that --resume could not repeat; frame [H, W] is its last."""
         before = self.notes[env, (self.added[env] - 1) % self.length]
         if before["acted"]:
             row = self.added[env] % self.length
@@ -1159,7 +1159,7 @@ def make_games(
 
 
 def make_eval_games(args):
-    """Build a game for each episode of an evaluation, of five minutes at most."""
+    """Build a game for each episode of an evaluation, an Atari game of five minutes at most."""
     episodes, film = args.eval_episodes, args.capture_video
     return make_games(args, episodes, film, frame_limit=18_000, max_steps=EVALUATION_STEPS)
 
@@ -2023,7 +2023,7 @@ class RunFolder:
 
 
 # --- what changed ---------------------------------------------------------------------------------
-# Settings that are no change from one run to the next; the number of steps is one
+# Settings that are no change from one run to the next. The number of steps does count.
 NO_CHANGE = (FREE | SETTLED | {"seed", "resume", "log_every"}) - {"total_timesteps"}
 
 

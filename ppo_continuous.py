@@ -290,7 +290,7 @@ class Batch(NamedTuple):
 class Snapshot(NamedTuple):
     """What acting needs of an agent, looked up once for each rollout, which is faster.
 
-    It is valid until the agent learns: on the CPU these arrays share their memory with the agent's.
+    It is valid until the agent learns: on the CPU all but obs_std share memory with the agent.
     """
 
     obs_mean: np.ndarray  # [O]
@@ -477,7 +477,7 @@ class Agent(nn.Module):
         return batch, self.rollout_metrics(rollout, batch, reward + cut_off, value)
 
     def sum_of_deltas(self, delta, done):
-        """Return the advantages of deltas, both [T, N]: each is its own and later ones, decayed."""
+        """Sum up each delta and the later ones of its episode, decayed; all are [T, N]."""
         advantage = np.zeros(delta.shape)
         next_advantage = np.zeros(len(delta[0]))  # 0 after the last step
         for t in reversed(range(len(delta))):
@@ -637,9 +637,8 @@ def train(args, envs, eval_envs):
     seed_everything(args.seed)  # after building environments, which may draw random numbers
     agent = Agent(args, **sizes, device=args.device)
     with Run(args, agent, envs, eval_envs) as run:  # --resume loads the agent here
-        update_minibatch = run.compile(
-            Agent.update_minibatch, *agent.example()
-        )  # agent stays as is
+        # which leaves agent as it is
+        update_minibatch = run.compile(Agent.update_minibatch, *agent.example())
         obs = run.begin()  # the first observations, or those of the checkpoint
         for env, lost in enumerate(envs.call("lost")):
             if lost:  # after --resume its episode could not be repeated, and a new one has begun
@@ -2155,7 +2154,7 @@ class RunFolder:
 
 
 # --- what changed ---------------------------------------------------------------------------------
-# Settings that are no change from one run to the next; the number of steps is one
+# Settings that are no change from one run to the next. The number of steps does count.
 NO_CHANGE = (FREE | SETTLED | {"seed", "resume", "log_every"}) - {"total_timesteps"}
 
 

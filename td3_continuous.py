@@ -15,8 +15,8 @@ and in every policy_delay-th update
 (6) target = target + tau * (network - target), for critic_target and actor_target
 
 Differs from the paper: hidden layers of 256 and 256 units, learning rates 3e-4, batches of 256,
-25,000 uniformly random actions at first; (2) is clipped to the bounds, as in the authors' code; (3)
-bootstraps past a time limit.
+25,000 uniformly random actions at first; (2) is clipped to the bounds and (3) bootstraps past a
+time limit, both as in the authors' code.
 
 python td3_continuous.py --env-id Hopper-v4
 python td3_continuous.py --env-id InvertedPendulum-v4 --total-timesteps 5000 --learning-starts 1000
@@ -103,8 +103,8 @@ class Args:
     batch_size: int = 256  # transitions that an update learns from
     utd: float = 1.0  # updates per environment transition
     hidden_size: int = 256  # units in each fully connected hidden layer
-    exploration_noise: float = 0.1  # (1) deviation, of actions in [-1, 1]
-    policy_noise: float = 0.2  # (2) deviation, of actions in [-1, 1]
+    exploration_noise: float = 0.1  # (1) sd, of actions in [-1, 1]
+    policy_noise: float = 0.2  # (2) sd, of actions in [-1, 1]
     noise_clip: float = 0.5  # (2) c, bound of the noise
     gamma: float = 0.99  # (3) discount per step
     critic_lr: float = 3e-4  # (4) Adam's step size
@@ -1682,7 +1682,7 @@ class RunFolder:
 
 
 # --- what changed ---------------------------------------------------------------------------------
-# Settings that are no change from one run to the next; the number of steps is one
+# Settings that are no change from one run to the next. The number of steps does count.
 NO_CHANGE = (FREE | SETTLED | {"seed", "resume", "log_every"}) - {"total_timesteps"}
 
 

@@ -1775,7 +1775,7 @@ class RunFolder:
 
 
 # --- what changed ---------------------------------------------------------------------------------
-# Settings that are no change from one run to the next; the number of steps is one
+# Settings that are no change from one run to the next. The number of steps does count.
 NO_CHANGE = (FREE | SETTLED | {"seed", "resume", "log_every"}) - {"total_timesteps"}
 
 

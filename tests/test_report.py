@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from scipy import stats
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -206,6 +207,13 @@ def test_seeds_that_were_evaluated_at_other_steps_have_no_common_line(tmp_path, 
         (run / "metrics.jsonl").write_text("".join(rows[:-2] + rows[-1:]))  # not that at step 0
     run_report(*runs, "--plots", tmp_path / "plots")
     assert (tmp_path / "plots" / "Hopper-v4.png").stat().st_size > 1000
+    axes = Figure().subplots()
+    report.draw_row(
+        axes, report.rows_of([run_folders.read_run(run) for run in runs])[0][0], "", "C0"
+    )
+    assert [text.get_text() for text in axes.legend().get_texts()] == [
+        "sac_continuous, no common steps"
+    ]
 
 
 @quick
@@ -876,8 +884,6 @@ def test_one_task_is_not_pooled(tmp_path, run_report):
 @pytest.fixture
 def figures(monkeypatch):
     """Return the list of all figures that are saved from now on."""
-    from matplotlib.figure import Figure
-
     saved, save = [], Figure.savefig
 
     def keep(self, *arguments, **options):

@@ -127,10 +127,14 @@ def test_links_are_followed_once(tmp_path):
     near = write(tmp_path / "runs" / "near", metrics=lines(ROW))
     (tmp_path / "runs" / "linked").symlink_to(tmp_path / "disk")
     (tmp_path / "runs" / "loop").symlink_to(tmp_path / "runs")
+    deep = write(tmp_path / "runs" / "z" / "deep", metrics=lines(ROW))
     (tmp_path / "runs" / "again").symlink_to(near)
+    for name in ("a", "b"):  # one of them may be searched before z
+        (tmp_path / "runs" / name).mkdir()
+        (tmp_path / "runs" / name / "link").symlink_to(deep.parent)
     found = run_folders.runs_within(tmp_path / "runs")
-    assert found == [near, tmp_path / "runs" / "linked" / "far"]
-    assert found[1].resolve() == far
+    assert {*found} == {near, deep, tmp_path / "runs" / "linked" / "far"} and len(found) == 3
+    assert found[2].resolve() == far
 
 
 def test_a_run_that_logged_nothing_has_its_steps(tmp_path):

@@ -700,8 +700,8 @@ def draw_row(axes, row, label, colour):
     if not seeds:
         return
     steps, scores = scores_at_steps(seeds)
-    if not steps:  # each seed was evaluated at steps of its own
-        axes.plot([], [], lw=2.2, label=label, color=colour)  # for the legend
+    if not steps:  # each seed was evaluated at steps of its own: the legend names thin lines
+        axes.plot([], [], lw=0.7, label=f"{row.name}, no common steps", color=colour)
         return
     _, centre = centre_of(seeds)
     axes.plot(steps, centre(scores), lw=2.2, label=label, zorder=3, color=colour)

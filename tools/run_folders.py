@@ -16,6 +16,7 @@ import sys
 import time
 import tomllib
 import zlib
+from collections import deque
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -136,22 +137,25 @@ def paths_of(name):
 def runs_within(path):
     """Return all run folders in a folder, at any depth; itself if it is one, or has none.
 
-    Hidden folders are left out: benchmark.sh puts unfinished runs aside there. Links are followed,
-    after all others; each folder counts once.
+    Hidden folders are left out: benchmark.sh puts unfinished runs aside there. Links are followed
+    when all else was searched; each folder counts once.
     """
     found = []
     walked = set()
-    for folder, subfolders, files in os.walk(path, followlinks=True):
-        place = os.path.realpath(folder)
-        if place in walked:  # a link may lead to a folder that it is in
-            subfolders.clear()
-            continue
-        walked.add(place)
-        if "config.toml" in files:
-            found.append(Path(folder))
-            subfolders.clear()
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        subfolders.sort(key=lambda name, folder=folder: Path(folder, name).is_symlink())
+    links = deque([path])
+    while links:
+        for folder, subfolders, files in os.walk(links.popleft()):
+            place = os.path.realpath(folder)
+            if place in walked:  # a link may lead to a folder that it is in
+                subfolders.clear()
+                continue
+            walked.add(place)
+            if "config.toml" in files:
+                found.append(Path(folder))
+                subfolders.clear()
+            subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+            paths = [Path(folder, name) for name in subfolders]
+            links += [path for path in paths if path.is_symlink()]  # os.walk does not follow them
     return found or [path]
 
 
