@@ -191,6 +191,12 @@ def test_living_runs_are_shown_and_not_pooled(tmp_path, run_report):
 
 
 @quick
+def test_an_odd_id_is_compared_with_nothing():
+    assert report.comparable("Hopper-v3", "Hopper-v4")
+    assert not report.comparable("Hop\nper-v4", "Hopper-v4")
+
+
+@quick
 def test_seeds_without_a_score_claim_nothing(tmp_path, run_report):
     """Ten runs of which seven died before their first evaluation are three seeds."""
     runs = [make_run(tmp_path / str(seed), seed, [0, 1900]) for seed in range(3)]
