@@ -1148,8 +1148,11 @@ def make_games(
     """
     makers = []
     for i in range(num_envs):
-        options = {"frame_size": args.frame_size, "frame_limit": frame_limit}
-        options["max_steps"] = max_steps
+        options = {
+            "frame_size": args.frame_size,
+            "frame_limit": frame_limit,
+            "max_steps": max_steps,
+        }
         makers.append(partial(make_game, args.env_id, i, film=film and i == 0, **options))
     sticky_actions(args.env_id)  # refuses what cannot be built
     # only evaluation sets max_steps, and its environments live beside those of training

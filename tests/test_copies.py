@@ -28,11 +28,8 @@ DOCSTRING = range(20, 29)  # lines of a module's docstring
 BLOCKS = ast.If, ast.For, ast.AsyncFor, ast.While, ast.With, ast.AsyncWith, ast.Try, ast.Match
 FUNCTIONS = ast.FunctionDef, ast.AsyncFunctionDef
 HARMLESS = ast.Import, ast.ImportFrom, *FUNCTIONS, ast.ClassDef, ast.Assign
-HELP_DIFFERS = {
-    "learning_starts",
-    "eval_every",
-    "eval_episodes",
-}  # scripts do not act alike in these
+# Scripts do not act alike in these
+HELP_DIFFERS = {"learning_starts", "eval_every", "eval_episodes"}
 SELF_EVIDENT = {"__init__", "__len__", "__enter__"}  # methods that need no docstring
 SCRIPTS = sorted(path for path in ROOT.glob("*.py") if path.name != "conftest.py")
 OURS = {"tools", "tests", *(path.stem for path in SCRIPTS)}
