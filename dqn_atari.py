@@ -102,7 +102,7 @@ class Args:
     num_envs: int = 1  # environments stepped together
     num_workers: int = 0  # processes that step a share of the environments each; 0: none
     seed: int = 1  # drives networks, environments, exploration and batches
-    life_loss: Literal["auto", "on", "off"] = "auto"  # lost lives end episodes; auto: unless sticky
+    life_loss: Literal["auto", "on", "off"] = "auto"  # lost lives terminate; auto: unless sticky
     clip_rewards: bool = True  # learn from the sign of rewards
     frame_size: int = 84  # pixels a side that it sees of an Atari game; fewer are faster
 
@@ -130,15 +130,15 @@ class Args:
     eval_every: int | None = None  # default total / 24, at least 50,000 transitions; 0: never
     eval_episodes: int = 10  # full games per evaluation, with epsilon eval_e
     capture_video: bool = True  # film an episode of every eighth evaluation and of the last
-    checkpoint_every: int | None = None  # default total / 20, at least 2,000; 0: on signals
+    checkpoint_every: int | None = None  # default total / 20, at least 2,000; 0: on signals only
     resume: str | None = None  # run folder to go on with; auto: --run-dir, if it holds a run
     track: bool = False  # send metrics, source and videos to Weights & Biases
-    wandb_project_name: str | None = None  # project there; default $WANDB_PROJECT
+    wandb_project_name: str | None = None  # default $WANDB_PROJECT, else deep-rl-baselines
     wandb_entity: str | None = None  # team there; default $WANDB_ENTITY
-    notes: str = ""  # the hypothesis, kept beside the run
+    notes: str = ""  # what this run is to show; kept in its config.toml, and sent to W&B
     run_dir: str | None = None  # folder of this run; default runs/<env>__<script>__<seed>__<time>
-    config: str | None = None  # start from the config.toml of a run; flags override it
-    evaluate: str | None = None  # run folder to score and film instead of training
+    config: str | None = None  # file of settings, such as a run's config.toml; flags override it
+    evaluate: str | None = None  # score and film the agent of this run folder, with its settings
 
 
 # --- networks -------------------------------------------------------------------------------------
@@ -221,7 +221,7 @@ class FrameBuffer:
         self.added = np.zeros(num_envs, int)  # rows ever added; the next goes to added % length
 
     def add(self, obs, action, reward, terminated, next_obs, done):
-        """Copy N transitions in, obs [N, 4, H, W], others [N]; the oldest fall out."""
+        """Copy N transitions in, obs and next_obs [N, 4, H, W], others [N]; the oldest fall out."""
         before = self.notes[self.envs, (self.added - 1) % self.length]
         note = np.zeros(len(self.envs), NOTE)
         note["action"] = action
@@ -319,7 +319,7 @@ class Agent(nn.Module):
         self.epsilon = args.start_e + share * (args.end_e - args.start_e)
 
     @torch.inference_mode()
-    def values(self, obs):
+    def action_values(self, obs):
         """Return action values [N, A] for obs [N, 4, H, W] uint8."""
         return self.q(torch.as_tensor(obs, device=self.q[0].weight.device))
 
@@ -329,7 +329,7 @@ class Agent(nn.Module):
         random_action = np.random.randint(self.num_actions, size=len(obs))
         if at_random.all():  # spares the network while it is not needed
             return random_action
-        best_action = self.values(obs).argmax(1).cpu().numpy()
+        best_action = self.action_values(obs).argmax(1).cpu().numpy()
         return np.where(at_random, random_action, best_action)  # (1)
 
     def act(self, obs, deterministic=True):
@@ -341,7 +341,7 @@ class Agent(nn.Module):
 
         Training does not need it; it is there to look at what an agent has learned.
         """
-        return self.values(obs).amax(1).cpu().numpy()
+        return self.action_values(obs).amax(1).cpu().numpy()
 
     # learning
     def update(self, batch):
@@ -350,8 +350,10 @@ class Agent(nn.Module):
         next_obs = batch.frames[:, 1:]
         with torch.no_grad():
             next_q = self.q_target(next_obs)  # [B, A]
-            next_action = (self.q(next_obs) if self.args.double else next_q).argmax(1)
-            next_value = pick(next_q, next_action)
+            choosing_q = next_q
+            if self.args.double:
+                choosing_q = self.q(next_obs)
+            next_value = pick(next_q, choosing_q.argmax(1))
             # a truncated game still has reward ahead: only termination stops the bootstrap
             td_target = batch.reward + self.args.gamma * (1 - batch.terminated) * next_value  # (2)
 
@@ -426,9 +428,9 @@ def train(args, envs, eval_envs):
     with Run(args, agent, envs, eval_envs, rings) as run:  # --resume loads agent, buffer here
         update = run.compile(Agent.update, example_batch(args, frame_shape))
         obs = run.begin()  # the first observations, or those of the checkpoint
-        for env, frame in enumerate(envs.call("lost_frame")):
+        for index, frame in enumerate(envs.call("lost_frame")):
             if frame is not None:  # after --resume its episode could not be repeated
-                buffer.end_episode(env, frame)
+                buffer.end_episode(index, frame)
         if run.evaluation_due():  # at step 0 it is
             run.evaluate()
             run.checkpoint()  # which spares --resume this evaluation
@@ -453,6 +455,7 @@ def train(args, envs, eval_envs):
                 metrics = update(buffer.sample(args.batch_size))
                 run.record(metrics)
                 run.updates += 1
+            # a step makes num_envs transitions: has it reached a multiple of target_every?
             if run.global_step % args.target_every < args.num_envs:
                 agent.copy_target()
             run.lap("update")
@@ -623,12 +626,15 @@ def parse_args(cls, argv):
     registry.primitive_rule(whole_number)
     args = tyro.cli(cls, args=argv, registry=registry)
     check_text(args)
-    flag, file, remedy = "config", args.config, "name a config.toml"
+    flag = "config"
+    file = args.config
+    remedy = "name a config.toml"
     if args.resume and args.resume != "auto":
-        require(
-            not file, "config", "cannot go with --resume: the run goes on with its own settings"
-        )
-        flag, file, remedy = "resume", Path(args.resume, "config.toml"), "name a run folder"
+        sentence = "cannot go with --resume, which takes the settings of the run: leave it out"
+        require(not file, "config", sentence)
+        flag = "resume"
+        file = Path(args.resume, "config.toml")
+        remedy = "name a run folder"
     if not file:
         return args
     try:
@@ -680,9 +686,9 @@ def choose_device(device, preferred):
 
 
 def limit_threads(threads):
-    """Limit every pool of threads in this process; return their number.
+    """Limit every pool of threads in this process, and round denormals to 0; return the threads.
 
-    It is saved with the run, since results depend on it in the last bits.
+    Their number is saved with the run, since results depend on it in the last bits.
     """
     import threadpoolctl  # here, since it changes os.environ
 
@@ -862,7 +868,11 @@ def compile_update(agent, method, example, mode):
         update = fast
         # to compile again in the middle of a run looks like a hang: then PyTorch says why
         torch._logging.set_logs(recompiles=True)
-    return lambda *inputs: Metrics(names, update(*inputs)), compiled
+
+    def update_to_metrics(*inputs):
+        return Metrics(names, update(*inputs))
+
+    return update_to_metrics, compiled
 
 
 # --- environments ---------------------------------------------------------------------------------
@@ -1561,7 +1571,7 @@ def evaluate_run(cls, args, build_envs, sizes_of):
     agent = cls.load(args.evaluate, choose_device(args.device, "cpu"))
     asked = {"eval_episodes": args.eval_episodes, "capture_video": args.capture_video}
     env_id = agent.args.env_id
-    number = 10**6  # no evaluation of the training itself has it, and so its episodes
+    number = 10**6  # no evaluation in training has this number, so the episodes are new ones
     path = Path(args.evaluate, "videos", f"evaluate-{args.seed}.mp4").absolute()
     envs = build_envs(replace(agent.args, **asked))
     try:
@@ -1606,16 +1616,15 @@ def mean_sd_min_max(name, values):
 class Board:
     """TensorBoard, which training can do without."""
 
-    def __init__(self, folder, step):
-        purge = step + 1 if step else 0  # hides what a run that goes on had written after it
+    def __init__(self, folder, purge_step):
         self.writer = None
         self.hook = threading.excepthook
         threading.excepthook = self.ignore_full_disk
-        self.attempt(lambda: self.start(folder, purge))
+        self.attempt(lambda: self.start(folder, purge_step))
 
-    def start(self, folder, purge):
-        """Begin a file of events, or raise OSError."""
-        self.writer = SummaryWriter(folder, purge_step=purge)
+    def start(self, folder, purge_step):
+        """Begin a file of events, which hides older ones from a step on, or raise OSError."""
+        self.writer = SummaryWriter(folder, purge_step=purge_step)
 
     def ignore_full_disk(self, problem):
         """Leave out the traceback of the writer's thread: the next call tells what is wrong."""
@@ -1637,7 +1646,12 @@ class Board:
     def log(self, metrics, step):
         """Write scalars."""
         if self.writer:
-            self.attempt(lambda: [self.writer.add_scalar(*item, step) for item in metrics.items()])
+            self.attempt(lambda: self.add_scalars(metrics, step))
+
+    def add_scalars(self, metrics, step):
+        """Write scalars, or raise what the writer raises."""
+        for name, value in metrics.items():
+            self.writer.add_scalar(name, value, step)
 
     def flush(self):
         """Put on the disk what was written."""
@@ -1754,8 +1768,8 @@ def hardware(device):
     model = platform.processor()
     with suppress(OSError):  # Linux names the model only here
         cpuinfo = Path("/proc/cpuinfo").read_text("utf-8", "replace")
-        found = re.search(r"^model name\s*: (.+)$", cpuinfo, re.M)
-        model = found[1] if found else model
+        line = re.search(r"^model name\s*: (.+)$", cpuinfo, re.M)
+        model = line[1] if line else model
     words = [platform.platform(), f"{os.cpu_count()} CPUs", model]
     if device == "cuda":
         words.append(torch.cuda.get_device_name())
@@ -1843,7 +1857,7 @@ def read_config(cls, folder):
     try:
         return cls(**tomllib.loads(Path(folder, "config.toml").read_text("utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        refuse("resume", f"{folder} is no run folder of this script: {error!r:.200}")
+        refuse("resume", f"{folder} is no run folder of this script ({error!r:.200}): name another")
 
 
 def is_finished(folder):
@@ -1901,16 +1915,18 @@ def refuse_changes(asked, saved, folder):
             left_open = True  # a compilation that failed is not tried again
         may_change = field.name in FREE | {"resume", "device"}
         agrees = asked_value == saved_value or left_open or may_change
-        sentence = f"is {saved_value} in {folder} and must stay so: name another --run-dir"
+        remedy = "ask for that, or begin a new run in another folder"
+        sentence = f"is {saved_value} in {folder} and must stay so: {remedy}"
         require(agrees, field.name, sentence)
     grown = asked.total_timesteps - saved.total_timesteps
-    require(grown >= 0, "total_timesteps", f"can only grow in {folder}")
-    sentence = f"cannot grow: {folder} is finished, and its checkpoint is gone"
+    sentence = f"can only grow in {folder}: ask for {saved.total_timesteps} or more"
+    require(grown >= 0, "total_timesteps", sentence)
+    sentence = f"cannot grow: {folder} is finished, and its checkpoint is gone: begin a new run"
     require(not (grown and is_finished(folder)), "total_timesteps", sentence)
     script = folder / "script.py"
     same = script.exists() and script.read_bytes() == source()
     command = f"python {quote(str(script))} --resume {quote(str(folder))}"
-    remedy = f"go on with {command}, or name another --run-dir"
+    remedy = f"go on with {command}, or begin a new run in another folder"
     require(same, "resume", f"{SCRIPT.name} is not the source that began {folder}: {remedy}")
 
 
@@ -1985,14 +2001,15 @@ class RunFolder:
         """Refuse a folder that exists, unless its run goes on, or died as it began."""
         try:
             self.is_new = not self.path.exists()
-            there = {path.name for path in self.path.glob("*")}
+            file_names = {path.name for path in self.path.glob("*")}
         except OSError as error:  # a name that is too long, a folder that may not be read
             refuse("run_dir", f"{self.shown:.200} cannot be used ({error.strerror}): name another")
-        died_at_once = args.resume == "auto" and there <= BEGUN
+        died_at_once = args.resume == "auto" and file_names <= BEGUN
         usable = self.resumed or self.is_new or died_at_once
         require(usable, "run_dir", f"{self.shown} is there: name a new folder, or --resume a run")
-        complete = not self.resumed or "metrics.jsonl" in there
-        require(complete, "resume", f"fails: {self.shown} has no metrics.jsonl")
+        complete = not self.resumed or "metrics.jsonl" in file_names
+        sentence = f"fails: {self.shown} has no metrics.jsonl: delete it to begin anew"
+        require(complete, "resume", sentence)
 
     def lock(self):
         """Refuse a folder that another living process writes to.
@@ -2090,15 +2107,21 @@ def is_helper(name, changed, before, after):
     """
     if name in before and name in after:
         return False
-    own, other = (before, after) if name in before else (after, before)
+    own, other = before, after
+    if name in after:
+        own, other = after, before
     holder, _, last = name.rpartition(".")
     if holder in own and holder not in other:
         return True  # a method of a class that is as new
     call = f"attr='{last}'" if holder else f"id='{last}'"
-    if any(call in code or known.rpartition(".")[2] == last for known, code in other.items()):
-        return False  # it may take the place of something
-    callers = [one for one in changed if name not in (one, one.partition(".")[0])]
-    return any(call in own.get(one, "") for one in callers)
+    for other_name, code in other.items():
+        if call in code or other_name.rpartition(".")[2] == last:
+            return False  # it may take the place of something
+    for caller in changed:
+        is_itself = name in (caller, caller.partition(".")[0])  # or a class and its own method
+        if not is_itself and call in own.get(caller, ""):
+            return True
+    return False
 
 
 def code_by_name(text):
@@ -2133,7 +2156,7 @@ def without_docstring(node):
 # --- checkpoints ----------------------------------------------------------------------------------
 # A checkpoint is checkpoint/state.pt and the rows of the replay buffer, in a file beside it. Those
 # are too many to be written anew each time, so that file is a ring as well, of as many rows as the
-# buffer holds and as many again as are added between two checkpoints. A checkpoint
+# buffer holds plus those that are added between two checkpoints. A checkpoint
 #   1. writes the rows added since the last one, over rows that had left the buffer by then
 #   2. renames a new state.pt to its place; it says which rows are the buffer's
 # Killed in 1, the state.pt of before is there with all its rows; killed in 2, one or the other is.
@@ -2344,6 +2367,7 @@ class Run:
         self.stopping = ""  # the signal that came
         self.phase = "starting"
         self.warned = False  # that there is no space for checkpoints
+        self.has_compiled = False  # a method of the agent
         self.may_film = args.capture_video  # until a video fails
         self.spent = Counter()  # seconds by activity, since the last row
         self.last_log_step = 0
@@ -2355,7 +2379,7 @@ class Run:
         """Take the folder, and what a checkpoint in it holds."""
         self.folder = RunFolder(self.args)
         self.path = self.folder.path
-        self.start = self.last = time.perf_counter()
+        self.start = self.last_lap = time.perf_counter()
         self.handlers = {}
         self.commit, changes = git_state()
         self.dirty = bool(changes)
@@ -2397,7 +2421,7 @@ class Run:
     def stop(self, number, frame):
         """Remember a signal; before the first step there is nothing to wait for."""
         if self.phase == "ending":
-            return  # nothing disturbs a run that writes its end
+            return  # a run writes its end undisturbed, but by a second Ctrl-C
         self.stopping = signal.Signals(number).name
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -2409,12 +2433,14 @@ class Run:
     def compile(self, method, *example):
         """Return a method of the agent, compiled if --compile says so, that returns Metrics.
 
-        If that fails config.toml says "off", so that a run that goes on does the same.
+        If the first one fails config.toml says "off", so that a run that goes on does the same. If
+        only a later one fails it still says "on", and a run that goes on compiles the first, too.
         """
         update, compiled = compile_update(self.agent, method, example, self.args.compile)
-        if self.args.compile == "on" and not compiled:
+        self.has_compiled = self.has_compiled or compiled
+        if self.args.compile == "on" and not self.has_compiled:
             self.args = replace(self.args, compile="off")
-            self.folder.write_config(self.args)
+            attempt("config.toml still has compile on", self.folder.write_config, self.args)
         return update
 
     def begin(self):
@@ -2430,7 +2456,7 @@ class Run:
         if saved:
             set_generator_states(saved["generators"])
             say(f"going on at step {self.global_step}")
-        self.last = time.perf_counter()  # no row counts the start, compilation above all
+        self.last_lap = time.perf_counter()  # no row counts the start, compilation above all
         gc.collect()
         gc.freeze()  # searching all that was imported for garbage stalls steps
         self.progress = Progress(self.global_step, self.args.total_timesteps)
@@ -2450,9 +2476,11 @@ class Run:
 
     def start_logs(self):
         """Begin TensorBoard and W&B, or go on with them."""
-        self.board = Board(self.path / "tb", self.global_step)
+        # a run that goes on hides what was written after its checkpoint, and nothing before that
+        has_logged = self.global_step > 0 or len(self.scores) > 0
+        self.board = Board(self.path / "tb", self.global_step + 1 if has_logged else 0)
         self.tracker = Tracker(self.args, self.path, self.id)
-        if not self.loaded:
+        if not has_logged:
             self.board.write_settings(config_of(self.args))
 
     def say_settings(self):
@@ -2479,6 +2507,9 @@ class Run:
         elif error:
             status = "failed"
             reason = f"{error!r} at step {self.global_step}"
+        elif not attempt("the last metrics cannot be written", self.folder.metrics.sync):
+            status = "failed"
+            reason = "metrics.jsonl cannot be written"
         elif not attempt("model.pt cannot be written", self.write_model):
             status = "failed"
             reason = "model.pt cannot be written"
@@ -2516,8 +2547,7 @@ class Run:
             signal.signal(number, handler)
 
     def write_model(self):
-        """Write what load_agent reads, and the last rows of metrics."""
-        self.folder.metrics.sync()
+        """Write what load_agent reads."""
         write_tensors(self.path / "model.pt", model_of(self.agent))
 
     def write_summary(self, status, reason):
@@ -2655,8 +2685,8 @@ class Run:
     def lap(self, activity):
         """Count the time since the last lap as spent on an activity."""
         now = time.perf_counter()
-        self.spent[activity] += now - self.last
-        self.last = now
+        self.spent[activity] += now - self.last_lap
+        self.last_lap = now
 
     def record(self, metrics):
         """Keep the metrics of an update for the next row."""
@@ -2664,7 +2694,7 @@ class Run:
             self.pending.setdefault(metrics.names, []).append(metrics.values)
 
     def log(self, metrics, video=None):
-        """Send scalars and a video to every sink, with global_step and seconds since the start."""
+        """Send scalars to every sink, with global_step and seconds since the start; W&B a video."""
         metrics = {name: float(value) for name, value in metrics.items()}
         require_finite(**metrics)
         row = {"global_step": self.global_step, "seconds": time.perf_counter() - self.start}

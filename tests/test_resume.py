@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 import zipfile
 from dataclasses import fields, replace
 from pathlib import Path
@@ -927,15 +928,18 @@ def test_killed_after_checkpoints_that_failed(whole, interrupt, resume, S, monke
     lowered = lambda self, folder, buffer, room, *others: init(self, folder, buffer, 45, *others)  # noqa: E731
     monkeypatch.setattr(S.BufferFile, "__init__", lowered)
     write = S.write_atomically
+    calls = []  # for state.pt
 
     def failing(path, fill):
-        write(path, fill if path.name != "state.pt" or calls.append(1) or len(calls) < 4 else fail)
+        if path.name == "state.pt":
+            calls.append(path)
+        is_spoilt = path.name == "state.pt" and len(calls) >= 4
+        write(path, fail if is_spoilt else fill)
 
     def fail(file):
         file.write(b"half")
         full()
 
-    calls = []
     with monkeypatch.context() as patch:
         patch.setattr(S, "write_atomically", failing)
         interrupt(f"{SAME} --notes full --run-dir a", 250)
@@ -1567,6 +1571,19 @@ def test_tensorboard_holds_every_point_once(interrupt, resume):
     assert board_of("killed/tb") == logged("killed")
 
 
+@every_script
+def test_tensorboard_keeps_what_came_before_the_first_step(nursery):
+    """Killed when the first evaluation was saved, and before any later checkpoint."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert nursery.run(f"{SAME} --run-dir a", DIE) == -signal.SIGKILL
+    time.sleep(1.1)  # names of event files have seconds
+    assert nursery.run("--resume a") == 0
+    board = nursery.folder / "a" / "tb"
+    assert board_of(board) == logged(nursery.folder / "a")
+    assert "hyperparameters/text_summary" in EventAccumulator(str(board)).Reload().Tags()["tensors"]
+
+
 STOP = """
 def stopped(*inputs, call=S.evaluate, calls=[], **options):
     calls.append(1)
@@ -1874,6 +1891,25 @@ def test_compilation_that_failed_is_not_tried_again(
     begin(f"{flags} --resume auto") if auto else resume("--resume a")
     assert "compiling" not in capfd.readouterr().out
     assert summary("a")["status"] == "finished"
+
+
+@every_script
+def test_a_later_compilation_that_fails_is_tried_again(interrupt, resume, S, monkeypatch, capfd):
+    """The method before it is compiled, and must be so after --resume as well."""
+    compiled = []
+
+    def compile(update, **options):
+        compiled.append(update)
+        return update if len(compiled) % 2 else lambda *inputs: 1 / 0
+
+    monkeypatch.setattr(S.torch, "compile", compile)
+    interrupt(f"{HIDDEN} --compile on --run-dir a", 130)
+    if len(compiled) < 2:
+        pytest.skip("it compiles one method")
+    assert "is not compiled" in capfd.readouterr().out
+    assert tomllib.loads(Path("a/config.toml").read_text())["compile"] == "on"
+    resume("--resume a")
+    assert len(compiled) == 4
 
 
 @pytest.mark.quick
