@@ -64,7 +64,9 @@ fail() {
 }
 
 require_number() { # NAME VALUE LEAST
-    case $2 in '' | *[!0-9]* | ??????????*) fail "$1=\"$2\" is no number: try $1=$3" ;; esac
+    case $2 in
+    '' | *[!0-9]* | 0[0-9]* | ??????????*) fail "$1=\"$2\" is no number: try $1=$3" ;;
+    esac
     [ "$2" -ge "$3" ] || fail "$1=$2 is too small: try $1=$3"
 }
 
@@ -109,6 +111,8 @@ preset_flags() { # PRESET/SCRIPT: print its flags
 config_flags() { # SCRIPT ENV: print, quoted, what CONFIGS has for a run
     local script env file
     while read -r script env file; do
+        script=${script##*/}
+        script=${script%.py} # as in SCRIPTS, it may be a path
         # shellcheck disable=SC2254 # they are patterns
         case $1/$2 in $script/$env) printf -- '--config %q ' "$file" && return ;; esac
     done <<<"${CONFIGS-}"
@@ -162,7 +166,8 @@ looks_finished() { # NUMBER: tell whether the summary says so; if a crash has cu
 ask_finished() { # let the script say of what looks finished whether it is, by what is asked now
     local number
     for ((number = 0; number < ${#names[@]}; number++)); do
-        case ${states[number]} in finished | refused) continue ;; esac
+        # a run that was refused, since it was in use, may have finished meanwhile
+        [ "${states[number]}" != finished ] || continue
         if looks_finished "$number"; then
             echo "asking whether ${names[number]} is finished" >&2
             eval "${commands[number]}"
@@ -185,6 +190,7 @@ train() { # NUMBERS: train these runs, JOBS at a time
     queue=("$@") next=0 # of the runs to begin
     pids=() runs=()     # what each slot is busy with
     tries=()
+    trap '' PIPE # whoever reads what this prints may be gone; its runs go on
     trap 'stop 130' INT
     trap 'stop 143' TERM HUP
     while [ "$living" ]; do
@@ -254,8 +260,15 @@ exit \$status
 END
 }
 
-last_line() { # NUMBER: print the last line of a log that says anything
-    grep '[[:alnum:]]' "${logs[$1]}" 2>/dev/null | tail -n 1
+last_line() { # NUMBER: print the last line of a log that says anything; of tyro's frame the first
+    awk '/╭/ { frame = NR + 1 }
+        /[[:alnum:]]/ && (!frame || NR == frame) { line = $0 }
+        /╰/ { frame = 0 }
+        END { gsub(/^│ *| *│ *$/, "", line); print line }' 2>/dev/null <"${logs[$1]}"
+}
+
+show_dead() { # RUN: let tools see that its process is gone, which else takes half an hour's silence
+    [ -f "$1/summary.json" ] || touch -c -t 197001020000 "$1/metrics.jsonl"
 }
 
 conclude() { # say how each run ended and what it printed last; for a preset, what was reached; exit
@@ -268,6 +281,7 @@ conclude() { # say how each run ended and what it printed last; for a preset, wh
             echo "finished    ${names[number]}"
         else
             printf '%-11s %s: %s\n' "${states[number]}" "${names[number]}" "$(last_line "$number")"
+            case ${states[number]} in failed*) show_dead "$OUT/${names[number]}" ;; esac
         fi
     done
     printf '%d of %d finished: ' "$finished" "${#names[@]}"
@@ -321,7 +335,9 @@ check() { # FLAGS: refuse what cannot work, and fill in what is not set
     [ "$ENGINE" != slurm ] || command -v sbatch >/dev/null ||
         fail "there is no sbatch here: go to a cluster, or try ENGINE=print"
     if [ "$ENGINE" != slurm ]; then
-        cores=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
+        # OpenMP's variables would change what nproc says
+        cores=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc 2>/dev/null ||
+            getconf _NPROCESSORS_ONLN)
         [ -z "${GPUS-}" ] || : "${JOBS:=$(($(wc -w <<<"$GPUS")))}"
         : "${JOBS:=$((cores > THREADS ? cores / THREADS : 1))}"
     fi
@@ -359,7 +375,8 @@ main() {
         *) fail "${names[number]}: its script fails: $(last_line "$number")" ;;
         esac
     done
-    printf '%s' "$jobs" >"$OUT/jobs.tsv"
+    { printf '%s' "$jobs" >"$OUT/jobs.tsv"; } 2>/dev/null ||
+        fail "OUT=$OUT cannot be written to: name another"
     echo "${#todo[@]} of ${#names[@]} runs to do; what they print is in $OUT/logs" >&2
     case $ENGINE in
     print) printf '%s' "$jobs" ;;

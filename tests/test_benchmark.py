@@ -362,6 +362,68 @@ def test_retries(sweep, tmp_path):
     }
 
 
+def test_what_a_killed_run_is_taken_for(sweep, tmp_path):
+    """The sweep knows that its process is gone: tools need not wait to see that it is silent."""
+    write(tmp_path)
+    setting = {"SCRIPTS": "idle", "ENVS": "E", "FAULTS": "1", "RETRIES": "0"}
+    code, out, err = end(sweep("--total-timesteps 8", SEEDS="1 4", **setting))
+    assert code == 1 and states(out) == {"idle/E/1": "finished", "idle/E/4": "failed (137)"}, err
+    for seed, is_old in (("1", False), ("4", True)):
+        metrics = tmp_path / "out" / "idle" / "E" / seed / "metrics.jsonl"
+        assert (time.time() - metrics.stat().st_mtime > 3600) == is_old
+
+
+def test_as_many_runs_as_cores(sweep, tmp_path):
+    """Whatever OpenMP is told, which nproc heeds."""
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("there is one core")
+    write(tmp_path)
+    (tmp_path / "hold").touch()
+    setting = {"SCRIPTS": "idle", "ENVS": "E", "SEEDS": "1 2", "JOBS": "", "OMP_NUM_THREADS": "1"}
+    process = sweep("--total-timesteps 2", **setting)
+    until(lambda: process.files[0].read_text().count("begun ") == 2)
+    (tmp_path / "hold").unlink()
+    assert end(process)[0] == 0
+
+
+def test_nobody_reads_what_it_prints(tmp_path):
+    write(tmp_path)
+    environ = ENVIRON | {"PYTHON": sys.executable, "SCRIPTS": "idle", "ENVS": "E", "OUT": "out"}
+    command = ["bash", str(BENCHMARK), "--total-timesteps", "4"]
+    options = {"cwd": tmp_path, "env": environ | {"SEEDS": "1 2 3", "JOBS": "1"}}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+    process.stdout.close()
+    process.communicate(timeout=120)
+    assert [*statuses(tmp_path / "out" / "idle").values()] == ["finished"] * 3
+
+
+FRAMED = """import sys
+print("╭─ Unrecognized options ───────╮", file=sys.stderr)
+print("│ Unrecognized options: --gama │", file=sys.stderr)
+print("│ ──────────────────────────── │", file=sys.stderr)
+print("│ For full helptext, run --help │", file=sys.stderr)
+print("╰──────────────────────────────╯", file=sys.stderr)
+sys.exit(2)
+"""
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_of_a_frame_the_sentence_is_shown(sweep, tmp_path, locale):
+    (tmp_path / "framed.py").write_text(FRAMED)
+    setting = {"SCRIPTS": "framed", "ENVS": "E", "SEEDS": "1", "RETRIES": "0"}
+    setting |= {"LC_ALL": locale, "PYTHONIOENCODING": "utf-8"}
+    code, out, err = end(sweep(**setting))
+    assert code == 1 and table(out)["framed/E/1"] == ("refused", "Unrecognized options: --gama")
+
+
+def test_a_folder_that_cannot_be_written_to(sweep, tmp_path):
+    write(tmp_path)
+    (tmp_path / "out" / "jobs.tsv").mkdir(parents=True)
+    code, out, err = end(sweep(SCRIPTS="idle", ENVS="E"))
+    assert (code, err) == (2, "error: OUT=out cannot be written to: name another\n")
+    assert not starts(tmp_path)
+
+
 def test_ctrl_c(sweep, tmp_path):
     """What Ctrl-C stops goes on where it was when the sweep is called again."""
     write(tmp_path)
@@ -590,6 +652,7 @@ def test_a_summary_that_a_crash_has_cut_is_no_end(sweep, tmp_path):
         ("", {"SEEDS": "1 2x3"}, 'SEEDS="2x3" is no number: try SEEDS=0'),
         ("", {"SEEDS": "1 2 1"}, "idle/E/1 is there twice: "),
         ("", {"JOBS": "two"}, 'JOBS="two" is no number: try JOBS=1'),
+        ("", {"JOBS": "08"}, 'JOBS="08" is no number: try JOBS=1'),
         ("", {"JOBS": "0"}, "JOBS=0 is too small: try JOBS=1"),
         ("", {"JOBS": "", "GPUS": " "}, "JOBS=0 is too small: try JOBS=1"),
         ("", {"THREADS": "-1"}, 'THREADS="-1" is no number: try THREADS=1'),
@@ -690,7 +753,8 @@ def test_configs_belong_to_script_and_environment(sweep, tmp_path):
     write(tmp_path)
     write(tmp_path, "other")
     setting = {"SCRIPTS": "idle other", "ENVS": "Ant-v4 Hopper-v4", "SEEDS": "1"}
-    setting["CONFIGS"] = "idle Ant-* my ant's.toml\n\n* Hopper-v4 hopper.toml\nother * rest.toml"
+    setting["CONFIGS"] = "./idle.py Ant-* my ant's.toml\n\n* Hopper-v4 hopper.toml\n"
+    setting["CONFIGS"] += "other.py * rest.toml"
     code, out, err = end(sweep(ENGINE="print", **setting))
     assert code == 0, err
     found = {}

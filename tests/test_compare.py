@@ -613,6 +613,8 @@ def test_runs_without_evaluations(tmp_path, run_compare):
     code, out, _ = run_compare(a, b)
     assert code == 0 and "No verdict yet" in out
     assert "(living) has no evaluation: left out." in out and cells(out)[1]["end"] == "220"
+    described = run_compare(a, b, "--describe-only")[1]
+    assert "Described only" in described and "No verdict yet" in described  # scores are cut
     for folder in b.iterdir():
         (folder / "metrics.jsonl").write_text('{"global_step": 1000000, "seconds": 3}\n')
     code, out, err = run_compare(a, b)
@@ -693,6 +695,16 @@ def test_small_effects_need_more_seeds(tmp_path, run_compare):
         out = run_compare(a, make_side(tmp_path / name, shift + spread))[1]
         assert "Verdict: B is higher" in out
         assert ("Effects below 10 % need 20 seeds a side." in out) == is_small
+
+
+@quick
+def test_a_run_that_failed_before_its_first_evaluation_is_a_failure(tmp_path, run_compare):
+    a, b = make_side(tmp_path / "a", LOW), make_side(tmp_path / "b", HIGH)
+    lost = make_run(b / "lost", 150, [], status="failed", source=SOURCE)
+    config = (b / "101" / "config.toml").read_text().replace("seed = 101", "seed = 150")
+    (lost / "config.toml").write_text(config)
+    _, out, _ = run_compare(a, b)
+    assert [line["failed"] for line in cells(out)] == [f"0 of {len(LOW)}", f"1 of {len(HIGH) + 1}"]
 
 
 @quick
@@ -1330,7 +1342,6 @@ def test_runs_of_a_sweep_and_patterns(tmp_path, run_compare):
     sides = []
     for name, scores in (("a-sac_continuous", LOW), ("b-sac_continuous", HIGH)):
         make_side(tmp_path / name / "Hopper-v4", scores)
-        (tmp_path / name / "Hopper-v4" / ".101-unfinished-1").mkdir()
         sides.append(f"{tmp_path / name}/*/*")
     code, out, err = run_compare(*sides)
     assert (code, err) == (0, "") and "Verdict: B is higher" in out

@@ -578,6 +578,8 @@ def other_signs():
     nan = "FloatingPointError('obs') at step 9"
     return [
         ("not-finite", made_up(state="failed", reason=nan, step=9), 9),
+        ("not-finite", made_up(evaluations=evaluated(1.0, 2.0, math.nan)), 1000),
+        ("not-finite", made_up(episodes=lived([1.0, math.nan], [5.0, 5.0])), 200),
         ("update-count", made_up({"charts/updates": 0}, config=PPO | {"target_kl": 0.01}), 1000),
         ("update-count", made_up({"charts/updates": 90}, config=PPO | {"target_kl": 0.01}), None),
         ("impossible-values", made_up(values(0.0, [1.0] + [99.0] * 8, reward=0.3)), 3000),

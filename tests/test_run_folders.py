@@ -117,7 +117,8 @@ def test_doctor_names_the_metric_that_is_no_number(tmp_path):
 def test_what_nobody_thought_of_is_said_for_people(tmp_path):
     run = write(tmp_path / "run", metrics=lines({"global_step": 1}))  # without seconds
     assert reason(run, run_folders.read_run) == "its files hold what a run does not write"
-    run = write(tmp_path / "timeless", metrics=lines(ROW | {"seconds": 0}))
+    timeless = ROW | {"seconds": 0}
+    run = write(tmp_path / "timeless", metrics=lines(timeless, timeless | {"global_step": 600}))
     assert reason(run, run_folders.read_run) == "its files hold what a run does not write"
 
 
@@ -194,6 +195,39 @@ def test_flags_as_on_the_command_line():
     ):
         assert run_folders.flag("norm_obs", value) == shown
         assert run_folders.flag_words("norm_obs", value) == words
+
+
+def test_a_folder_that_may_not_be_searched_is_named(tmp_path, monkeypatch, capsys):
+    for name in ("closed", "open"):
+        (tmp_path / name / "1").mkdir(parents=True)
+        (tmp_path / name / "1" / "config.toml").write_text(CONFIG)
+    scandir = run_folders.os.scandir
+
+    def refusing(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(run_folders.os, "scandir", refusing)
+    assert run_folders.runs_within(tmp_path) == [tmp_path / "open" / "1"]
+    said = capsys.readouterr().err
+    assert said == f"not searched: {tmp_path / 'closed'} (permission denied)\n"
+
+
+def test_shares_of_time_weigh_rows_by_their_seconds():
+    """The first row's seconds are mostly those of the start, of which no share says anything."""
+    times = [(100, 0.1, 0.9), (110, 0.9, 0.1), (140, 0.5, 0.3)]  # seconds, update, env
+    rows = [
+        {"seconds": seconds, "charts/SPS": 50, "time/update": update, "time/env": env}
+        for seconds, update, env in times
+    ]
+    rows.insert(2, {"seconds": 120, "charts/episodic_return": 1.0})  # an episode, without times
+    update, env, *others = run_folders.shares_of_time(rows)
+    assert update == pytest.approx((10 * 0.9 + 30 * 0.5) / 40)
+    assert env == pytest.approx((10 * 0.1 + 30 * 0.3) / 40)
+    assert others == [0, 0, 0]
+    assert list(run_folders.shares_of_time(rows[:1])) == [0.1, 0.9, 0, 0, 0]
+    assert list(run_folders.shares_of_time([])) == [0, 0, 0, 0, 0]
 
 
 def test_pace_is_that_of_the_last_quarter_over_that_of_the_first():

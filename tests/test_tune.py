@@ -13,6 +13,7 @@ import time
 import tomllib
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import optuna
@@ -27,6 +28,53 @@ tune = importlib.import_module("tune")
 search_space = importlib.import_module("search_space")
 
 quick = pytest.mark.quick
+
+
+@quick
+def test_a_script_that_changes_during_the_search_is_refused(tmp_path):
+    (tmp_path / "script.py").write_text("x = 1\n")
+    (tmp_path / "mine.py").write_text("x = 1\n")
+    search = SimpleNamespace(script=tmp_path / "mine.py", command=lambda *inputs: [])
+    worker = SimpleNamespace(search=search, folder=tmp_path)
+    assert tune.Worker.training(worker, "trials/0", 1, {}).seed == 1
+    (tmp_path / "mine.py").write_text("x = 2\n")
+    with pytest.raises(tune.Hopeless, match="mine.py has changed since the search began"):
+        tune.Worker.training(worker, "trials/0", 1, {})
+
+
+@quick
+def test_when_no_trial_is_left_its_hope_is_looked_at_again():
+    """The last ones, of other workers, may have failed since."""
+    looks = []
+    worker = SimpleNamespace(check_hope=lambda: looks.append(1), next_trial=lambda: None)
+    worker.trials = lambda *states: []
+    tune.Worker.run_trials(worker)
+    assert len(looks) == 2
+
+
+@quick
+def test_runs_of_a_killed_worker_are_waited_for(tmp_path, monkeypatch):
+    """Also if their trial is not begun again, since another has the same settings."""
+    waited = []
+    monkeypatch.setattr(tune, "wait_until_free", lambda folder, stop: waited.append(folder))
+    runs = [SimpleNamespace(folder=tmp_path / name) for name in ("there", "not there")]
+    runs[0].folder.mkdir()
+    twin = SimpleNamespace(user_attrs={"scores": [1]}, value=1.0, number=0)
+    worker = SimpleNamespace(finished_twin=lambda settings: twin, stop=None)
+    worker.search = SimpleNamespace(parameters=[], seeds=[0, 1])
+    worker.training = lambda parent, seed, settings: runs[seed]
+    worker.study = SimpleNamespace(tell=lambda trial, value: None)
+    worker.say_progress = lambda number, words: None
+    trial = SimpleNamespace(number=3, set_user_attr=lambda name, value: None)
+    tune.Worker.run_trial(worker, SimpleNamespace(trial=trial, goes_on=True))
+    assert waited == [runs[0].folder]
+
+
+@quick
+def test_cores_are_those_that_the_process_may_use(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5}, raising=False)
+    assert tune.count_cores() == 2
+
 
 # What a script does for a search, in less time. It scores 100 at x = 0.3 and size = 3, and the less
 # the farther from there; x above 0.9 fails, 0.5 gives NaN, size 9 is refused, and size 7 but for

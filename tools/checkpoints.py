@@ -74,6 +74,8 @@ def measure(script, env_id, rows, every):
         for line in process.stdout:
             if line.startswith("going on"):
                 break
+        else:
+            raise SystemExit(f"error: the run in {folder} did not go on with --resume")
         resumed = time.perf_counter() - start
         process.kill()
         process.wait()

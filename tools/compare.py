@@ -338,7 +338,14 @@ def scores_on(comparison, task):
         if not runs:
             refuse(f"{side.letter} has no evaluations on {task}: train without --eval-every 0")
     least = least_score(groups) if math.isinf(end) else -math.inf  # too early to call it failed
-    return [scores_of(runs, least) for runs in groups]
+    scores = []
+    for side, runs in zip(sides, groups, strict=True):
+        one = scores_of(runs, least)
+        # a run that failed before its first evaluation has no score, and is a failure all the same
+        unscored = [record.run for record in side.tasks[task] if not record.run.evaluations]
+        lost = sum(run.state == "failed" for run in unscored)
+        scores.append(one._replace(failed=one.failed + lost, runs=one.runs + lost))
+    return scores
 
 
 def end_on(comparison, task):
@@ -367,10 +374,14 @@ def report_on(comparison, describe_only):
     ends = {task: Pair(a.ends, b.ends) for task, (a, b) in scores.items()}
     curves = {task: Pair(a.curves, b.curves) for task, (a, b) in scores.items()}
     lines = lines_of(ends, curves)
+    sides = comparison.a, comparison.b
+    unfinished = any(has_unfinished(side, comparison.tasks) for side in sides)
     if describe_only:
         verdict += " Described only: the numbers below say nothing of causes."
+        if unfinished:
+            verdict += f" {no_verdict_yet(comparison)}"
         return Report(verdict.strip(), scores, lines, is_judged=False)
-    if any(has_unfinished(side, comparison.tasks) for side in (comparison.a, comparison.b)):
+    if unfinished:
         return Report(no_verdict_yet(comparison), scores, lines, is_judged=False)
     return Report(verdict_on(scores, lines), scores, lines, is_judged=True)
 

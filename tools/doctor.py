@@ -310,7 +310,8 @@ def not_finite(logs):
     """A NaN or an infinity, which ends a run of ours, or is in the metrics of others."""
     if logs.state == "failed" and logs.reason.startswith("FloatingPointError"):
         return Alarm(logs.step, textwrap.shorten(logs.reason, 200))
-    for row in logs.intervals:
+    rows = [*logs.intervals, *logs.evaluations, *logs.episodes]
+    for row in sorted(rows, key=lambda row: row["global_step"]):
         for name, value in row.items():
             if not math.isfinite(value):
                 return Alarm(int(row["global_step"]), f"{name} is {value}")

@@ -64,14 +64,28 @@ FRONT_SCRIPTS = ("sac_continuous", "td3_continuous", "ppo_continuous")  # a colu
 VERSIONS = ("script.py", "gymnasium", "mujoco", "ale-py")
 
 NOTES = """
-Scores are mean returns over the last tenth of a run's evaluations; of a run that ended early, of
-what it had reached. In parentheses their range, in brackets, from 5 seeds of each task on, 95 %
-bootstrap intervals, which are too narrow below 10; the IQM is the mean below 4. One seed is an
-anecdote, 2 to 4 are a smoke test, 5 to 9 exploratory, 10 allow a claim. A run has failed if it
-ended early or is below random + 10 % of (published - random). "Early ends only": scores are not
-judged where a run is short, of less than half of the published steps, or nothing is published. Of
-several published results for about as many steps the first is shown by version of the environment,
-then number of seeds, then height.
+How to read the tables:
+
+- A score is the mean return over the last tenth of a run's evaluations. A run that ended early
+  counts with the evaluations that it had reached.
+- (low to high) is the range over seeds. [low, high] is a 95 % bootstrap interval, given from 5
+  seeds of each task on. That of the IQM is too narrow below 10 seeds. That of the mean always is
+  where a run fails now and then.
+- IQM is the interquartile mean, that of the middle half of the scores; below 4 seeds, the mean.
+- One seed is an anecdote, 2 to 4 are a smoke test, 5 to 9 are exploratory, 10 allow a claim.
+- A run has failed if it ended early or scored below random + 10 % of (published - random).
+- Short is less than half of the published steps. "Early ends only": scores were not judged, since
+  the run is short or nothing is published.
+- If several results are published for about as many steps, the one shown is of the same version of
+  the environment if there is one, then that of most seeds, then the highest.
+"""
+TRAINING = """
+Returns of training are means of the last 100 episodes. Published ones are often of more steps:
+"""
+TIME = """
+Mean time of a run, and steps per second of the slowest run and of the fastest. "last/first" is the
+speed in the last quarter of the steps over that in the first. The shares of the time leave out the
+start and the last evaluation:
 """
 
 
@@ -343,12 +357,9 @@ def seeds_of(row):
 def failures_of(row):
     """Write how many runs failed, and by what they are judged."""
     failed = sum(row.has_failed(run) for run in row.pool)
-    tries = sum(run.tries for run in row.runs)
     text = f"{failed} of {len(row.pool)}"
     if not row.is_judged:
         text += ", early ends only"
-    if tries:
-        text += f", {tries} more begun and not finished"
     if row.is_judged and not row.evaluations.best:
         text += ", by training"
     return text
@@ -373,7 +384,8 @@ def cite(row, comparison):
     words.append(best.implementation)
     means = comparison.means
     if len(means) > 1:
-        words.append(f"one of {len(means)}, {number(min(means))} to {number(max(means))}")
+        ends = f"{number(min(means))} to {number(max(means))}"
+        words.append(f"one of {len(means)} published, {ends}")
     return f"{number(best.mean)} ({', '.join(words)})"
 
 
@@ -417,10 +429,13 @@ def pooled_scores(rows, table):
         if len(arrays) > 1:
             runs = sum(len(array) for array in arrays)
             pooled = estimate(iqm, *arrays)
-            lines.append({"script": name, "tasks": len(arrays), "runs": runs, "IQM": pooled})
+            seeds = [f"{task} ({len(array)})" for task, array in by_environment.items()]
+            tasks_of_name = f"{len(arrays)}: {', '.join(seeds)}"
+            lines.append({"script": name, "tasks": tasks_of_name, "runs": runs, "IQM": pooled})
     if not lines:
         return ""
-    return "\nAll tasks that are not short; 0 is random, 1 is published:\n" + table(lines)
+    words = "Tasks with the same settings together, with their seeds (n), without short runs"
+    return prose(f"\n{words}; 0 is random, 1 is published:\n", table) + table(lines)
 
 
 def remarks(rows, apart):
@@ -456,11 +471,8 @@ def repeated_seeds(row):
 
 def details(rows, table):
     """Return returns of training, times, machines and the sources of published results."""
-    text = "\nReturns of training are means of the last 100 episodes.\n"
-    text += table([training_line(row) for row in rows])
-    text += "\nMean time of a run, steps per second, how many times as many in the last\n"
-    text += "quarter of the steps as in the first, and the share of time of each part:\n"
-    text += table([time_line(row) for row in rows])
+    text = prose(TRAINING, table) + table([training_line(row) for row in rows])
+    text += prose(TIME, table) + table([time_line(row) for row in rows])
     return text + prose(list_of_machines(rows) + list_of_sources(rows), table)
 
 
@@ -479,7 +491,8 @@ def training_line(row):
 def time_line(row):
     """Return the cells of a row of the table of times."""
     minutes = mean_or_nan([run.seconds for run in row.runs]) / 60
-    shares = np.mean([run.shares for run in row.runs], 0)
+    known = [run.shares for run in row.runs if run.shares.any()]
+    shares = np.mean(known, 0) if known else np.zeros(len(TIMES))
     cells = {
         "script": row.name,
         "environment": row.environment,
@@ -508,7 +521,7 @@ def list_of_machines(rows):
     for row in rows:
         for machine in sorted({run.machine for run in row.runs}):
             machines[machine].append(f"{row.name} on {row.env_id}")
-    text = "\n"
+    text = "\nRan on:\n\n"
     for machine, names in machines.items():
         where = f": {', '.join(names)}" if len(machines) > 1 else ""
         text += f"- {machine}{where}\n"
@@ -728,12 +741,13 @@ def draw_published(axes, name, env_id, end, colour):
     curves = published_curves(name, env_id)
     for place, curve in enumerate(curves):
         steps, returns = curve.steps, curve.returns
-        shown = steps < end
+        last = min(end, steps[-1])
+        shown = steps < last
         if not any((steps > 0) & (steps <= end)):
             continue
         axes.plot(
-            [*steps[shown], end],
-            [*returns[shown], np.interp(end, steps, returns)],
+            [*steps[shown], last],
+            [*returns[shown], np.interp(last, steps, returns)],
             color=colour,
             ls=DASHES[place % len(DASHES)],
             lw=1.2,

@@ -137,14 +137,14 @@ def paths_of(name):
 def runs_within(path):
     """Return all run folders in a folder, at any depth; itself if it is one, or has none.
 
-    Hidden folders are left out: benchmark.sh puts unfinished runs aside there. Links are followed
-    when all else was searched; each folder counts once.
+    Hidden folders are left out. Links are followed when all else was searched; each folder counts
+    once.
     """
     found = []
     walked = set()
     links = deque([path])
     while links:
-        for folder, subfolders, files in os.walk(links.popleft()):
+        for folder, subfolders, files in os.walk(links.popleft(), onerror=say_unread):
             place = os.path.realpath(folder)
             if place in walked:  # a link may lead to a folder that it is in
                 subfolders.clear()
@@ -157,6 +157,12 @@ def runs_within(path):
             paths = [Path(folder, name) for name in subfolders]
             links += [path for path in paths if path.is_symlink()]  # os.walk does not follow them
     return found or [path]
+
+
+def say_unread(error):
+    """Say which folder may not be searched, which os.walk would pass over."""
+    if isinstance(error, PermissionError):
+        print(f"not searched: {error.filename} ({reason_of(error)})", file=sys.stderr)
 
 
 # --- runs -----------------------------------------------------------------------------------------
@@ -176,7 +182,6 @@ class Run:
     defaults: dict  # of the script's settings, as far as they are known
     source: str | None  # the beginning of a hash of script.py
     state: str  # finished, interrupted, failed, killed or living
-    tries: int  # begun before by benchmark.sh, and not finished
     step: int  # the last one
     seconds: float
     evaluations: list[Evaluation]
@@ -240,7 +245,6 @@ def read_run(folder):
         defaults=defaults_of(script, config, source),
         source=hashlib.sha256(source).hexdigest()[:7] if source else None,
         state=summary.get("status") or state_without_summary(metrics),
-        tries=count_tries(folder),
         step=int(summary.get("global_step", logged["global_step"])),  # a run may log nothing
         seconds=float(summary.get("seconds", logged["seconds"])),
         evaluations=read_evaluations(rows),
@@ -357,12 +361,6 @@ def state_without_summary(metrics):
     return "killed" if silence > SILENT else "living"
 
 
-def count_tries(folder):
-    """Return how many unfinished runs benchmark.sh has put aside for a run."""
-    pattern = f".{glob.escape(folder.name)}-unfinished-*"
-    return len(list(folder.parent.glob(pattern)))
-
-
 def column(rows, name):
     """Return the values of a metric."""
     return [row[name] for row in rows if name in row]
@@ -375,14 +373,17 @@ def read_evaluations(rows):
 
 
 def shares_of_time(rows):
-    """Return the shares of the time that went into TIMES, over the whole run."""
+    """Return the shares of the time that went into TIMES, between the first row and the last.
+
+    The seconds before the first row are mostly those of the start, which is in no share.
+    """
     timed = [row for row in rows if "charts/SPS" in row]
     if not timed:
         return np.zeros(len(TIMES))
-    ends = [row["seconds"] for row in timed]
-    lengths = [end - start for start, end in pairwise([0.0, *ends])]
     shares = [[row.get(f"time/{name}", 0) for name in TIMES] for row in timed]
-    return np.average(shares, 0, lengths)
+    if len(timed) == 1:
+        return np.array(shares[0], float)
+    return np.average(shares[1:], 0, np.diff(column(timed, "seconds")))
 
 
 def pace_of(rows):

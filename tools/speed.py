@@ -28,6 +28,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -395,26 +396,12 @@ def describe(found):
     """Return all figures in Markdown: medians of the windows, with the range in brackets."""
     programs = figures(found)
     ours = next(iter(programs.values()))
-    copies = found.get("copies", 1)
-    steps = f"steps/s of {copies} copies at a time" if copies > 1 else "steps/s"
     launch = "launch, compiled before," if found.get("warm") else "launch"
-    spans = []
-    if len(ours.launches) > 1:
-        spans.append(f"{len(ours.launches)} launches")
-    if ours.windows:
-        spans.append(f"{len(ours.windows)} windows of {found['seconds']:.0f} s")
-    if spans:
-        steps += f"; median and range of {' and of '.join(spans)} in turns"
-        steps += "; ratio of the first program's to this"
-    columns = ["program", f"{launch} to step {found['first']:,}", "ratio"]
-    columns += ["after it", "ratio"] if ours.windows else []
+    ratio = f"{next(iter(programs))} / this"
+    columns = ["program", f"{launch} to step {found['first']:,}", ratio]
+    columns += [f"after step {found['first']:,}", ratio] if ours.windows else []
     lines = [
-        f"# Speed on {found['env_id']}",
-        "",
-        f"{found['date']}, {found['cpus']} CPUs, {found['system']}, load before the start",
-        f"{found['load']:.1f}. {found['note']}".strip(),
-        "",
-        steps,
+        *textwrap.wrap(what_was_measured(found, ours), 120),
         "",
         " | ".join(columns),
         "|".join(["---"] * len(columns)),
@@ -426,9 +413,28 @@ def describe(found):
             cells.append(spread(one.windows, digits=0))
             cells.append(spread(ratios(ours.windows, one.windows), digits=2))
         lines.append(" | ".join(cells))
+    where = f"{found['date']}, {found['cpus']} CPUs, {found['system']}"
+    load = f"load of the minute before: {found['load']:.1f}"
+    lines += ["", *textwrap.wrap(f"{where}, {load}. {found['note']}".strip(), 120)]
     lines += ["", "Commands:", ""]
     lines += [f"    {name}: {one.command}" for name, one in programs.items()]
     return "\n".join(lines)
+
+
+def what_was_measured(found, ours):
+    """Return a sentence on the columns of the table."""
+    copies = found.get("copies", 1)
+    text = f"{found['env_id']}, steps/s"
+    text += f" of {copies} copies at a time" if copies > 1 else ""
+    spans = []
+    if len(ours.launches) > 1:
+        spans.append(f"{len(ours.launches)} launches")
+    if ours.windows:
+        spans.append(f"{len(ours.windows)} windows of {found['seconds']:.0f} s")
+    if spans:
+        text += f": median and range of {' and of '.join(spans)} in turns. "
+        text += "Ratios are taken in each round, so their median need not be that of the rates"
+    return f"{text}."
 
 
 def ratios(ours, peer):
@@ -507,7 +513,9 @@ def main():
         place = args.file if args.file.exists() else args.file.parent
         if args.file.is_dir() or not os.access(place, os.W_OK):
             refuse(f"--file {args.file} cannot be written: name a file in a folder that exists")
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # leave no stopped process
+        for number in (signal.SIGTERM, signal.SIGHUP):  # leave no stopped process
+            if signal.getsignal(number) != signal.SIG_IGN:  # which nohup asks for
+                signal.signal(number, signal.default_int_handler)
         measure(args, commands)
     if args.summary:
         print(summarise([read_figures("--summary", file) for file in args.summary]))

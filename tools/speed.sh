@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Measure our scripts beside other implementations on this machine: what results/*speed.md shows.
 #
-#     bash tools/speed.sh              everything: two and a half hours on two cores
+#     bash tools/speed.sh              everything: two hours on two cores
 #     bash tools/speed.sh sac ppo_64   the measurements named
 #
 # It replaces results/*.json, needs the virtual environment `peers` and the checkout `cleanrl` that

@@ -1,4 +1,4 @@
-"""Remake the tables in README.md, docs/ and tests/ that commands of this repository print.
+"""Remake the tables in README.md, docs/, results/ and tests/ that our own commands print.
 
 Such a table stands between a line <!-- python tools/speed.py ... --> and a line <!-- end -->. What
 the command prints, called in the root folder, belongs between them.
@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "docs/*.md", "tests/*.md")
+PAGES = ("README.md", "docs/*.md", "results/*.md", "tests/*.md")
 BLOCK = re.compile(r"(<!-- python (.+?) -->\n).*?(<!-- end -->\n)", re.DOTALL)
 
 

@@ -35,8 +35,8 @@ trial is called better only if the difference of their interquartile means has a
 interval above zero and a permutation test of means says p < 0.05. Otherwise the default is kept.
 
 Ctrl-C and SIGTERM save all runs and end; the same command goes on, also after kill -9. Started
-again in another terminal, or on a machine that shares the folder, it adds a worker. With one worker
-the same command gives the same search, whether it was stopped or not.
+again in another terminal, or on a machine that shares the folder, it adds as many workers again.
+With one worker the same command gives the same search, whether it was stopped or not.
 
 The folder, runs/tune/<name of the file> by default, holds journal.log (Optuna's), trials/ and
 confirm/ (run folders, for tools/report.py too), outcome.md, importance.png, history.png, slices.png
@@ -421,7 +421,11 @@ class Worker:
         return self.study.get_trials(deepcopy=False, states=states or None)
 
     def training(self, parent, seed, settings):
-        """Return a run that is still to begin."""
+        """Return a run that is still to begin; raise Hopeless if the script has changed."""
+        script = self.search.script
+        if (self.folder / "script.py").read_bytes() != script.read_bytes():
+            remedy = f"put back what {self.folder.name}/script.py holds, or name a new --out"
+            raise Hopeless(f"{script.name} has changed since the search began: {remedy}")
         folder = self.folder / parent / str(seed)
         return Training(seed, folder, self.search.command(seed, settings, folder))
 
@@ -441,6 +445,7 @@ class Worker:
                 told = True
                 self.stop.pause()
             else:
+                self.check_hope()  # again, since the last ones may have failed meanwhile
                 return
 
     def check_hope(self):
@@ -505,16 +510,19 @@ class Worker:
         """Train a trial, and tell Optuna how it ended."""
         trial = claimed.trial
         settings = {one.name: one.suggest(trial) for one in self.search.parameters}
+        parent = f"trials/{trial.number}"
+        runs = [self.training(parent, seed, settings) for seed in self.search.seeds]
         if claimed.goes_on:
             say(f"trial {trial.number} goes on; its worker was stopped")
+            for run in runs:  # which live on where it was killed, also if none is begun again
+                if run.folder.exists():
+                    wait_until_free(run.folder, self.stop)
         twin = self.finished_twin(settings)
         if twin:
             trial.set_user_attr("scores", twin.user_attrs["scores"])
             self.study.tell(trial, twin.value)
             self.say_progress(trial.number, f"{twin.value:.4g}, as trial {twin.number}")
             return
-        parent = f"trials/{trial.number}"
-        runs = [self.training(parent, seed, settings) for seed in self.search.seeds]
         try:
             is_pruned = self.follow(trial, runs)
         finally:
@@ -1100,8 +1108,16 @@ def lead(worker):
     conclude(outcome_of(worker.search, worker.study), worker.folder)
 
 
+def count_cores():
+    """Return how many cores this process may use, which in a job of a cluster are not all."""
+    if hasattr(os, "sched_getaffinity"):  # a Mac has none
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
+
+
 def main():
     """Search, confirm and conclude."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # for terminals that lack a letter
     options = read_options(sys.argv[1:])
     check_options(options)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -1114,7 +1130,7 @@ def main():
         check_flags(options.space, search)
         check_is_ours(folder_of(options))
         check_begin(options, search, stop)
-    options.workers = options.workers or max(1, os.cpu_count() // len(search.seeds))
+    options.workers = options.workers or max(1, count_cores() // len(search.seeds))
     folder = open_folder(options, search)
     worker = Worker(search, folder, options, stop)
     check_growth(worker)

@@ -69,7 +69,10 @@ def measure(folder, episodes):
     """Return the figures of one run."""
     summary = read_summary(folder)
     agent = load_agent(folder)
-    env = gym.make(agent.args.env_id)
+    try:
+        env = gym.make(agent.args.env_id)
+    except Exception as error:  # whatever an environment raises
+        raise NoRun(f"{agent.args.env_id} cannot be made: {error!r:.200}") from None
     found = [play(agent, env, FIRST_SEED + number) for number in range(episodes)]
     env.close()
     returns, lengths, speeds, falls = zip(*found, strict=True)
