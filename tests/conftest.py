@@ -62,6 +62,12 @@ def need_own_networks(script):
         pytest.skip("your networks are yours")
 
 
+def need_own_optimizer(script):
+    """Skip a test of the numbers in our optimizers; those of a user's script are his."""
+    if script.stem not in HOUSE:
+        pytest.skip("your optimizers are yours")
+
+
 def pytest_configure(config):
     config.addinivalue_line("markers", "quick: together under 90 seconds")
     config.addinivalue_line("markers", "slow: runs only with -m slow, or when named with ::")

@@ -88,8 +88,26 @@ def arguments(S, **changes):
     quick = {"total_timesteps": 300, "learning_starts": 100, "batch_size": 32, "hidden_size": 16}
     quick |= {"buffer_size": 1000, "eval_every": 0, "capture_video": False, "threads": 1}
     quick |= {"num_envs": 1, "rollout_steps": 96, "log_std_init": 0.0}
+    # what the references take for granted, whatever the defaults of a user's script are
+    quick |= {"seed": 1, "utd": 1.0, "policy_delay": 2, "autotune": True, "target_entropy": None}
+    quick |= {"train_every": 4, "start_e": 1.0, "end_e": 0.01, "double": False, "huber": False}
+    quick |= {"clip_rewards": True, "life_loss": "auto", "frame_size": 84, "update_epochs": 10}
+    quick |= {"norm_obs": True, "norm_reward": True, "bootstrap_truncated": True, "anneal": True}
+    quick |= {"recompute_advantages": False, "clip_coef": 0.2, "clip_vloss": False}
+    quick |= {"ent_coef": 0.0, "vf_coef": 0.5, "max_grad_norm": 0.5}
+    quick |= {"desired_kl": None, "target_kl": None}
     need(S, *(f"Args.{name}" for name in changes))
     return S.Args(**known(S, quick | {"compile": "off", "device": "cpu"}) | changes)
+
+
+def recording(call, results):
+    """Return a function that does the same, and puts what it returns into a list."""
+
+    def record(*inputs, **options):
+        results.append(call(*inputs, **options))
+        return results[-1]
+
+    return record
 
 
 def watch_buffer(S, seen, patch):
@@ -119,8 +137,11 @@ def watch_rollouts(S, seen, patch):
     update, rollouts = S.Agent.update, []
 
     def spy(agent, rollout, learn):
+        def draw(batch, index):
+            seen.batches.append(index)
+            return learn(batch, index)
+
         rollouts.append(rollout)
-        draw = lambda batch, index: (seen.batches.append(index), learn(batch, index))[1]  # noqa: E731
         return update(agent, rollout, draw)
 
     def columns():

@@ -181,7 +181,8 @@ def test_a_program_does_not_wait_for_its_processes(S, script, end):
     code = f"""import sys
 from functools import partial
 sys.path.insert(0, {str(script.parent)!r})
-import {script.stem} as S
+import importlib
+S = importlib.import_module({script.stem!r})
 vector = partial(S.WorkerEnvs, workers=2, threads=1)
 envs = S.make_envs("tests.toy_envs:Counter-v0", 2, vector=vector)
 print([process.pid for process in envs.processes])

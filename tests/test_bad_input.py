@@ -222,13 +222,14 @@ def test_refused_by_tyro(refuse, flags, name):
 
 @pytest.mark.quick
 def test_accepted(S, spaces, train, refuse, monkeypatch):
-    need(S, "psutil", "Args.buffer_size")
+    need(S, "psutil", "Args.buffer_size", "ReplayBuffer")
     apply(spaces, "box")
-    memory = types.SimpleNamespace(available=2**31)  # the true one changes all the time
+    memory = types.SimpleNamespace(available=2**24)  # the true one changes all the time
     monkeypatch.setattr(S.psutil, "virtual_memory", lambda: memory)
     wide = "--env-id tests.toy_envs:DictObs-v0 --buffer-size 1e12"  # obs 2, action 2
     fits = re.search(r"--buffer-size (\d+) fits", refuse(wide))[1]
-    assert int(fits) == int(0.8 * 2**31 / (4 * (2 + 2 + 1 + 1 + 2)))  # with the next obs
+    row = S.ReplayBuffer(1, 2, 2, "cpu").rows.nbytes  # what it takes
+    assert int(fits) == int(0.8 * 2**24 / row)
     agent = train(f"--total-timesteps 4e2 --learning-starts=1e2 --buffer-size {fits} --run-dir run")
     assert summary("run")["global_step"] == 400 and agent.args.learning_starts == 100
     assert agent.args.buffer_size == int(fits)
@@ -244,6 +245,22 @@ def test_a_rollout_that_fits_is_accepted(S, train, refuse, monkeypatch):
     assert "--rollout-steps 96 fits" in refuse(f"{flags} --rollout-steps 128")
     agent = train(f"{flags} --rollout-steps=96 --run-dir run")
     assert summary("run")["global_step"] == 200 and agent.args.rollout_steps == 96
+
+
+@pytest.mark.quick
+def test_a_rollout_is_in_the_memory_of_the_host(S, spaces, monkeypatch):
+    """On CUDA, too, so that is where it must fit."""
+    need(S, "Rollout", "Args.rollout_steps", "check_memory")
+
+    def found(device, *others):
+        raise LookupError(f"on {device}")
+
+    monkeypatch.setattr(S, "check_memory", found)
+    args = S.Args(env_id="tests.toy_envs:DictObs-v0", device="cuda")
+    envs = S.make_envs(args.env_id, args.num_envs)
+    with pytest.raises(LookupError, match="on cpu"):
+        S.train(args, envs, None)
+    envs.close()
 
 
 class Attack:

@@ -376,6 +376,7 @@ def test_environments_and_dimensions_act_independently(S, spaces, actions):
 def test_exploration_is_independent(S, spaces):
     """For the same observation, over environments and over dimensions."""
     apply(spaces, "box")
+    need(S, "Agent.explore", "Args.hidden_size")
     low, high = np.float32([-1, 0, -2]), np.float32([1, 4, -0.5])
     torch.manual_seed(0)
     np.random.seed(0)

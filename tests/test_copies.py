@@ -27,7 +27,7 @@ DENSITY = 10.5  # tokens a line; CleanRL has 7 to 9, sfujim/TD3 10.5
 DOCSTRING = range(20, 29)  # lines of a module's docstring
 BLOCKS = ast.If, ast.For, ast.AsyncFor, ast.While, ast.With, ast.AsyncWith, ast.Try, ast.Match
 FUNCTIONS = ast.FunctionDef, ast.AsyncFunctionDef
-HARMLESS = ast.Import, ast.ImportFrom, *FUNCTIONS, ast.ClassDef, ast.Assign
+HARMLESS = ast.Import, ast.ImportFrom, *FUNCTIONS, ast.ClassDef, ast.Assign, ast.AnnAssign
 # Scripts do not act alike in these
 HELP_DIFFERS = {"learning_starts", "eval_every", "eval_episodes"}
 SELF_EVIDENT = {"__init__", "__len__", "__enter__"}  # methods that need no docstring

@@ -32,6 +32,7 @@ from tests.reference import (
     network,
     prepared,
     recorded,
+    recording,
     weights,
 )
 from tests.toy_envs import Toy
@@ -203,6 +204,21 @@ def test_t09_t14_actor_loss_and_gradient(agent, batch):
     assert_gradient(known.actor_loss, known.actor, agent.actor_opt.seen_gradient)
 
 
+def test_t09_the_loss_of_a_batch_is_the_mean_of_those_of_its_rows(agent, batch):
+    """Of every pair of a value and a target, [B, B], it would be another number."""
+    columns, noise = batch
+    alpha = agent.log_alpha.detach().exp()
+    state = {name: value.clone() for name, value in agent.state_dict().items()}
+    whole = agent.update_critic(*columns, alpha, noise[0])["losses/qf_loss"].item()
+    of_rows = []
+    for i in range(B):
+        agent.load_state_dict(state)
+        row = [column[i : i + 1] for column in columns]
+        metrics = agent.update_critic(*row, alpha, noise[0, i : i + 1])
+        of_rows.append(metrics["losses/qf_loss"].item())
+    assert whole == pytest.approx(np.mean(of_rows), rel=1e-4)
+
+
 def test_t09_a_permuted_batch_gives_the_same_losses(S, agent, batch):
     columns, noise = batch
     order = torch.randperm(B)
@@ -322,10 +338,12 @@ def test_t10_density_integrates_to_one_over_the_box(S, mean, log_std):
 
 def test_log_std_is_clamped(S):
     need(S, "Actor", "Args.log_std_min")
+    torch.manual_seed(0)
     actor = S.Actor(O, A, 16, -3.0, 0.5)
     with torch.no_grad():
-        [*actor.parameters()][-1][A:] = torch.tensor([-50.0, 0.0, 50.0])
-    _, log_std = actor(torch.zeros(1, O))
+        for parameter in actor.parameters():
+            parameter *= 100
+    _, log_std = actor(torch.randn(200, O))
     assert log_std.min() == -3 and log_std.max() == 0.5
 
 
@@ -354,6 +372,7 @@ def test_value_is_that_of_the_critics_at_the_mode(agent):
 
 def test_explored_actions_follow_the_policy(agent):
     """Mean and deviation of atanh(action) over many draws are those of the network."""
+    np.random.seed(0)
     obs = np.ones((20_000, O))
     u = np.arctanh(agent.explore(obs).astype(np.float64).clip(-0.9999999, 0.9999999))
     mean, log_std = forward(agent, "actor", weights(agent, "actor"), obs[:1])
@@ -449,12 +468,12 @@ def test_the_logged_rate_is_the_one_in_use(S):
     need(S, "Agent.learning_rates", "Agent.scale")
     bound = np.ones(A, np.float32)
     one, other = (S.Agent(arguments(S), O, -bound, bound) for _ in range(2))
-    optimizers = [name for name, part in one.named_children() if isinstance(part, S.Adam)]
+    optimizers = [name for name, part in one.named_children() if "lr" in dict(part.named_buffers())]
     keys = []
     for name in optimizers:
         rate = "learning_rate" if name == "opt" else name.replace("_opt", "_lr")
         keys.append(f"charts/{rate}")
-    assert {*keys} == {*one.learning_rates()}
+    assert {*keys} <= {*one.learning_rates()}
     for i, name in enumerate(optimizers):
         getattr(one, name).lr.fill_(i + 0.5)
     other.load_state_dict(one.state_dict())
@@ -567,9 +586,8 @@ def test_t33_infinite_bounds_are_refused(spied):
 def test_actions_are_uniform_at_first_and_explored_later(S, spied, monkeypatch):
     """Before learning_starts uniform over [-1, 1]; afterwards what `explore` samples is stored."""
     need(S, "Agent.explore", "Args.learning_starts")
-    explored, explore = [], S.Agent.explore
-    spy = lambda *inputs: (explored.append(explore(*inputs)), explored[-1])[1]  # noqa: E731
-    monkeypatch.setattr(S.Agent, "explore", spy)
+    explored = []
+    monkeypatch.setattr(S.Agent, "explore", recording(S.Agent.explore, explored))
     action = spied(env_id="Target-v0").rows["action"]
     assert len(explored) == 200
     np.testing.assert_array_equal(action[100:], np.float32(np.concatenate(explored)))
@@ -596,7 +614,10 @@ def test_the_two_critics_start_different(S, batch):
 def test_the_critics_share_no_parameter(S, batch):
     """A layer such as nn.LayerNorm, put between those of both critics, would tie them together."""
     need(S, "Agent.update_critic")
-    critic, q = fresh_critics(S, batch)
+    critic, _ = fresh_critics(S, batch)
+    with torch.no_grad():
+        [*critic.parameters()][-2].add_(0.1)  # the last weight, which may begin at 0
+    q = critic(*batch[0][:2])
     named = dict(critic.named_parameters())
     slopes = []
     for one in q:
@@ -683,7 +704,7 @@ def test_metrics_of_an_update(agent, batch):
         "policy/log_std": log_std.mean(),
     }
     assert 0 < expected["policy/saturation"] < 1
-    assert found.keys() == expected.keys() | {"grad/norm_critic", "grad/norm_actor"}
+    assert found.keys() >= expected.keys() | {"grad/norm_critic", "grad/norm_actor"}
     for name, value in expected.items():
         assert found[name].item() == pytest.approx(value, rel=1e-4, abs=1e-5), name
     assert not [name for name, value in found.items() if value.requires_grad]
@@ -694,9 +715,7 @@ def test_metrics_of_an_interval(S, spied, batch, monkeypatch):
     need(S, "Agent.update_critic", "compile_update")
     seen = {method: [] for method in learners(S, *batch)}
     for method, found in seen.items():
-        update = getattr(S.Agent, method)
-        spy = lambda *inputs, u=update, f=found: (f.append(u(*inputs)), f[-1])[1]  # noqa: E731
-        monkeypatch.setattr(S.Agent, method, spy)
+        monkeypatch.setattr(S.Agent, method, recording(getattr(S.Agent, method), found))
     rows = [row for row in spied(env_id="Target-v0", log_every=50).logs if "charts/SPS" in row]
     assert [row["global_step"] for row in rows] == [50, 100, 150, 200, 250, 300]
     for found in seen.values():
@@ -770,8 +789,9 @@ def test_t28_seeds_change_the_initial_networks(S, seeds):
     for seed in seeds:
         environments(S, arguments(S, env_id="Target-v0", seed=seed), 1)
         bound = np.ones(2, np.float32)
-        found.append(next(S.Agent(arguments(S), O, -bound, bound).critic.parameters()))
-    assert not torch.isclose(*found).any()
+        critic = S.Agent(arguments(S), O, -bound, bound).critic
+        found.append(torch.cat([parameter.detach().flatten() for parameter in critic.parameters()]))
+    assert (found[0] != found[1]).float().mean() > 0.5
 
 
 @pytest.mark.parametrize("envs, utd", [(1, 1.0), (3, 1.0), (3, 2.0), (4, 0.5)])
@@ -780,12 +800,11 @@ def test_t30_steps_and_updates_are_counted_right(spied, envs, utd):
     last = seen.logs[-1]
     assert last["global_step"] == seen.buffer.added == 300
     assert last["updates"] == len(seen.batches) == 200 * utd
-    counts = {k: v for k, v in seen.agent.named_buffers() if k.endswith("square_seen")}
-    assert len(counts) in (0, 2, 3)  # none: the optimizers are not of our class Adam
     delay = getattr(seen.agent.args, "policy_delay", 1)
-    for name, count in counts.items():
-        steps = 200 * utd / (delay if name.startswith("actor") else 1)
-        assert count.item() == pytest.approx(1 - 0.999**steps, rel=1e-5), name
+    for name, count in seen.agent.named_buffers():
+        if name.endswith("opt.bias_correction2"):  # none does where the class is not our Adam
+            steps = 200 * utd / (delay if name.startswith("actor") else 1)
+            assert count.item() == pytest.approx(1 - 0.999**steps, rel=1e-4), name
 
 
 def test_t14_every_update_draws_a_new_batch(spied):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.conftest import need, need_own_networks
+from tests.conftest import need, need_own_networks, need_own_optimizer
 from tests.reference import A, O, arguments, assert_gradient, forward, recorded, weights
 
 LOW, HIGH = np.float32([-1, 0, -2]), np.float32([1, 4, -0.5])
@@ -166,17 +166,15 @@ def loss_of(agent, rows, clip_vloss=False, ent=0.03, vf=0.7, clip=0.2):
         normal = torch.distributions.Normal(torch.tensor(mean), torch.tensor(np.exp(log_std)))
         ratio = np.exp(normal.log_prob(torch.tensor(action)).sum(1).numpy() - logp)
         new_value = forward(agent, "critic", net, obs)[:, 0]
-        total, sides = 0.0, set()
+        total = 0.0
         for i in range(len(obs)):
             cut = min(max(ratio[i], 1 - clip), 1 + clip)
-            sides.add((ratio[i] > cut, ratio[i] < cut, advantage[i] > 0))
             total -= min(ratio[i] * advantage[i], cut * advantage[i])
             error = (new_value[i] - returns[i]) ** 2
             if clip_vloss:
                 near = value[i] + min(max(new_value[i] - value[i], -clip), clip)
                 error = max(error, (near - returns[i]) ** 2)
             total += vf * error / 2
-        assert len(sides) == 6, "the test needs ratios on all sides of the clip"
         return total / len(obs) - ent * normal.entropy().sum(-1)[0].item()
 
     parameters = dict(agent.named_parameters())
@@ -184,16 +182,41 @@ def loss_of(agent, rows, clip_vloss=False, ent=0.03, vf=0.7, clip=0.2):
     return loss, w, [names[i] for i in order]
 
 
+def sides_of(agent, rows, clip=0.2):
+    """Return on which sides of the clip there are ratios, of good and of bad actions."""
+    obs, action, logp, advantage, *_ = (x.double().numpy() for x in rows)
+    mean = forward(agent, "actor", weights(agent, "actor"), obs)
+    std = agent.log_std.detach().double().exp()
+    normal = torch.distributions.Normal(torch.tensor(mean), std)
+    ratio = np.exp(normal.log_prob(torch.tensor(action)).sum(1).numpy() - logp)
+    is_good = advantage > advantage.mean()
+    return {*zip(ratio > 1 + clip, ratio < 1 - clip, is_good, strict=True)}
+
+
+def moved_since(S, **changes):
+    """Return an agent that has moved since it acted, its batch, and rows on all sides of the clip.
+
+    With which random move there are such rows depends on the networks.
+    """
+    for seed in range(100):
+        agent = build(S, **changes)
+        batch, _ = agent.compute_advantages(collect(S, agent))
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for parameter in agent.parameters():
+                parameter += 0.05 * torch.randn(parameter.shape)
+        index = torch.randperm(T * N)[:20]
+        if len(sides_of(agent, [x[index] for x in batch])) == 6:
+            return agent, batch, index
+    raise AssertionError("no move gives ratios on all sides of the clip")
+
+
 @pytest.mark.parametrize("clip_vloss", [False, True])
 def test_t18_t23_loss_and_gradient(S, clip_vloss):
     """Ratios inside and outside of the clip on both sides; value clip; entropy; by brute force."""
     need(S, "Args.rollout_steps", "Agent.update_minibatch")
-    agent = build(S, ent_coef=0.03, vf_coef=0.7, clip_vloss=clip_vloss, max_grad_norm=1e9)
-    batch, _ = agent.compute_advantages(collect(S, agent))
-    with torch.no_grad():  # the networks have moved since
-        for parameter in agent.parameters():
-            parameter += 0.05 * torch.randn(parameter.shape)
-    index = torch.randperm(T * N)[:20]
+    changes = {"ent_coef": 0.03, "vf_coef": 0.7, "max_grad_norm": 1e9}
+    agent, batch, index = moved_since(S, clip_vloss=clip_vloss, **changes)
     rows = [x[index] for x in batch]
     loss, w, names = loss_of(agent, rows, clip_vloss)
     recorded(agent.opt)
@@ -222,6 +245,7 @@ def test_t18_the_density_is_that_of_the_action_before_it_is_cut(agent):
 
 def test_explored_actions_follow_the_policy(agent):
     """Mean, deviation, and noise of every environment, dimension and step of its own."""
+    np.random.seed(0)
     obs = np.ones((20_000, O))
     action, _ = agent.explore(obs)
     mean = forward(agent, "actor", weights(agent, "actor"), scaled(obs[:1]))
@@ -269,8 +293,9 @@ def test_networks_are_orthogonal_with_their_gains(S, script):
 
 
 @pytest.mark.parametrize("max_norm", [0.01, 1e6])
-def test_the_step_of_the_optimizer(S, max_norm):
+def test_the_step_of_the_optimizer(S, script, max_norm):
     """One Adam over all, its eps 1e-5, its rate lr, its gradient cut at max_grad_norm."""
+    need_own_optimizer(script)
     need(S, "Args.rollout_steps", "Agent.update_minibatch")
     agent = build(S, max_grad_norm=max_norm, learning_rate=2e-3)
     batch, _ = agent.compute_advantages(collect(S, agent))
@@ -508,7 +533,7 @@ def test_t22_every_pass_uses_every_row_once_in_a_new_order(S):
 
 
 @pytest.mark.parametrize(
-    "target, passes", [(None, 4), (0.2, 4), (0.1999, 1), (0.15, 1), (0.05, 1), (1e9, 4)]
+    "target, passes", [(None, 4), (0.25, 4), (0.2499, 1), (0.15, 1), (0.05, 1), (1e9, 4)]
 )
 def test_t23_target_kl_ends_after_a_pass_whose_mean_is_above(S, target, passes):
     """Its mean over all minibatches of the pass, not that of the last one."""
@@ -517,7 +542,7 @@ def test_t23_target_kl_ends_after_a_pass_whose_mean_is_above(S, target, passes):
 
     def learn(batch, index):
         calls.append(index)
-        kl = [0.1, 0.5, 0.0][len(calls) % 3]  # mean 0.2, last 0.1
+        kl = [0.125, 0.625, 0.0][len(calls) % 3]  # mean 0.25, last 0.125, exactly
         names = ("other", "ppo/ratio_gap", "losses/approx_kl")  # whatever their order
         return S.Metrics(names, torch.tensor([9.0, 0.7, kl]))
 
@@ -685,7 +710,8 @@ def test_t19_t30_steps_updates_and_ratios(untried, run, S, monkeypatch, envs, ep
     last = seen.logs[-1]
     assert last["global_step"] == 300 and last["updates"] == 3 * 3 * epochs
     steps = 9 * epochs
-    assert seen.agent.opt.bias_correction2.item() == pytest.approx(1 - 0.999**steps, rel=1e-4)
+    count = getattr(seen.agent.opt, "bias_correction2", None)  # of our class Adam
+    assert count is None or count.item() == pytest.approx(1 - 0.999**steps, rel=1e-4)
     logged = [row for row in seen.logs if "ppo/ratio_first_mb" in row]
     assert [row["global_step"] for row in logged] == [96, 192, 288]
     for rows, row in zip(seen.rows, logged, strict=True):
@@ -765,7 +791,7 @@ def test_metrics_of_a_minibatch(S):
         "losses/entropy": normal.entropy().sum(1)[0].item(),
         "policy/log_std": log_std.mean(),
     }
-    assert found.keys() == expected.keys() | {"grad/norm"}
+    assert found.keys() >= expected.keys() | {"grad/norm"}
     for name, number in expected.items():
         assert found[name].item() == pytest.approx(number, rel=1e-4, abs=1e-5), name
         assert found[name].shape == () and not found[name].requires_grad
@@ -796,7 +822,7 @@ def test_metrics_of_a_rollout(agent, rollout):
     for name, x in {"env/obs": obs, "env/reward": reward, "ppo/adv": advantage}.items():
         expected |= {f"{name}_mean": x.mean(), f"{name}_sd": x.std()}
         expected |= {f"{name}_min": x.min(), f"{name}_max": x.max()}
-    assert found.keys() == expected.keys()
+    assert found.keys() >= expected.keys()
     for name, number in expected.items():
         assert found[name].item() == pytest.approx(number, rel=1e-4, abs=1e-5), name
     rollout.terminated[:] = rollout.truncated[:] = False

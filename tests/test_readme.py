@@ -27,7 +27,14 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob(".github
 ALL_PAGES = sorted([*PAGES, *ROOT.glob("results/*.md"), *ROOT.glob("tests/*.md")])
 MODIFY = (ROOT / "docs" / "modify.md").read_text("utf-8")
 SAC = ROOT / "sac_continuous.py"
-OTHERS = {"help", "index-url", "logdir", "script", "add-to-seeds"}  # of tyro, pip, and so on
+OTHERS = {
+    "help",
+    "index-url",
+    "install",
+    "logdir",
+    "script",
+    "add-to-seeds",
+}  # of tyro, pip, and so on
 
 pytestmark = pytest.mark.quick
 
@@ -172,6 +179,12 @@ def test_broken_links_are_seen(tmp_path):
 def test_every_page_of_docs_is_linked_from_readme():
     text = (ROOT / "README.md").read_text("utf-8")
     assert [page.name for page in ROOT.glob("docs/*.md") if f"(docs/{page.name}" not in text] == []
+
+
+def test_every_page_of_results_is_linked_from_their_index():
+    text = (ROOT / "results" / "README.md").read_text("utf-8")
+    pages = [page.name for page in ROOT.glob("results/*.md") if page.name != "README.md"]
+    assert [name for name in pages if f"({name})" not in text] == []
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("configs/*.toml")), ids=lambda p: p.stem)

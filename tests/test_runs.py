@@ -57,6 +57,7 @@ from tests.conftest import (
 REAL = "--total-timesteps 1500 --learning-starts 300 --batch-size 64 --train-every 40"
 REAL += " --rollout-steps 320 --hidden-size 32 --log-every 500 --eval-every 500"
 REAL += " --eval-episodes 1 --capture-video --frame-size 44"
+REAL += " --utd 1 --update-epochs 10 --anneal --norm-reward --autotune"  # whatever the defaults
 EVERY = "charts/average_return charts/SPS charts/updates train/length_mean train/length_min"
 EVERY += " train/return_mean train/return_sd train/return_min train/return_max"
 EVERY += " env/time_limit_frac env/reward_mean env/reward_sd"
@@ -146,11 +147,18 @@ def test_learning(real, S, task):
     args = S.Args(**saved["args"])
     made, *sizes = environments(S, args, 1)
     shape = made.single_observation_space.shape
-    fresh = S.Agent(args, shape if framed(S) else shape[0], *sizes).state_dict()
+    agent = S.Agent(args, shape if framed(S) else shape[0], *sizes)
+    fresh = agent.state_dict()
     state = weights(real)
     assert fresh.keys() == state.keys()
-    rates = {name for name in fresh if name.endswith("_opt.lr")}  # a schedule may move them
-    assert not [name for name in fresh.keys() - rates if torch.equal(fresh[name], state[name])]
+    still = {name for name in fresh if re.search(r"(^|_)opt\.lr$", name)}  # a schedule may move it
+    for name, parameter in agent.named_parameters():
+        if not parameter.requires_grad and "target" not in name:
+            still.add(name)  # frozen
+    for name, _ in agent.named_buffers():
+        if not re.search(r"opt\.|moments|running", name):
+            still.add(name)  # a constant of a user's own
+    assert not [name for name in fresh.keys() - still if torch.equal(fresh[name], state[name])]
     delay = getattr(S.Args, "policy_delay", 1)
     for name in [name for name in fresh if re.search("square_seen|bias_correction2", name)]:
         steps = due(S) / (delay if name.startswith("actor") else 1)
@@ -296,8 +304,9 @@ def state():
     found += [random.getstate(), numpy.random.get_state(), torch.initial_seed()]
     return str([*found, torch.get_num_threads()])
 torch.manual_seed(7)
+import importlib
 old = state()
-import {script.stem}
+importlib.import_module({script.stem!r})
 assert old == state()"""
     environ = ENVIRON | {"PYTHONPATH": str(script.parent), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-c", code]
@@ -407,6 +416,7 @@ def test_counts(untried, train, S, n, utd):
     need(S, *["Args.utd"] * (utd != 1))
     toy_envs.ended.clear()
     flags = f"--eval-every 0 --log-every 7 --num-envs {n} --utd {utd} --total-timesteps 301"
+    flags += " --update-epochs 10"
     agent = train(f"--env-id tests.toy_envs:Ragged-v0 {' '.join(tiny(S, flags))} --run-dir run")
     found, steps, rows = summary("run"), math.ceil(301 / n) * n, read("run")
     assert found["global_step"] == rows[-1]["global_step"] == steps
@@ -618,9 +628,10 @@ def test_defaults_of_a_run(train, S, monkeypatch):
     evaluations = [row for row in read("run") if "eval/return_mean" in row]
     assert len(evaluations) == total / every + 1
     rest = {"preferred_device": "cpu", "least_steps_to_compile": 10_000, "least_eval_period": 4_000}
-    long, short = S.resolve(S.Args(), **rest), S.resolve(S.Args(total_timesteps=9_000), **rest)
-    assert long.eval_every == math.ceil(S.Args().total_timesteps / 24)
-    assert long.checkpoint_every == S.Args().total_timesteps / 20
+    usual = S.Args(eval_every=None, checkpoint_every=None, compile="auto")
+    long = S.resolve(replace(usual, total_timesteps=1_000_000), **rest)
+    short = S.resolve(replace(usual, total_timesteps=9_000), **rest)
+    assert (long.eval_every, long.checkpoint_every) == (math.ceil(1_000_000 / 24), 50_000)
     assert (long.compile, short.compile) == ("on", "off")
     assert (short.eval_every, short.checkpoint_every) == (4_000, 2_000)
     last = [row for row in read("run") if "charts/average_return" in row][-1]
@@ -728,8 +739,10 @@ def test_not_finite(untried, train, S, env, name, steps, capfd):
 
 
 SEARCH = """
+import importlib
 import threading
-import SCRIPT
+
+SCRIPT = importlib.import_module("NAME")
 
 def attempt(**changes):
     try:
@@ -758,7 +771,7 @@ def test_called_by_a_program(S, script, spaces, tmp_path):
     flags |= {"eval_every": 0, "rollout_steps": 96, "num_envs": 1, "buffer_size": 1000}
     flags = known(S, flags)
     (flags["env_id"],) = shown(spaces, ["tests.toy_envs:Counter-v0"])
-    text = SEARCH.replace("SCRIPT", script.stem).replace("FLAGS", repr(flags))
+    text = SEARCH.replace("NAME", script.stem).replace("FLAGS", repr(flags))
     (tmp_path / "search.py").write_text(text)
     out = run_in(tmp_path, "search.py")
     first, refused, failed, last = ast.literal_eval(out.splitlines()[-1])
@@ -917,6 +930,18 @@ def test_full_disk_for_the_video(train, S, monkeypatch, capfd):
     assert (
         len(warned) == 1 and "No space left" in warned[0] and summary("run")["status"] == "finished"
     )
+    assert not [*Path("run/videos").iterdir()]
+
+
+@pytest.mark.plumbing
+@pytest.mark.quick
+def test_t37_moviepy_is_not_installed(train, monkeypatch, capfd):
+    for name in [name for name in sys.modules if name.split(".")[0] == "moviepy"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "moviepy", None)  # importing it fails
+    train("--capture-video --run-dir run")
+    assert len(warnings(capfd.readouterr().out)) == 1
+    assert summary("run")["status"] == "finished"
     assert not [*Path("run/videos").iterdir()]
 
 

