@@ -79,6 +79,10 @@ How to read the tables:
 - If several results are published for about as many steps, the one shown is of the same version of
   the environment if there is one, then that of most seeds, then the highest.
 """
+TOGETHER = """
+Tasks with the same settings in one figure: 0 is the score of random actions, 1 the published one.
+Short runs are left out; (n) is the number of seeds, and the range is over all runs:
+"""
 TRAINING = """
 Returns of training are means of the last 100 episodes. Published ones are often of more steps:
 """
@@ -434,8 +438,7 @@ def pooled_scores(rows, table):
             lines.append({"script": name, "tasks": tasks_of_name, "runs": runs, "IQM": pooled})
     if not lines:
         return ""
-    words = "Tasks with the same settings together, with their seeds (n), without short runs"
-    return prose(f"\n{words}; 0 is random, 1 is published:\n", table) + table(lines)
+    return prose(TOGETHER, table) + table(lines)
 
 
 def remarks(rows, apart):
