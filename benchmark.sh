@@ -119,10 +119,12 @@ config_flags() { # SCRIPT ENV: print, quoted, what CONFIGS has for a run
 }
 
 list_runs() { # FLAGS: fill names, logs, commands (quoted, for eval) and states
-    local env seed script path name log command side
+    local env seed plain script path name log command side
     for env in $ENVS; do
         for seed in $SEEDS; do
-            require_number SEEDS "${seed%[a-z]}" 0
+            plain=${seed%[a-z]}
+            while [[ $plain == 0?* ]]; do plain=${plain#0}; done # as seq -w writes them
+            require_number SEEDS "$plain" 0
             side=''
             for script in $SCRIPTS; do # innermost, so that what is compared runs side by side
                 for path in "$script" "$script.py" "$here/$script" "$here/$script.py" ''; do
@@ -262,13 +264,14 @@ END
 
 last_line() { # NUMBER: print the last line of a log that says anything; of tyro's frame the first
     awk '/╭/ { frame = NR + 1 }
-        /[[:alnum:]]/ && (!frame || NR == frame) { line = $0 }
+        /[0-9A-Za-z]/ && (!frame || NR == frame) { line = $0 }
         /╰/ { frame = 0 }
         END { gsub(/^│ *| *│ *$/, "", line); print line }' 2>/dev/null <"${logs[$1]}"
 }
 
 show_dead() { # RUN: let tools see that its process is gone, which else takes half an hour's silence
-    [ -f "$1/summary.json" ] || touch -c -t 197001020000 "$1/metrics.jsonl"
+    local code='import os, sys, time; os.utime(sys.argv[1], (time.time() - 7200,) * 2)'
+    [ -f "$1/summary.json" ] || "$PYTHON" -c "$code" "$1/metrics.jsonl" 2>/dev/null
 }
 
 conclude() { # say how each run ended and what it printed last; for a preset, what was reached; exit

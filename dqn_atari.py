@@ -130,7 +130,7 @@ class Args:
     eval_every: int | None = None  # default total / 24, at least 50,000 transitions; 0: never
     eval_episodes: int = 10  # full games per evaluation, with epsilon eval_e
     capture_video: bool = True  # film an episode of every eighth evaluation and of the last
-    checkpoint_every: int | None = None  # default total / 20, at least 2,000; 0: on signals only
+    checkpoint_every: int | None = None  # default total / 20, at least 2,000; 0: on signals
     resume: str | None = None  # run folder to go on with; auto: --run-dir, if it holds a run
     track: bool = False  # send metrics, source and videos to Weights & Biases
     wandb_project_name: str | None = None  # default $WANDB_PROJECT, else deep-rl-baselines
@@ -138,7 +138,7 @@ class Args:
     notes: str = ""  # what this run is to show; kept in its config.toml, and sent to W&B
     run_dir: str | None = None  # folder of this run; default runs/<env>__<script>__<seed>__<time>
     config: str | None = None  # file of settings, such as a run's config.toml; flags override it
-    evaluate: str | None = None  # score and film the agent of this run folder, with its settings
+    evaluate: str | None = None  # score and film the agent of this run folder, do not train
 
 
 # --- networks -------------------------------------------------------------------------------------
@@ -686,9 +686,9 @@ def choose_device(device, preferred):
 
 
 def limit_threads(threads):
-    """Limit every pool of threads in this process, and round denormals to 0; return the threads.
+    """Limit every pool of threads in this process and return their number; round denormals to 0.
 
-    Their number is saved with the run, since results depend on it in the last bits.
+    The number is saved with the run, since results depend on it in the last bits.
     """
     import threadpoolctl  # here, since it changes os.environ
 

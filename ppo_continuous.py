@@ -125,8 +125,8 @@ class Args:
     max_grad_norm: float = 0.5  # (7) largest norm of a gradient
     learning_rate: float = 3e-4  # (7) Adam's step size
     anneal: bool = True  # (7) lower the step size linearly, towards 0 at the end
-    desired_kl: float | None = None  # (7) keep approx_kl near this by the step size; --no-anneal
-    target_kl: float | None = None  # end a rollout's passes after one with a mean approx_kl above
+    desired_kl: float | None = None  # (7) step size keeps approx_kl near this; needs --no-anneal
+    target_kl: float | None = None  # no more passes after one whose mean approx_kl is above this
 
     # run
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda if there is one (PPO: cpu)
@@ -136,7 +136,7 @@ class Args:
     eval_every: int | None = None  # default total / 24, at least 2,000 transitions; 0: never
     eval_episodes: int = 5  # per evaluation, of deterministic actions and at most 30,000 steps
     capture_video: bool = True  # film an episode of every eighth evaluation and of the last
-    checkpoint_every: int | None = None  # default total / 20, at least 2,000; 0: on signals only
+    checkpoint_every: int | None = None  # default total / 20, at least 2,000; 0: on signals
     resume: str | None = None  # run folder to go on with; auto: --run-dir, if it holds a run
     track: bool = False  # send metrics, source and videos to Weights & Biases
     wandb_project_name: str | None = None  # default $WANDB_PROJECT, else deep-rl-baselines
@@ -144,7 +144,7 @@ class Args:
     notes: str = ""  # what this run is to show; kept in its config.toml, and sent to W&B
     run_dir: str | None = None  # folder of this run; default runs/<env>__<script>__<seed>__<time>
     config: str | None = None  # file of settings, such as a run's config.toml; flags override it
-    evaluate: str | None = None  # score and film the agent of this run folder, with its settings
+    evaluate: str | None = None  # score and film the agent of this run folder, do not train
 
 
 # --- networks -------------------------------------------------------------------------------------
@@ -632,8 +632,11 @@ def train(args, envs, eval_envs):
     obs_dim = sizes["obs_dim"]
     action_dim = np.size(sizes["low"])
     row_bytes = 24 * (2 * obs_dim + action_dim + 6)  # three copies in float64
-    # "cpu": the rollout is in the host's memory, whatever the device
+    # the rollout is in the host's memory, whatever the device
     check_memory("cpu", "rollout_steps", args.rollout_steps, row_bytes)
+    if args.device == "cuda":  # there is the batch, and what the critic makes of it
+        batch_bytes = 4 * (2 * obs_dim + action_dim + 4 + 3 * args.hidden_size)
+        check_memory("cuda", "rollout_steps", args.rollout_steps, batch_bytes)
 
     seed_everything(args.seed)  # after building environments, which may draw random numbers
     agent = Agent(args, **sizes, device=args.device)
@@ -887,9 +890,9 @@ def choose_device(device, preferred):
 
 
 def limit_threads(threads):
-    """Limit every pool of threads in this process, and round denormals to 0; return the threads.
+    """Limit every pool of threads in this process and return their number; round denormals to 0.
 
-    Their number is saved with the run, since results depend on it in the last bits.
+    The number is saved with the run, since results depend on it in the last bits.
     """
     import threadpoolctl  # here, since it changes os.environ
 

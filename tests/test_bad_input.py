@@ -260,6 +260,9 @@ def test_a_rollout_is_in_the_memory_of_the_host(S, spaces, monkeypatch):
     envs = S.make_envs(args.env_id, args.num_envs)
     with pytest.raises(LookupError, match="on cpu"):
         S.train(args, envs, None)
+    monkeypatch.setattr(S, "check_memory", lambda device, *others: device == "cpu" or found(device))
+    with pytest.raises(LookupError, match="on cuda"):  # where the batch is
+        S.train(args, envs, None)
     envs.close()
 
 

@@ -82,7 +82,7 @@ def build_at_odds(S, batch, **changes):
         agent = build(S, start, **changes)
         with torch.no_grad():
             best = [net(batch.frames[:, 1:]).argmax(1) for net in (agent.q, agent.q_target)]
-        if (best[0] != best[1]).any():
+        if ((best[0] != best[1]) & (batch.terminated == 0)).any():
             return agent
     raise AssertionError("network and target always prefer the same action")
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.conftest import environments, need, need_own_networks, on_policy
+from tests.conftest import environments, foreign, need, need_own_networks, on_policy
 from tests.reference import (
     A,
     B,
@@ -463,7 +463,7 @@ def test_adam_with_decay_and_a_schedule_equals_torch_adamw(S):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_the_logged_rate_is_the_one_in_use(S):
+def test_the_logged_rate_is_the_one_in_use(S, script):
     """A schedule shows, and a checkpoint keeps it."""
     need(S, "Agent.learning_rates", "Agent.scale")
     bound = np.ones(A, np.float32)
@@ -473,7 +473,7 @@ def test_the_logged_rate_is_the_one_in_use(S):
     for name in optimizers:
         rate = "learning_rate" if name == "opt" else name.replace("_opt", "_lr")
         keys.append(f"charts/{rate}")
-    assert {*keys} <= {*one.learning_rates()}
+    assert {*keys} <= {*one.learning_rates()} and (keys or foreign(script))
     for i, name in enumerate(optimizers):
         getattr(one, name).lr.fill_(i + 0.5)
     other.load_state_dict(one.state_dict())
@@ -795,16 +795,18 @@ def test_t28_seeds_change_the_initial_networks(S, seeds):
 
 
 @pytest.mark.parametrize("envs, utd", [(1, 1.0), (3, 1.0), (3, 2.0), (4, 0.5)])
-def test_t30_steps_and_updates_are_counted_right(spied, envs, utd):
+def test_t30_steps_and_updates_are_counted_right(spied, script, envs, utd):
     seen = spied(env_id="Counter-trunc-v0", num_envs=envs, utd=utd, log_every=100)
     last = seen.logs[-1]
     assert last["global_step"] == seen.buffer.added == 300
     assert last["updates"] == len(seen.batches) == 200 * utd
     delay = getattr(seen.agent.args, "policy_delay", 1)
-    for name, count in seen.agent.named_buffers():
-        if name.endswith("opt.bias_correction2"):  # none does where the class is not our Adam
-            steps = 200 * utd / (delay if name.startswith("actor") else 1)
-            assert count.item() == pytest.approx(1 - 0.999**steps, rel=1e-4), name
+    ending = "opt.bias_correction2"  # of our class Adam
+    counts = {name: x for name, x in seen.agent.named_buffers() if name.endswith(ending)}
+    assert counts or foreign(script)
+    for name, count in counts.items():
+        steps = 200 * utd / (delay if name.startswith("actor") else 1)
+        assert count.item() == pytest.approx(1 - 0.999**steps, rel=1e-4), name
 
 
 def test_t14_every_update_draws_a_new_batch(spied):

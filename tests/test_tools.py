@@ -14,7 +14,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT, WALL_CLOCK
+from tests.conftest import HOUSE, ROOT, WALL_CLOCK
 from tests.test_copies import density
 
 ENVIRON = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -527,8 +527,18 @@ def test_all_figures_of_results_are_on_a_page():
     others = {"blind.json": "tests/blind.py --report", "mutants.json": "tests/mutate.py --report"}
     for file in ROOT.glob("results/*.json"):
         assert others.get(file.name, f"results/{file.name}") in commands, file.name
-    for script in [*ROOT.glob("*_continuous.py"), ROOT / "dqn_atari.py"]:
-        assert f"tools/report.py results/{script.stem}/*/*" in commands
+    patterns = [f"{script}/*/*" for script in sorted(HOUSE)]
+    patterns += ["sac_cuda/HalfCheetah-v4/*", "ppo_choices/*/*/*", "ppo_config/*/*", "ppo_trials/*"]
+    for pattern in patterns:
+        assert f"tools/report.py results/{pattern}" in commands
+
+
+def test_every_command_of_a_page_has_a_table():
+    for pattern in tables.PAGES:
+        for path in ROOT.glob(pattern):
+            text = path.read_text("utf-8")
+            begun = re.findall(r"^<!-- python (.+) -->$", text, re.M)
+            assert begun == [command for _, command, _ in tables.BLOCK.findall(text)], path.name
 
 
 def test_tables_are_remade(tmp_path, monkeypatch):

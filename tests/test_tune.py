@@ -34,12 +34,15 @@ quick = pytest.mark.quick
 def test_a_script_that_changes_during_the_search_is_refused(tmp_path):
     (tmp_path / "script.py").write_text("x = 1\n")
     (tmp_path / "mine.py").write_text("x = 1\n")
-    search = SimpleNamespace(script=tmp_path / "mine.py", command=lambda *inputs: [])
+    search = SimpleNamespace(script=tmp_path / "mine.py")
     worker = SimpleNamespace(search=search, folder=tmp_path)
-    assert tune.Worker.training(worker, "trials/0", 1, {}).seed == 1
+    tune.Worker.check_script(worker)
     (tmp_path / "mine.py").write_text("x = 2\n")
     with pytest.raises(tune.Hopeless, match="mine.py has changed since the search began"):
-        tune.Worker.training(worker, "trials/0", 1, {})
+        tune.Worker.check_script(worker)
+    (tmp_path / "mine.py").unlink()
+    with pytest.raises(tune.Hopeless, match="mine.py has changed since the search began"):
+        tune.Worker.check_script(worker)
 
 
 @quick
@@ -57,17 +60,22 @@ def test_runs_of_a_killed_worker_are_waited_for(tmp_path, monkeypatch):
     """Also if their trial is not begun again, since another has the same settings."""
     waited = []
     monkeypatch.setattr(tune, "wait_until_free", lambda folder, stop: waited.append(folder))
-    runs = [SimpleNamespace(folder=tmp_path / name) for name in ("there", "not there")]
+    deleted = []
+    runs = []
+    for name in ("there", "not there"):
+        delete = lambda name=name: deleted.append(name)  # noqa: E731
+        runs.append(SimpleNamespace(folder=tmp_path / name, delete_checkpoint=delete))
     runs[0].folder.mkdir()
     twin = SimpleNamespace(user_attrs={"scores": [1]}, value=1.0, number=0)
     worker = SimpleNamespace(finished_twin=lambda settings: twin, stop=None)
     worker.search = SimpleNamespace(parameters=[], seeds=[0, 1])
+    worker.check_script = lambda: None
     worker.training = lambda parent, seed, settings: runs[seed]
     worker.study = SimpleNamespace(tell=lambda trial, value: None)
     worker.say_progress = lambda number, words: None
     trial = SimpleNamespace(number=3, set_user_attr=lambda name, value: None)
     tune.Worker.run_trial(worker, SimpleNamespace(trial=trial, goes_on=True))
-    assert waited == [runs[0].folder]
+    assert waited == [runs[0].folder] and deleted == ["there", "not there"]
 
 
 @quick

@@ -75,7 +75,9 @@ def measure(script, env_id, rows, every):
             if line.startswith("going on"):
                 break
         else:
-            raise SystemExit(f"error: the run in {folder} did not go on with --resume")
+            log.flush()
+            words = Path(log.name).read_text().strip()[-500:]
+            raise SystemExit(f"error: {env_id} did not go on with --resume: {words}")
         resumed = time.perf_counter() - start
         process.kill()
         process.wait()

@@ -80,6 +80,7 @@ try:
         runs_until,
         scores_of,
         seeds_for_each,
+        with_unscored,
     )
 except ImportError as error:
     refuse(f"{error.name} is missing: pip install -r requirements.txt")
@@ -308,7 +309,8 @@ def remarks_on_states(side, task):
         run = record.run
         where = f"{record.folder} of {side.letter}"
         if not run.evaluations:
-            remarks.append(f"{where} ({run.state}) has no evaluation: left out.")
+            fate = "a failure without a score" if run.state == "failed" else "left out"
+            remarks.append(f"{where} ({run.state}) has no evaluation: {fate}.")
         elif run.state != "finished":
             remarks.append(f"{where}: {run.state}, {run.step:,} of {run.steps:,} steps.")
     return remarks
@@ -338,14 +340,10 @@ def scores_on(comparison, task):
         if not runs:
             refuse(f"{side.letter} has no evaluations on {task}: train without --eval-every 0")
     least = least_score(groups) if math.isinf(end) else -math.inf  # too early to call it failed
-    scores = []
-    for side, runs in zip(sides, groups, strict=True):
-        one = scores_of(runs, least)
-        # a run that failed before its first evaluation has no score, and is a failure all the same
-        unscored = [record.run for record in side.tasks[task] if not record.run.evaluations]
-        lost = sum(run.state == "failed" for run in unscored)
-        scores.append(one._replace(failed=one.failed + lost, runs=one.runs + lost))
-    return scores
+    return [
+        with_unscored(scores_of(runs, least), side.tasks[task])
+        for side, runs in zip(sides, groups, strict=True)
+    ]
 
 
 def end_on(comparison, task):
@@ -965,7 +963,7 @@ def table_of_groups(groups):
 
 def result_of(group):
     """Return the cells on the outcome of a group."""
-    one = scores_of(ended_runs(group.records), group.least)
+    one = with_unscored(scores_of(ended_runs(group.records), group.least), group.records)
     words = f"{len(group.changes)}: {', '.join(change.name for change in group.changes)}"
     count = len(one.ends)
     seeds = f"{count}, {strength(count)}" if count else "0"

@@ -93,6 +93,12 @@ def scores_of(runs, least):
     )
 
 
+def with_unscored(scores, records):
+    """Return scores with runs that failed before their first evaluation among the failures."""
+    lost = sum(record.run.state == "failed" and not record.run.evaluations for record in records)
+    return scores._replace(failed=scores.failed + lost, runs=scores.runs + lost)
+
+
 # --- statistics -----------------------------------------------------------------------------------
 class Pair(NamedTuple):
     """The scores of A and of B on one task, a number for each seed."""

@@ -117,7 +117,7 @@ class Stopped(Exception):
 
 
 class Hopeless(Exception):
-    """All trials have failed so far."""
+    """The search cannot go on: all trials have failed so far, or the script has changed."""
 
 
 class Stop:
@@ -421,13 +421,17 @@ class Worker:
         return self.study.get_trials(deepcopy=False, states=states or None)
 
     def training(self, parent, seed, settings):
-        """Return a run that is still to begin; raise Hopeless if the script has changed."""
-        script = self.search.script
-        if (self.folder / "script.py").read_bytes() != script.read_bytes():
-            remedy = f"put back what {self.folder.name}/script.py holds, or name a new --out"
-            raise Hopeless(f"{script.name} has changed since the search began: {remedy}")
+        """Return a run that is still to begin."""
         folder = self.folder / parent / str(seed)
         return Training(seed, folder, self.search.command(seed, settings, folder))
+
+    def check_script(self):
+        """Raise Hopeless if the script is not what it was when the search began."""
+        script = self.search.script
+        kept = self.folder / "script.py"
+        if not script.is_file() or script.read_bytes() != kept.read_bytes():
+            remedy = f"put back what {os.path.relpath(kept)} holds, or name a new --out"
+            raise Hopeless(f"{script.name} has changed since the search began: {remedy}")
 
     # --- trials
     def run_trials(self):
@@ -508,6 +512,7 @@ class Worker:
 
     def run_trial(self, claimed):
         """Train a trial, and tell Optuna how it ended."""
+        self.check_script()
         trial = claimed.trial
         settings = {one.name: one.suggest(trial) for one in self.search.parameters}
         parent = f"trials/{trial.number}"
@@ -522,6 +527,8 @@ class Worker:
             trial.set_user_attr("scores", twin.user_attrs["scores"])
             self.study.tell(trial, twin.value)
             self.say_progress(trial.number, f"{twin.value:.4g}, as trial {twin.number}")
+            for run in runs:
+                run.delete_checkpoint()
             return
         try:
             is_pruned = self.follow(trial, runs)
@@ -654,6 +661,7 @@ class Worker:
 
     def take(self, run, locks):
         """Begin a run, unless another worker trains it."""
+        self.check_script()
         lock = claim(run.folder.with_name(f"{run.folder.name}.lock"))
         if not lock:
             return
