@@ -1571,7 +1571,6 @@ def test_tensorboard_holds_every_point_once(interrupt, resume):
     assert board_of("killed/tb") == logged("killed")
 
 
-@every_script
 def test_tensorboard_keeps_what_came_before_the_first_step(nursery):
     """Killed when the first evaluation was saved, and before any later checkpoint."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
