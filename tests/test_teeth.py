@@ -1727,6 +1727,11 @@ TD3 = {
         "if True:",
         f"{TD3_MATH}t17_the_actor_steps_after_every_second_critic_step[2-1.0-1]",
     ),
+    "a second compilation that fails is not tried again": (
+        "and not self.has_compiled:",
+        "and not compiled:",
+        f"{RESUME}a_later_compilation_that_fails_is_tried_again",
+    ),
     "the actor steps before the delay is over": (
         "if run.updates % args.policy_delay == 0:",
         "if run.updates % args.policy_delay == 1:",
@@ -1896,6 +1901,11 @@ PPO = {
         "self.args.gae_lambda * (1 - done[t])",
         "self.args.gae_lambda * (1 - np.roll(done, 1, 0)[t])",
         GAE,
+    ),
+    "a rollout is held against the memory of the GPU": (
+        'check_memory("cpu", "rollout_steps"',
+        'check_memory(args.device, "rollout_steps"',
+        "test_bad_input.py::test_a_rollout_is_in_the_memory_of_the_host",
     ),
     "a lost episode ends the returns of all": (
         "agent.running_return[index] = 0",
