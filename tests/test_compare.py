@@ -132,6 +132,78 @@ def counted(out):
 LOW, HIGH = [100, 110, 120, 130, 140], [200, 210, 220, 230, 240]
 
 
+# --- runs of another length -----------------------------------------------------------------------
+def make_long_side(folder, curves, **options):
+    """Write runs that were planned for 1,000,000 steps, with scores at equal distances."""
+    config = toml(SETTINGS | options.pop("settings", {}))
+    for seed, scores in enumerate(curves, 101):
+        make_run(folder / str(seed), seed, scores, config=config, source=SOURCE, **options)
+    return folder
+
+
+@quick
+def test_until_reads_longer_runs_at_a_step(tmp_path, run_compare):
+    """What came later counts neither in scores nor in states, and the lengths are told."""
+    make_side(tmp_path / "short", LOW, steps=500_000)
+    make_long_side(tmp_path / "long", [[0, score, 9000] for score in HIGH])
+    code, out, _ = run_compare(tmp_path / "short", tmp_path / "long", "--until", "5e5")
+    assert code == 0
+    assert "- Tasks: Hopper-v4, 500,000 steps\n" in out
+    assert "Runs of B were planned for 1,000,000 steps and are read up to 500,000" in out
+    assert "Runs of A were planned" not in out
+    assert "Last evaluations" not in out
+    ends = [row["end"] for row in cells(out)]
+    assert ends == ["120", "220"]
+    assert "Verdict: B is higher." in out
+
+
+@quick
+def test_until_takes_runs_that_go_on_for_finished_ones(tmp_path, run_compare):
+    """A run that was stopped after the step is complete up to it, one stopped before is not."""
+    make_side(tmp_path / "short", LOW, steps=500_000)
+    later = [[0, score, 9000] for score in HIGH]
+    make_long_side(tmp_path / "later", later, step=800_000, status="interrupted")
+    code, out, _ = run_compare(tmp_path / "short", tmp_path / "later", "--until", "500_000")
+    assert code == 0
+    assert "Verdict: B is higher." in out
+    assert "Last evaluations on Hopper-v4, 500,000 steps are of other steps: 500,000 of A" in out
+    make_long_side(tmp_path / "before", later, step=400_000, status="interrupted")
+    code, out, _ = run_compare(tmp_path / "short", tmp_path / "before", "--until", "500_000")
+    assert code == 0
+    assert "No verdict yet" in out
+
+
+@quick
+@pytest.mark.parametrize(
+    "settings", [{"anneal": True}, {"exploration_fraction": 0.1}], ids=["anneal", "exploration"]
+)
+def test_until_refuses_runs_with_a_schedule(tmp_path, run_compare, settings):
+    """A schedule over 1,000,000 steps is at another place at 500,000 than one over 500,000."""
+    make_side(tmp_path / "short", LOW, steps=500_000, settings=settings)
+    make_long_side(tmp_path / "long", [[0, 1, 2]], settings=settings)
+    code, _, err = run_compare(tmp_path / "short", tmp_path / "long", "--until", "500000")
+    assert code == 2
+    assert "was planned for 1000000 steps, over which --" in err
+    code, _, _ = run_compare(tmp_path / "short", make_side(tmp_path / "b", HIGH, steps=500_000))
+    assert code == 0, "runs of one length are compared as ever"
+
+
+@quick
+def test_until_refuses_what_no_run_reaches(tmp_path, run_compare):
+    """A step beyond the plan of a run, and what is no step."""
+    sides = make_side(tmp_path / "a", LOW), make_side(tmp_path / "b", HIGH)
+    code, _, err = run_compare(*sides, "--until", "2000000")
+    assert code == 2
+    assert "name a step that all runs reach" in err
+    for word in ("0", "-5", "half", "1.5", "inf", "nan"):
+        code, _, err = run_compare(*sides, f"--until={word}")
+        assert code == 2
+        assert f"takes a step such as 300000, not {word}" in err
+    code, _, err = run_compare("--table", sides[0], "--until", "500000")
+    assert code == 2
+    assert "leave out" in err
+
+
 # --- what counts as a change ----------------------------------------------------------------------
 def edited(*edits):
     """Return SOURCE after replacements, each of a text that occurs once."""

@@ -25,9 +25,10 @@ beside the end and is not judged: two looks are two chances to be wrong.
 
 Seeds need not be the same, as runs are not paired, but you are told. All runs of a side must have
 the same settings, and both sides the same number of steps: a run that was planned for more steps is
-another one from its start where anything is annealed. A run that failed counts with what it had
-reached. While runs are living, interrupted or killed there is no verdict, since who looks twice has
-two chances; the numbers shown are those at the last step that all have reached.
+another one from its start where anything is annealed. Where nothing is, --until 300000 reads runs
+of any length as if they had been planned for 300,000 steps. A run that failed counts with what it
+had reached. While runs are living, interrupted or killed there is no verdict, since who looks twice
+has two chances; the numbers shown are those at the last step that all have reached.
 
 A terminal gets tables that fit its width; files and other programs get Markdown, and so do you with
 --markdown. Exit code 0, or 2 for CONFOUNDED and for bad input.
@@ -40,7 +41,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -88,6 +89,7 @@ except ImportError as error:
 CLAIM = 10  # seeds a side for a claim
 SMALL = 0.1  # an effect below this share of A needs MANY seeds a side
 MANY = 20
+SCHEDULED = ("anneal", "exploration_fraction")  # settings that are spread over all steps
 MOST_CHANGES = 4  # for which the runs that would settle it are written out
 TASK_COLUMNS: dict[str, Callable[[Record], str]] = {
     "environment": lambda record: record.run.env_id,
@@ -116,6 +118,7 @@ class Side:
     letter: str
     name: str  # as it was given
     tasks: dict[Task, list[Record]]
+    planned: set[int]  # steps of its runs, before --until cut them
 
     @property
     def records(self):
@@ -142,17 +145,44 @@ def read_records(names):
     return records
 
 
-def read_side(letter, name):
-    """Return a side; exit with 2 if its runs are not of one kind."""
+def read_side(letter, name, until=None):
+    """Return a side, its runs read until a step; exit with 2 if they are not of one kind."""
+    records = read_records([name])
+    planned = {record.run.steps for record in records}
+    if until:
+        records = [cut(record, until) for record in records]
     tasks = defaultdict(list)
-    for record in read_records([name]):
+    for record in records:
         tasks[record.task].append(record)
-    side = Side(letter, name, dict(sorted(tasks.items())))
+    side = Side(letter, name, dict(sorted(tasks.items())), planned)
     check_scripts(side)
     for records in side.tasks.values():
         records.sort(key=lambda record: record.run.seed)
         check_uniform(side, records)
     return side
+
+
+def cut(record, until):
+    """Return a record as if its run had been planned for so many steps.
+
+    Exit with 2 where that would not be the same run.
+    """
+    run = record.run
+    if run.steps == until:
+        return record
+    sentence = f"--until {until}: {record.folder} was planned for {run.steps} steps"
+    if run.steps < until:
+        refuse(f"{sentence}: name a step that all runs reach")
+    for name in SCHEDULED:
+        if run.config.get(name):
+            given = flag(name, run.config[name])
+            refuse(f"{sentence}, over which {given} is spread: compare runs of one length")
+    evaluations = [one for one in run.evaluations if one.step <= until]
+    config = {**run.config, "total_timesteps": until}
+    state = "finished" if run.step >= until else run.state
+    step = min(run.step, until)
+    shorter = replace(run, config=config, evaluations=evaluations, state=state, step=step)
+    return replace(record, run=shorter)
 
 
 def check_scripts(side):
@@ -278,11 +308,38 @@ def remarks_on_runs(a, b, tasks):
         for task in side.tasks:
             if task not in other.tasks:
                 remarks.append(f"Only {side.letter} has {task}: left out.")
+        remarks += remarks_on_lengths(side)
     for task in tasks:
+        remarks += remarks_on_ends(a, b, task)
         remarks += remarks_on_seeds(a, b, task)
         for side in (a, b):
             remarks += remarks_on_states(side, task)
     return remarks
+
+
+def remarks_on_lengths(side):
+    """Return a sentence if runs of a side were planned for more steps than are read of them."""
+    read = {task.steps for task in side.tasks}
+    longer = " and ".join(f"{steps:,}" for steps in sorted(side.planned - read))
+    if not longer:
+        return []
+    until = max(read)  # all are cut at one step
+    text = f"Runs of {side.letter} were planned for {longer} steps and are read up to {until:,}, "
+    return [f"{text}which is fair unless a schedule of the script depends on the number of steps."]
+
+
+def remarks_on_ends(a, b, task):
+    """Return a sentence if the last evaluations of both sides are not of the same step."""
+    if not a.planned | b.planned > {task.steps}:
+        return []  # nothing was cut, so that runs end where they were planned to
+    ends = {}
+    for side in (a, b):
+        steps = [one.step for record in side.tasks[task] for one in record.run.evaluations[-1:]]
+        ends[side] = max(steps, default=0)
+    if ends[a] == ends[b]:
+        return []
+    words = " and ".join(f"{ends[side]:,} of {side.letter}" for side in (a, b))
+    return [f"Last evaluations on {task} are of other steps: {words}."]
 
 
 def remarks_on_seeds(a, b, task):
@@ -1003,6 +1060,12 @@ def parse_arguments():
         "--bundle", default="", metavar="TEXT", help="declare all changed code to be one idea"
     )
     parser.add_argument("--describe-only", action="store_true", help="print numbers, no verdict")
+    parser.add_argument(
+        "--until",
+        type=step_number,
+        metavar="STEP",
+        help="read runs of any length up to this step, as if they had been planned for it",
+    )
     parser.add_argument("--markdown", action="store_true", help="print Markdown on a terminal, too")
     parser.add_argument(
         "--table",
@@ -1025,11 +1088,23 @@ def parse_arguments():
         )
     if args.table and args.sides:
         refuse("--table takes all runs, and no A and B: leave them out")
-    if args.table and (args.journal or args.bundle or args.describe_only):
-        refuse("--table compares no A and B: leave out --journal, --bundle and --describe-only")
+    if args.table and (args.journal or args.bundle or args.describe_only or args.until):
+        flags = "--journal, --bundle, --describe-only and --until"
+        refuse(f"--table compares no A and B: leave out {flags}")
     if not args.table and len(args.sides) != 2:
         refuse(f"name two sides, A and B, not {len(args.sides)}: quote patterns such as 'runs/a/*'")
     return args
+
+
+def step_number(text):
+    """Read a step, also one that is written 3e5."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not (number.is_integer() and number > 0):
+        raise argparse.ArgumentTypeError(f"takes a step such as 300000, not {text}")
+    return int(number)
 
 
 def main():
@@ -1040,7 +1115,8 @@ def main():
     if args.table:
         say(tables_of_runs(read_records(args.table), table).strip())
         return
-    a, b = read_side("A", args.sides[0]), read_side("B", args.sides[1])
+    a = read_side("A", args.sides[0], args.until)
+    b = read_side("B", args.sides[1], args.until)
     comparison = compare(a, b, args.bundle)
     report = report_on(comparison, args.describe_only)
     written = ""
