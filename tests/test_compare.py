@@ -184,8 +184,11 @@ def test_until_refuses_runs_with_a_schedule(tmp_path, run_compare, settings):
     code, _, err = run_compare(tmp_path / "short", tmp_path / "long", "--until", "500000")
     assert code == 2
     assert "was planned for 1000000 steps, over which --" in err
-    code, _, _ = run_compare(tmp_path / "short", make_side(tmp_path / "b", HIGH, steps=500_000))
-    assert code == 0, "runs of one length are compared as ever"
+    code, _, err = run_compare(tmp_path / "short", tmp_path / "long")
+    assert code == 2
+    assert "--until" not in err, "it would be refused"
+    same = make_side(tmp_path / "same", HIGH, steps=500_000, settings=settings)
+    assert run_compare(tmp_path / "short", same, "--until", "500000")[0] == 0
 
 
 @quick
@@ -597,6 +600,7 @@ def test_tasks_of_one_side_are_left_out(tmp_path, run_compare):
     for side in (a / "more", b / "long"):
         code, out, err = run_compare(a / "101", side)
         assert (code, out, err.count("\n")) == (2, "", 1) and "no task in common" in err
+        assert ("with --until 1000000" in err) == (side.name == "long")
 
 
 @quick

@@ -173,16 +173,19 @@ def cut(record, until):
     sentence = f"--until {until}: {record.folder} was planned for {run.steps} steps"
     if run.steps < until:
         refuse(f"{sentence}: name a step that all runs reach")
-    for name in SCHEDULED:
-        if run.config.get(name):
-            given = flag(name, run.config[name])
-            refuse(f"{sentence}, over which {given} is spread: compare runs of one length")
+    if schedule := schedule_of(run):
+        refuse(f"{sentence}, over which {schedule} is spread: compare runs of one length")
     evaluations = [one for one in run.evaluations if one.step <= until]
     config = {**run.config, "total_timesteps": until}
     state = "finished" if run.step >= until else run.state
     step = min(run.step, until)
     shorter = replace(run, config=config, evaluations=evaluations, state=state, step=step)
     return replace(record, run=shorter)
+
+
+def schedule_of(run):
+    """Return as a flag the setting that is spread over all steps of a run, or nothing."""
+    return next((flag(name, run.config[name]) for name in SCHEDULED if run.config.get(name)), "")
 
 
 def check_scripts(side):
@@ -261,7 +264,8 @@ def compare(a, b, bundle):
     tasks = [task for task in a.tasks if task in b.tasks]
     if not tasks:
         words = f"A has {tasks_of(a)}; B has {tasks_of(b)}"
-        refuse(f"A and B have no task in common ({words}): name runs of one environment and length")
+        remedy = f"name runs of one environment and length{or_until(a, b)}"
+        refuse(f"A and B have no task in common ({words}): {remedy}")
     changes = defaultdict(dict)
     remarks = []
     for task in tasks:
@@ -277,6 +281,15 @@ def compare(a, b, bundle):
     merged = [next(iter(by_task.values())) for by_task in changes.values()]
     causes = causes_of(merged, bundle)
     return Comparison(a, b, tasks, dict(changes), causes, list(dict.fromkeys(remarks)))
+
+
+def or_until(a, b):
+    """Say which --until would let two sides be compared, if one would."""
+    runs = [record.run for side in (a, b) for record in side.records]
+    shares_task = {task.env_id for task in a.tasks} & {task.env_id for task in b.tasks}
+    if not shares_task or any(schedule_of(run) for run in runs):
+        return ""
+    return f", or read all up to one step with --until {min(run.steps for run in runs)}"
 
 
 def check_apart(a, b):
