@@ -132,45 +132,90 @@ def counted(out):
 LOW, HIGH = [100, 110, 120, 130, 140], [200, 210, 220, 230, 240]
 
 
-# --- runs of another length -----------------------------------------------------------------------
-def make_long_side(folder, curves, **options):
-    """Write runs that were planned for 1,000,000 steps, with scores at equal distances."""
+# --- runs of different lengths --------------------------------------------------------------------
+def make_long_side(folder, scores, steps=1_000_000, **options):
+    """Write runs with evaluations at 0, at half of the steps with a score, and at the end."""
     config = toml(SETTINGS | options.pop("settings", {}))
-    for seed, scores in enumerate(curves, 101):
-        make_run(folder / str(seed), seed, scores, config=config, source=SOURCE, **options)
+    options = {"config": config, "source": SOURCE, "steps": steps} | options
+    for seed, score in enumerate(scores, 101):
+        make_run(folder / str(seed), seed, [0, score, 9000], **options)
     return folder
 
 
+@pytest.fixture
+def short(tmp_path):
+    """Return a side of 500,000 steps."""
+    return make_side(tmp_path / "short", LOW, steps=500_000)
+
+
 @quick
-def test_until_reads_longer_runs_at_a_step(tmp_path, run_compare):
+@pytest.mark.parametrize("status", ["finished", "failed", "interrupted", None])
+def test_until_reads_longer_runs_at_a_step(tmp_path, run_compare, short, status):
     """What came later counts neither in scores nor in states, and the lengths are told."""
-    make_side(tmp_path / "short", LOW, steps=500_000)
-    make_long_side(tmp_path / "long", [[0, score, 9000] for score in HIGH])
-    code, out, _ = run_compare(tmp_path / "short", tmp_path / "long", "--until", "5e5")
+    long = make_long_side(tmp_path / "long", HIGH, status=status)
+    code, out, _ = run_compare(short, long, "--until", "5e5")
     assert code == 0
     assert "- Tasks: Hopper-v4, 500,000 steps\n" in out
-    assert "Runs of B were planned for 1,000,000 steps and are read up to 500,000" in out
-    assert "Runs of A were planned" not in out
-    assert "Last evaluations" not in out
-    ends = [row["end"] for row in cells(out)]
-    assert ends == ["120", "220"]
+    assert "later: 5 of 5 runs of B, planned for 1,000,000 steps. This" in out
+    assert [row["end"] for row in cells(out)] == ["120", "220"]
+    assert [row["failed"] for row in cells(out)] == ["0 of 5", "0 of 5"]
     assert "Verdict: B is higher." in out
 
 
 @quick
-def test_until_takes_runs_that_go_on_for_finished_ones(tmp_path, run_compare):
-    """A run that was stopped after the step is complete up to it, one stopped before is not."""
-    make_side(tmp_path / "short", LOW, steps=500_000)
-    later = [[0, score, 9000] for score in HIGH]
-    make_long_side(tmp_path / "later", later, step=800_000, status="interrupted")
-    code, out, _ = run_compare(tmp_path / "short", tmp_path / "later", "--until", "500_000")
-    assert code == 0
-    assert "Verdict: B is higher." in out
-    assert "Last evaluations on Hopper-v4, 500,000 steps are of other steps: 500,000 of A" in out
-    make_long_side(tmp_path / "before", later, step=400_000, status="interrupted")
-    code, out, _ = run_compare(tmp_path / "short", tmp_path / "before", "--until", "500_000")
+@pytest.mark.parametrize("step", [400_000, 500_000])
+def test_until_waits_for_the_evaluation_at_the_step(tmp_path, run_compare, short, step):
+    """A run that stopped before it, or that has reached the step and is not evaluated yet."""
+    long = make_long_side(tmp_path / "long", HIGH)
+    late = make_run(long / "106", 106, [0, 7], config=toml(SETTINGS), source=SOURCE)
+    rows = [{"global_step": 0, "eval/return_mean": 0}, {"global_step": step, "charts/SPS": 9}]
+    rows = "".join(json.dumps(row | {"seconds": 1}) + "\n" for row in rows)
+    (late / "metrics.jsonl").write_text(rows)
+    (late / "summary.json").unlink()
+    code, out, _ = run_compare(short, long, "--until", "500_000")
     assert code == 0
     assert "No verdict yet" in out
+    (late / "summary.json").write_text('{"status": "failed"}')
+    code, out, _ = run_compare(short, long, "--until", "500_000")
+    assert "Verdict: " in out, "a run that failed before the step ended there"
+    assert cells(out)[1]["failed"] == "1 of 6"
+
+
+@quick
+def test_until_gives_no_verdict_on_scores_of_other_steps(tmp_path, run_compare, short):
+    """All runs must have evaluations near the step, and score as much of the curve."""
+    # stopped at step 800,000 after an evaluation at 400,000
+    long = make_long_side(tmp_path / "long", HIGH, step=800_000, status="interrupted")
+    for folder in long.iterdir():
+        path = folder / "metrics.jsonl"
+        rows = path.read_text().splitlines(keepends=True)
+        rows[-1] = rows[-1].replace("eval/return_mean", "charts/SPS")
+        path.write_text("".join(rows))
+    code, out, _ = run_compare(short, long, "--until", "500000")
+    assert code == 0
+    where = f"{long}/101 at step 400,000, {short}/105 at step 500,000: name another"
+    assert "No verdict: on Hopper-v4, 500,000 steps, scores are means over other steps" in out
+    assert where in out
+    near = make_long_side(tmp_path / "near", HIGH, step=1_008_000)  # at step 504,000
+    assert "Verdict: B is higher." in run_compare(short, near, "--until", "500000")[1]
+    many = tmp_path / "many"  # 21 evaluations up to the step, of which three count
+    for seed, score in enumerate(HIGH, 101):
+        make_run(many / str(seed), seed, [0, *[score] * 40], config=toml(SETTINGS), source=SOURCE)
+    out = run_compare(short, many, "--until", "500000")[1]
+    assert f"{many}/101 at 3 steps from 450,000 to 500,000, {short}/" in out
+    assert "Verdict" not in out
+
+
+@quick
+def test_until_leaves_other_environments_alone(tmp_path, run_compare, short):
+    """A task of one side is left out, however short its runs are."""
+    make_side(short / "more", [7] * 5, env_id="Ant-v4", steps=1000)
+    long = make_long_side(tmp_path / "long", HIGH)
+    assert "or read longer ones up to one step: --until 500000\n" in run_compare(short, long)[2]
+    code, out, _ = run_compare(short, long, "--until", "500000")
+    assert code == 0
+    assert "Only A has Ant-v4, 1,000 steps: left out." in out
+    assert "Verdict: B is higher." in out
 
 
 @quick
@@ -179,32 +224,54 @@ def test_until_takes_runs_that_go_on_for_finished_ones(tmp_path, run_compare):
 )
 def test_until_refuses_runs_with_a_schedule(tmp_path, run_compare, settings):
     """A schedule over 1,000,000 steps is at another place at 500,000 than one over 500,000."""
-    make_side(tmp_path / "short", LOW, steps=500_000, settings=settings)
-    make_long_side(tmp_path / "long", [[0, 1, 2]], settings=settings)
-    code, _, err = run_compare(tmp_path / "short", tmp_path / "long", "--until", "500000")
+    one = make_side(tmp_path / "one", LOW, steps=500_000, settings=settings)
+    long = make_long_side(tmp_path / "long", HIGH, settings=settings)
+    code, _, err = run_compare(one, long, "--until", "500000")
     assert code == 2
     assert "was planned for 1000000 steps, over which --" in err
-    code, _, err = run_compare(tmp_path / "short", tmp_path / "long")
+    code, _, err = run_compare(one, long)
     assert code == 2
     assert "--until" not in err, "it would be refused"
     same = make_side(tmp_path / "same", HIGH, steps=500_000, settings=settings)
-    assert run_compare(tmp_path / "short", same, "--until", "500000")[0] == 0
+    assert run_compare(one, same, "--until", "500000")[0] == 0
 
 
 @quick
-def test_until_refuses_what_no_run_reaches(tmp_path, run_compare):
-    """A step beyond the plan of a run, and what is no step."""
-    sides = make_side(tmp_path / "a", LOW), make_side(tmp_path / "b", HIGH)
-    code, _, err = run_compare(*sides, "--until", "2000000")
+def test_until_refuses_what_no_run_reaches(tmp_path, run_compare, short):
+    """A step beyond the plan of a run, one before the first evaluation, and what is no step."""
+    long = make_long_side(tmp_path / "long", HIGH)
+    code, _, err = run_compare(long, short, "--until", "600000")
     assert code == 2
-    assert "name a step that all runs reach" in err
+    assert f"{short}/101 was planned for 500000 steps: use --until 500000, or" in err
     for word in ("0", "-5", "half", "1.5", "inf", "nan"):
-        code, _, err = run_compare(*sides, f"--until={word}")
+        code, _, err = run_compare(long, short, f"--until={word}")
         assert code == 2
         assert f"takes a step such as 300000, not {word}" in err
-    code, _, err = run_compare("--table", sides[0], "--until", "500000")
+    code, _, err = run_compare("--table", long, "--until", "500000")
     assert code == 2
-    assert "leave out" in err
+    assert "leave out --journal" in err
+    for folder in long.iterdir():
+        path = folder / "metrics.jsonl"
+        rows = path.read_text().replace('"global_step": 0', '"global_step": 99')
+        path.write_text(rows)
+    code, _, err = run_compare(short, long, "--until", "50")
+    assert code == 2
+    assert "B has no evaluations on Hopper-v4, 50 steps: name a later step" in err
+
+
+@quick
+def test_commands_that_settle_it_keep_until(tmp_path, run_compare, short):
+    """Runs that are to tell two changes apart have as many steps as were read of the others."""
+    long = make_long_side(tmp_path / "long", HIGH, settings={"gamma": 0.9, "critic_lr": 1e-3})
+    code, out, _ = run_compare(short, long, "--until", "500000")
+    assert code == 2
+    assert "CONFOUNDED" in out
+    assert "--total-timesteps 500000" in out
+    commands = re.findall(r"^    python tools/compare.py .+$", out, re.MULTILINE)
+    assert commands
+    assert all(command.endswith(" --until 500000") for command in commands)
+    code, out, _ = run_compare(short, long, "--until", "500000", "--describe-only")
+    assert "Described only" in out
 
 
 # --- what counts as a change ----------------------------------------------------------------------
@@ -600,7 +667,7 @@ def test_tasks_of_one_side_are_left_out(tmp_path, run_compare):
     for side in (a / "more", b / "long"):
         code, out, err = run_compare(a / "101", side)
         assert (code, out, err.count("\n")) == (2, "", 1) and "no task in common" in err
-        assert ("with --until 1000000" in err) == (side.name == "long")
+        assert ("--until 1000000" in err) == (side.name == "long")
 
 
 @quick

@@ -37,6 +37,7 @@ class Record:
     source: bytes  # empty if the folder has no script.py
     versions: dict  # of the packages that matter; empty while the run lives
     machine: str
+    planned: int | None = None  # steps, if the run is read up to an earlier one
 
     @property
     def task(self):

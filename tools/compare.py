@@ -2,6 +2,7 @@
 
 python tools/compare.py runs/old runs/new             two runs, folders of runs, or quoted patterns
 python tools/compare.py 'runs/a/*' 'runs/b/*' --journal    and write the outcome into JOURNAL.md
+python tools/compare.py runs/short runs/long --until 300000    runs of different lengths
 python tools/compare.py --table runs                  all runs in a table for each script
 
 A is the baseline. First comes what changed: settings, code, versions of packages, the device. What
@@ -26,9 +27,10 @@ beside the end and is not judged: two looks are two chances to be wrong.
 Seeds need not be the same, as runs are not paired, but you are told. All runs of a side must have
 the same settings, and both sides the same number of steps: a run that was planned for more steps is
 another one from its start where anything is annealed. Where nothing is, --until 300000 reads runs
-of any length as if they had been planned for 300,000 steps. A run that failed counts with what it
-had reached. While runs are living, interrupted or killed there is no verdict, since who looks twice
-has two chances; the numbers shown are those at the last step that all have reached.
+of any length as if they had been planned for 300,000 steps; there is a verdict if their scores are
+means over the same steps. A run that failed counts with what it had reached. While runs are living,
+interrupted or killed there is no verdict, since who looks twice has two chances; the numbers shown
+are those at the last step that all have reached.
 
 A terminal gets tables that fit its width; files and other programs get Markdown, and so do you with
 --markdown. Exit code 0, or 2 for CONFOUNDED and for bad input.
@@ -41,7 +43,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,6 +62,7 @@ from changes import (
     setting,
     show,
 )
+from lengths import cut_both, or_until, other_steps, remarks_on_lengths
 from run_folders import NO_RUN, ROOT, find_runs, flag, iqm, refuse, say, strength, why_no_run
 from text_tables import fits_in_columns, fitted, markdown, number, prose, turned
 
@@ -89,7 +92,6 @@ except ImportError as error:
 CLAIM = 10  # seeds a side for a claim
 SMALL = 0.1  # an effect below this share of A needs MANY seeds a side
 MANY = 20
-SCHEDULED = ("anneal", "exploration_fraction")  # settings that are spread over all steps
 MOST_CHANGES = 4  # for which the runs that would settle it are written out
 TASK_COLUMNS: dict[str, Callable[[Record], str]] = {
     "environment": lambda record: record.run.env_id,
@@ -118,7 +120,6 @@ class Side:
     letter: str
     name: str  # as it was given
     tasks: dict[Task, list[Record]]
-    planned: set[int]  # steps of its runs, before --until cut them
 
     @property
     def records(self):
@@ -145,47 +146,25 @@ def read_records(names):
     return records
 
 
-def read_side(letter, name, until=None):
-    """Return a side, its runs read until a step; exit with 2 if they are not of one kind."""
-    records = read_records([name])
-    planned = {record.run.steps for record in records}
+def read_sides(names, until=None):
+    """Return both sides, read up to a step if one is given; exit with 2 if one is of two kinds."""
+    records = [read_records([name]) for name in names]
     if until:
-        records = [cut(record, until) for record in records]
+        records = cut_both(*records, until)
+    return [make_side(*side) for side in zip("AB", names, records, strict=True)]
+
+
+def make_side(letter, name, records):
+    """Return a side; exit with 2 if its runs are not of one kind."""
     tasks = defaultdict(list)
     for record in records:
         tasks[record.task].append(record)
-    side = Side(letter, name, dict(sorted(tasks.items())), planned)
+    side = Side(letter, name, dict(sorted(tasks.items())))
     check_scripts(side)
     for records in side.tasks.values():
         records.sort(key=lambda record: record.run.seed)
         check_uniform(side, records)
     return side
-
-
-def cut(record, until):
-    """Return a record as if its run had been planned for so many steps.
-
-    Exit with 2 where that would not be the same run.
-    """
-    run = record.run
-    if run.steps == until:
-        return record
-    sentence = f"--until {until}: {record.folder} was planned for {run.steps} steps"
-    if run.steps < until:
-        refuse(f"{sentence}: name a step that all runs reach")
-    if schedule := schedule_of(run):
-        refuse(f"{sentence}, over which {schedule} is spread: compare runs of one length")
-    evaluations = [one for one in run.evaluations if one.step <= until]
-    config = {**run.config, "total_timesteps": until}
-    state = "finished" if run.step >= until else run.state
-    step = min(run.step, until)
-    shorter = replace(run, config=config, evaluations=evaluations, state=state, step=step)
-    return replace(record, run=shorter)
-
-
-def schedule_of(run):
-    """Return as a flag the setting that is spread over all steps of a run, or nothing."""
-    return next((flag(name, run.config[name]) for name in SCHEDULED if run.config.get(name)), "")
 
 
 def check_scripts(side):
@@ -234,6 +213,7 @@ class Comparison:
     by_task: dict[tuple, dict[Task, Change]]  # by kind and name
     causes: list[Cause]
     remarks: list[str]
+    until: int | None  # the step up to which runs are read
 
     @property
     def is_confounded(self):
@@ -258,13 +238,13 @@ class Comparison:
         return task.env_id if len(alike) == 1 else str(task)
 
 
-def compare(a, b, bundle):
+def compare(a, b, bundle, until=None):
     """Return the comparison of two sides; exit with 2 if they share runs or no task."""
     check_apart(a, b)
     tasks = [task for task in a.tasks if task in b.tasks]
     if not tasks:
         words = f"A has {tasks_of(a)}; B has {tasks_of(b)}"
-        remedy = f"name runs of one environment and length{or_until(a, b)}"
+        remedy = f"name runs of one environment and length{or_until(a.records, b.records)}"
         refuse(f"A and B have no task in common ({words}): {remedy}")
     changes = defaultdict(dict)
     remarks = []
@@ -277,19 +257,11 @@ def compare(a, b, bundle):
         if len(by_task) < len(tasks) or len(set(map(str, by_task.values()))) > 1:
             words = "; ".join(f"{change} on {task}" for task, change in by_task.items())
             remarks.append(f"Not the same on all tasks: {words}.")
+    remarks += remarks_on_lengths((a, b), until)
     remarks += remarks_on_runs(a, b, tasks)
     merged = [next(iter(by_task.values())) for by_task in changes.values()]
     causes = causes_of(merged, bundle)
-    return Comparison(a, b, tasks, dict(changes), causes, list(dict.fromkeys(remarks)))
-
-
-def or_until(a, b):
-    """Say which --until would let two sides be compared, if one would."""
-    runs = [record.run for side in (a, b) for record in side.records]
-    shares_task = {task.env_id for task in a.tasks} & {task.env_id for task in b.tasks}
-    if not shares_task or any(schedule_of(run) for run in runs):
-        return ""
-    return f", or read all up to one step with --until {min(run.steps for run in runs)}"
+    return Comparison(a, b, tasks, dict(changes), causes, list(dict.fromkeys(remarks)), until)
 
 
 def check_apart(a, b):
@@ -321,38 +293,11 @@ def remarks_on_runs(a, b, tasks):
         for task in side.tasks:
             if task not in other.tasks:
                 remarks.append(f"Only {side.letter} has {task}: left out.")
-        remarks += remarks_on_lengths(side)
     for task in tasks:
-        remarks += remarks_on_ends(a, b, task)
         remarks += remarks_on_seeds(a, b, task)
         for side in (a, b):
             remarks += remarks_on_states(side, task)
     return remarks
-
-
-def remarks_on_lengths(side):
-    """Return a sentence if runs of a side were planned for more steps than are read of them."""
-    read = {task.steps for task in side.tasks}
-    longer = " and ".join(f"{steps:,}" for steps in sorted(side.planned - read))
-    if not longer:
-        return []
-    until = max(read)  # all are cut at one step
-    text = f"Runs of {side.letter} were planned for {longer} steps and are read up to {until:,}, "
-    return [f"{text}which is fair unless a schedule of the script depends on the number of steps."]
-
-
-def remarks_on_ends(a, b, task):
-    """Return a sentence if the last evaluations of both sides are not of the same step."""
-    if not a.planned | b.planned > {task.steps}:
-        return []  # nothing was cut, so that runs end where they were planned to
-    ends = {}
-    for side in (a, b):
-        steps = [one.step for record in side.tasks[task] for one in record.run.evaluations[-1:]]
-        ends[side] = max(steps, default=0)
-    if ends[a] == ends[b]:
-        return []
-    words = " and ".join(f"{ends[side]:,} of {side.letter}" for side in (a, b))
-    return [f"Last evaluations on {task} are of other steps: {words}."]
 
 
 def remarks_on_seeds(a, b, task):
@@ -408,7 +353,10 @@ def scores_on(comparison, task):
     groups = [runs_until(side.tasks[task], end) for side in sides]
     for side, runs in zip(sides, groups, strict=True):
         if not runs:
-            refuse(f"{side.letter} has no evaluations on {task}: train without --eval-every 0")
+            remedy = "train without --eval-every 0"
+            if comparison.until:
+                remedy = "name a later step, or " + remedy
+            refuse(f"{side.letter} has no evaluations on {task}: {remedy}")
     least = least_score(groups) if math.isinf(end) else -math.inf  # too early to call it failed
     return [
         with_unscored(scores_of(runs, least), side.tasks[task])
@@ -451,6 +399,8 @@ def report_on(comparison, describe_only):
         return Report(verdict.strip(), scores, lines, is_judged=False)
     if unfinished:
         return Report(no_verdict_yet(comparison), scores, lines, is_judged=False)
+    if apart := over_other_steps(comparison):
+        return Report(f"No verdict: {apart}", scores, lines, is_judged=False)
     return Report(verdict_on(scores, lines), scores, lines, is_judged=True)
 
 
@@ -489,6 +439,18 @@ def no_verdict_yet(comparison):
     cut = [f"step {end:,} on {task}" for task, end in ends.items() if not math.isinf(end)]
     where = f"; the numbers are those up to {' and '.join(cut)}" if cut else ""
     return f"No verdict yet, as not all runs have ended{where}."
+
+
+def over_other_steps(comparison):
+    """Say where scores of runs that were cut are means over other steps; nothing if nowhere."""
+    if not comparison.until:
+        return ""
+    for task in comparison.tasks:
+        records = [one for side in (comparison.a, comparison.b) for one in side.tasks[task]]
+        if apart := other_steps(records, comparison.until):
+            remedy = "name another step, or train with the same --eval-every"
+            return f"on {task}, scores are means over other steps, {apart}: {remedy}."
+    return ""
 
 
 def too_few(scores):
@@ -738,12 +700,13 @@ def variant_of(comparison, side, cause):
 def training_of(comparison, variant, sides):
     """Return how to train a variant and what to compare it with."""
     text = f"\n{variant.title}:\n\n{runs_with(comparison, variant)}"
-    return text + "".join(comparing(one, other) for one, other in sides)
+    return text + "".join(comparing(comparison, one, other) for one, other in sides)
 
 
-def comparing(one, other):
+def comparing(comparison, one, other):
     """Return the command that compares two sides."""
-    return f"    python tools/compare.py {shlex.quote(one)} {shlex.quote(other)}\n"
+    until = f" --until {comparison.until}" if comparison.until else ""
+    return f"    python tools/compare.py {shlex.quote(one)} {shlex.quote(other)}{until}\n"
 
 
 def obstacle(comparison, variant):
@@ -1128,9 +1091,8 @@ def main():
     if args.table:
         say(tables_of_runs(read_records(args.table), table).strip())
         return
-    a = read_side("A", args.sides[0], args.until)
-    b = read_side("B", args.sides[1], args.until)
-    comparison = compare(a, b, args.bundle)
+    a, b = read_sides(args.sides, args.until)
+    comparison = compare(a, b, args.bundle, args.until)
     report = report_on(comparison, args.describe_only)
     written = ""
     if args.journal:  # first of all, since a reader may stop

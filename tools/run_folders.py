@@ -213,10 +213,15 @@ class Run:
         return self.state not in ("finished", "living")
 
     @property
+    def scored(self):
+        """The last tenth of the evaluations."""
+        tenth = math.ceil(len(self.evaluations) / 10)
+        return self.evaluations[-tenth:]
+
+    @property
     def score(self):
         """The mean over the last tenth of the evaluations; NaN if there are none."""
-        tenth = math.ceil(len(self.evaluations) / 10)
-        return mean_or_nan([evaluation.score for evaluation in self.evaluations[-tenth:]])
+        return mean_or_nan([evaluation.score for evaluation in self.scored])
 
 
 def mean_or_nan(values):
