@@ -232,6 +232,10 @@ class Comparison:
         """The names of all causes, in words."""
         return ", ".join(cause.name for cause in self.causes)
 
+    def records_on(self, task):
+        """Return the records of both sides on a task."""
+        return [*self.a.tasks[task], *self.b.tasks[task]]
+
     def title(self, task):
         """Return by what a task is called in tables."""
         alike = [other for other in self.tasks if other.env_id == task.env_id]
@@ -366,8 +370,7 @@ def scores_on(comparison, task):
 
 def end_on(comparison, task):
     """Return the last step that all runs on a task have reached; infinity if all have ended."""
-    sides = comparison.a, comparison.b
-    return common_end([record for side in sides for record in side.tasks[task]])
+    return common_end(comparison.records_on(task))
 
 
 class Report(NamedTuple):
@@ -446,8 +449,7 @@ def over_other_steps(comparison):
     if not comparison.until:
         return ""
     for task in comparison.tasks:
-        records = [one for side in (comparison.a, comparison.b) for one in side.tasks[task]]
-        if apart := other_steps(records, comparison.until):
+        if apart := other_steps(comparison.records_on(task), comparison.until):
             remedy = "name another step, or train with the same --eval-every"
             return f"on {task}, scores are means over other steps, {apart}: {remedy}."
     return ""

@@ -17,15 +17,16 @@ def cut_both(a, b, until):
 
     Exit with 2 where a run does not reach the step, or would not have been the same run.
     """
-    shared = on_shared_environments(a, b)
-    check_lengths(shared, until)
-    return [[cut(one, until) if one in shared else one for one in side] for side in (a, b)]
+    shared = shared_environments(a, b)
+    check_lengths([one for one in (*a, *b) if one.run.env_id in shared], until)
+    return [
+        [cut(one, until) if one.run.env_id in shared else one for one in side] for side in (a, b)
+    ]
 
 
-def on_shared_environments(a, b):
-    """Return those records of both sides whose environment the other side has, too."""
-    shared = {one.run.env_id for one in a} & {one.run.env_id for one in b}
-    return [one for one in (*a, *b) if one.run.env_id in shared]
+def shared_environments(a, b):
+    """Return the ids of the environments on which both sides have records."""
+    return {one.run.env_id for one in a} & {one.run.env_id for one in b}
 
 
 def check_lengths(records, until):
@@ -37,13 +38,13 @@ def check_lengths(records, until):
                 f"--until {until}: {record.folder} was planned for {steps} steps, over which "
                 f"{schedule} is spread: compare runs of one length"
             )
-    for record in sorted(records, key=lambda one: one.run.steps)[:1]:
-        steps = record.run.steps
-        if steps < until:
-            refuse(
-                f"--until {until}: {record.folder} was planned for {steps} steps: "
-                f"use --until {steps}, or name the runs without it"
-            )
+    shortest = min(records, key=lambda one: one.run.steps, default=None)
+    if shortest and shortest.run.steps < until:
+        steps = shortest.run.steps
+        refuse(
+            f"--until {until}: {shortest.folder} was planned for {steps} steps: "
+            f"use --until {steps}, or name the runs without it"
+        )
 
 
 def schedule_of(run):
@@ -74,11 +75,11 @@ def cut(record, until):
 # --- what is said ---------------------------------------------------------------------------------
 def or_until(a, b):
     """Return the remedy for two sides of different lengths, if --until is one."""
-    records = on_shared_environments(a, b)
-    if not records or any(schedule_of(record.run) for record in records):
+    shared = shared_environments(a, b)
+    runs = [one.run for one in (*a, *b) if one.run.env_id in shared]
+    if not runs or any(map(schedule_of, runs)):
         return ""
-    step = min(record.run.steps for record in records)
-    return f", or read longer ones up to one step: --until {step}"
+    return f", or read longer ones up to one step: --until {min(run.steps for run in runs)}"
 
 
 def remarks_on_lengths(sides, until):
