@@ -528,7 +528,13 @@ def test_all_figures_of_results_are_on_a_page():
     for file in ROOT.glob("results/*.json"):
         assert others.get(file.name, f"results/{file.name}") in commands, file.name
     patterns = [f"{script}/*/*" for script in sorted(HOUSE)]
-    patterns += ["sac_cuda/HalfCheetah-v4/*", "ppo_choices/*/*/*", "ppo_config/*/*", "ppo_trials/*"]
+    patterns += [
+        "sac_cuda/HalfCheetah-v4/*",
+        "sac_short/*/*",
+        "ppo_choices/*/*/*",
+        "ppo_config/*/*",
+        "ppo_trials/*",
+    ]
     for pattern in patterns:
         assert f"tools/report.py results/{pattern}" in commands
 
