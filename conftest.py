@@ -16,3 +16,4 @@ def pytest_collection_modifyitems(items):
 def pytest_addoption(parser):
     parser.addoption("--script", type=Path, help="the script to test; default: all of ours")
     parser.addoption("--add-to-seeds", type=int, default=0, help="added to the seed of every probe")
+    parser.addoption("--probe-steps", type=float, default=1, help="times the steps of every probe")

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from contextlib import chdir, contextmanager
 from importlib.metadata import distributions
 from pathlib import Path
@@ -48,6 +49,14 @@ OURS = {
     "test_tools.py",
     "test_tune.py",
 }  # no test of a script
+METHOD = {
+    "test_copies.py",
+    "test_dqn.py",
+    "test_math.py",
+    "test_ppo.py",
+    "test_probes.py",
+    "test_td3.py",
+}  # equations and probes; of all scripts together they take too long to be quick
 WALL_CLOCK = re.compile("time/.*|charts/SPS|seconds")  # all else is the same in a repeated run
 
 
@@ -69,7 +78,9 @@ def need_own_optimizer(script):
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "quick: together under 90 seconds")
+    config.addinivalue_line(
+        "markers", "quick: together under 90 seconds; with --script equations and probes, too"
+    )
     config.addinivalue_line("markers", "slow: runs only with -m slow, or when named with ::")
     config.addinivalue_line("markers", "plumbing: what it tests is the same in all scripts")
     config.addinivalue_line(
@@ -88,9 +99,13 @@ def pytest_generate_tests(metafunc):
 @pytest.hookimpl(tryfirst=True)  # before pytest looks at -m, since it marks tests
 def pytest_collection_modifyitems(config, items):
     if foreign(config.option.script):
+        ours = [item for item in items if item.path.name in OURS]
+        config.hook.pytest_deselected(items=ours)
+        items[:] = [item for item in items if item.path.name not in OURS]
+    if config.option.script:
         for item in items:
-            if item.path.name in OURS:
-                item.add_marker(pytest.mark.skip(reason="tests this repository, not your script"))
+            if item.path.name in METHOD:
+                item.add_marker(pytest.mark.quick)
     again = [item for item in items if tests_plumbing_again(item)]
     for item in again:
         item.add_marker(pytest.mark.slow)
@@ -102,6 +117,27 @@ def pytest_collection_modifyitems(config, items):
     slow = [item for item in items if item.get_closest_marker("slow")]
     config.hook.pytest_deselected(items=slow)
     items[:] = [item for item in items if item not in slow]
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Say what was not tested of a user's method: a test that is skipped proves nothing.
+
+    A file of which nothing ran is about another method.
+    """
+    if not foreign(config.option.script):
+        return
+    for name in sorted(METHOD):
+        results = {
+            outcome: [row for row in rows if Path(getattr(row, "fspath", "")).name == name]
+            for outcome, rows in terminalreporter.stats.items()
+        }
+        skipped = results.get("skipped", [])
+        ran = len(results.get("passed", [])) + len(results.get("failed", []))
+        if not (ran and skipped):
+            continue
+        reasons = Counter(row.longrepr[2].removeprefix("Skipped: ") for row in skipped)
+        told = ", ".join(f"{reason} ({number})" for reason, number in reasons.most_common())
+        terminalreporter.write_line(f"{name}: {ran} ran, {len(skipped)} did not: {told}")
 
 
 def share(rows):
@@ -257,7 +293,8 @@ def learn(S, request, tmp_path):
     """Train on a probe in an empty folder, with the flags of LAB that the script has."""
 
     def learn(name, total_timesteps, seed, **changes):
-        flags = {"env_id": f"tests.probe_envs:{name}-v0", "total_timesteps": total_timesteps}
+        steps = round(total_timesteps * request.config.getoption("probe_steps"))
+        flags = {"env_id": f"tests.probe_envs:{name}-v0", "total_timesteps": steps}
         flags["seed"] = seed + request.config.getoption("add_to_seeds")
         flags["tau"] = LAB["tau"] * getattr(S.Args, "policy_delay", 1)  # as fast for all
         return S.main(S.Args(**known(S, LAB | flags | changes)))

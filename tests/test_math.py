@@ -43,11 +43,24 @@ def has_quantiles(S):
     return "num_quantiles" in S.Args.__annotations__
 
 
+def has_target(agent):
+    """Tell whether the critics have a target network; not all methods take one."""
+    return hasattr(agent, "critic_target")
+
+
+def need_target(agent):
+    """Skip a test of what only an agent with a target network has."""
+    if not has_target(agent):
+        pytest.skip("the agent has no critic_target")
+
+
 def lower_critics(agent, batch):
     """Count where the first critic is lower than the second, before and after the update."""
     obs, action, *_, next_obs = batch
     with torch.no_grad():
-        pairs = agent.critic(obs, action), agent.critic_target(next_obs, action)
+        pairs = [agent.critic(obs, action)]
+        if has_target(agent):
+            pairs.append(agent.critic_target(next_obs, action))
         return [int((values(q)[0] < values(q)[1]).sum()) for q in pairs]
 
 
@@ -70,8 +83,11 @@ def agent(S, batch):
     for seed in range(100):
         torch.manual_seed(seed)
         few = {"num_quantiles": 7, "drop_atoms": 2} if has_quantiles(S) else {}
-        agent = S.Agent(arguments(S, alpha=0.3, gamma=0.8, tau=0.1, **few), O, low, high)
-        for module in (agent.critic, agent.critic_target):
+        if "tau" in S.Args.__annotations__:
+            few["tau"] = 0.1
+        agent = S.Agent(arguments(S, alpha=0.3, gamma=0.8, **few), O, low, high)
+        modules = [agent.critic, *([agent.critic_target] if has_target(agent) else [])]
+        for module in modules:
             for parameter in module.parameters():
                 nn.init.normal_(parameter, 0, 0.4)
         if has_quantiles(S):  # let one critic lose more atoms than the other
@@ -108,6 +124,7 @@ class Reference(NamedTuple):
 
 def reference(agent, batch, noise):
     """Return the target, and the losses as functions of their own parameters."""
+    need_target(agent)
     obs, action, reward, terminated, next_obs = (c.double().numpy() for c in batch)
     noise, alpha = noise.double().numpy(), agent.log_alpha.exp().item()
     actor, critic, critic_target = (
@@ -236,7 +253,9 @@ def test_t09_a_permuted_batch_gives_the_same_losses(S, agent, batch):
 def test_each_step_moves_only_its_own_parameters(agent, batch):
     """Each of the steps of critics, actor and temperature leaves alone what the others move."""
     columns, noise = batch
-    parts = ["actor", "critic", "critic_target", "log_alpha"]
+    parts = ["actor", "critic", "log_alpha"]
+    if has_target(agent):
+        parts.append("critic_target")
     alpha = agent.log_alpha.detach().exp()
     critic_step = lambda: agent.update_critic(*columns, alpha, noise[0])  # noqa: E731
     assert moved(agent, parts, critic_step) == ["critic"]
@@ -248,6 +267,7 @@ def test_each_step_moves_only_its_own_parameters(agent, batch):
 
 def test_target_follows_the_closed_form(agent, batch):
     """After k updates the target is the exponential average of the critics after each update."""
+    need_target(agent)
     expected = weights(agent, "critic_target")
     for _ in range(3):
         agent.update(*batch)
@@ -631,6 +651,7 @@ def test_targets_start_as_the_critics(S):
     need(S, "Agent.update_critic")
     bound = np.ones(2, np.float32)
     agent = S.Agent(arguments(S), O, -bound, bound)
+    need_target(agent)
     for p, target in zip(agent.critic.parameters(), agent.critic_target.parameters(), strict=True):
         assert torch.equal(p, target) and p.data_ptr() != target.data_ptr()
 

@@ -318,6 +318,7 @@ assert old == state()"""
 RUDE = "--env-id tests.toy_envs:Rude-v0"  # an environment that draws from the global generators
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("compile", ["off", pytest.param("on", marks=pytest.mark.slow)])
 def test_same_command_same_bits(train, compile, tmp_path, capfd, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))  # cold, then warm
