@@ -114,12 +114,12 @@ def watch_buffer(S, seen, patch):
     """Keep the replay buffer and the batches; return a function that returns its columns."""
 
     class Buffer(S.ReplayBuffer):
-        def __init__(self, *inputs):
-            super().__init__(*inputs)
+        def __init__(self, *inputs, **options):
+            super().__init__(*inputs, **options)
             seen.buffer = self
 
-        def sample(self, batch_size):
-            batch = super().sample(batch_size)
+        def sample(self, *inputs, **options):
+            batch = super().sample(*inputs, **options)
             seen.batches.append(torch.cat([column.reshape(-1) for column in batch]))
             return batch
 

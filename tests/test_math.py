@@ -525,6 +525,12 @@ def test_an_agent_keeps_within_bounds_of_float64(S):
 
 
 # --- replay buffer --------------------------------------------------------------------------------
+def side_by_side(batch):
+    """Return obs, action, reward, terminated and next_obs as one array [B, 2 O + A + 2]."""
+    columns = [c if c.dim() == 2 else c[:, None] for c in batch[:5]]
+    return torch.cat(columns, 1).numpy()
+
+
 @pytest.mark.parametrize("envs", [1, 3])
 def test_t01_t08_buffer_equals_a_list_of_the_latest(S, envs):
     """After several wraps it holds the newest rows, paired as they came, and copies of them."""
@@ -541,12 +547,11 @@ def test_t01_t08_buffer_equals_a_list_of_the_latest(S, envs):
             rows.append(np.r_[obs[i], action[i], reward[i], terminated[i], next_obs[i]])
         assert buffer.added == len(rows)
         newest = np.float32(rows[-capacity:])
-        held = buffer.rows[: len(rows)].numpy()
+        held = side_by_side(buffer.unpack(buffer.rows[: len(rows)]))
         assert sorted(map(tuple, held)) == sorted(map(tuple, newest))
     batch = buffer.sample(400)
-    packed = torch.cat([c if c.dim() == 2 else c[:, None] for c in batch], 1).numpy()
-    assert {*map(tuple, packed)} == {*map(tuple, newest)}
-    assert [tuple(c.shape) for c in batch] == [(400, 2), (400, 1), (400,), (400,), (400, 2)]
+    assert {*map(tuple, side_by_side(batch))} == {*map(tuple, newest)}
+    assert [tuple(c.shape) for c in batch[:5]] == [(400, 2), (400, 1), (400,), (400,), (400, 2)]
 
 
 @pytest.mark.parametrize("filled", [7, 16, 40])

@@ -5,6 +5,7 @@ import json
 import re
 import runpy
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,6 +35,7 @@ OTHERS = {
     "logdir",
     "script",
     "add-to-seeds",
+    "probe-steps",
 }  # of tyro, pip, and so on
 
 pytestmark = pytest.mark.quick
@@ -228,6 +230,45 @@ def test_changes_of_modify_train(number, tmp_path, monkeypatch):
         signal.signal(signal.SIGTERM, handler)
     (summary,) = tmp_path.glob("runs/*/summary.json")
     assert json.loads(summary.read_text())["status"] == "finished"
+
+
+def pytest_on(path, *words):
+    """Run pytest in one process on a script; return the exit code and what it prints."""
+    command = [sys.executable, "-m", "pytest", "-q", "-n0", f"--script={path}", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_the_command_of_modify_tests_equations_and_probes(tmp_path):
+    """It runs the tests that the page names, and none of the tools of this repository."""
+    path = shutil.copy(SAC, tmp_path / "my_sac.py")
+    code, out = pytest_on(path, "-m", "quick", "--collect-only")
+    assert code == 0, out
+    named = re.findall(r"^\| `.+?\| `(test_\w+)(?:\[.*?)?` \|$", MODIFY, re.M)
+    assert len(named) == 3
+    for name in (*named, "test_t04_t09_t14_critic_loss_and_gradient", "test_policies"):
+        assert f"::{name}" in out, name
+    assert "test_report.py" not in out and "test_benchmark.py" not in out
+
+
+def test_what_was_not_tested_of_a_method_is_told(tmp_path):
+    """Also where a script has no target network: what does not need one is tested all the same."""
+    path = tmp_path / "my_sac.py"
+    source = SAC.read_text("utf-8").replace("critic_target", "slow_critic")
+    path.write_text(source)
+    code, out = pytest_on(path, "tests/test_math.py", "-k", "closed_form or its_own_parameters")
+    assert code == 0, out
+    assert "test_math.py: 1 ran, 1 did not: the agent has no critic_target (1)" in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(len(blocks("diff"))))
+def test_changes_of_modify_pass_the_tests_of_equations(number, tmp_path):
+    """The page says so; what a test takes for granted beyond them is a fault of the test."""
+    path = tmp_path / "my_sac.py"
+    path.write_text(patched(SAC.read_text("utf-8"), blocks("diff")[number]))
+    code, out = pytest_on(path, "tests/test_math.py")
+    assert code == 0, out
 
 
 def test_environment_of_modify_is_a_good_one():
