@@ -20,7 +20,7 @@ import yaml
 from gymnasium.utils.env_checker import check_env
 from torch import nn
 
-from tests.conftest import TINY, framed, known
+from tests.conftest import TINY, framed, known, share
 from tests.reference import learners, prepared
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -262,7 +262,7 @@ def test_what_was_not_tested_of_a_method_is_told(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(len(blocks("diff"))))
+@pytest.mark.parametrize("number", share(range(len(blocks("diff")))))
 def test_changes_of_modify_pass_the_tests_of_equations(number, tmp_path):
     """The page says so; what a test takes for granted beyond them is a fault of the test."""
     path = tmp_path / "my_sac.py"
