@@ -112,6 +112,8 @@ def pytest_collection_modifyitems(config, items):
     left_out = {*again} - {*share(again)}
     config.hook.pytest_deselected(items=[*left_out])
     items[:] = [item for item in items if item not in left_out]
+    if "slow" in config.option.markexpr:
+        leave_out_a_share_of_the_slow(config, items, {*again})
     if "slow" in config.option.markexpr or any("::" in arg for arg in config.args):
         return
     slow = [item for item in items if item.get_closest_marker("slow")]
@@ -140,11 +142,20 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.write_line(f"{name}: {ran} ran, {len(skipped)} did not: {told}")
 
 
-def share(rows):
+def share(rows, variable="TEETH_SHARE"):
     """Return all rows, or with TEETH_SHARE=k/n those whose position modulo n is k, from 0 on."""
-    k, n = map(int, os.environ.get("TEETH_SHARE", "0/1").split("/"))
-    assert 0 <= k < n, "TEETH_SHARE must be 0/n, 1/n, ... or n-1/n"
+    k, n = map(int, os.environ.get(variable, "0/1").split("/"))
+    assert 0 <= k < n, f"{variable} must be 0/n, 1/n, ... or n-1/n"
     return rows[k::n]
+
+
+def leave_out_a_share_of_the_slow(config, items, shared):
+    """With SLOW_SHARE=k/n keep that share of the slow tests of which TEETH_SHARE takes none."""
+    shared |= {item for item in items if item.path.name == "test_teeth.py"}
+    slow = [item for item in items if item.get_closest_marker("slow") and item not in shared]
+    left_out = {*slow} - {*share(slow, "SLOW_SHARE")}
+    config.hook.pytest_deselected(items=[*left_out])
+    items[:] = [item for item in items if item not in left_out]
 
 
 def tests_plumbing_again(item):
