@@ -21,7 +21,8 @@ from all that is stored. Actions are in [-1, 1] here:
 
 Differs from arXiv 2005.04269: two critics with two hidden layers of 256 units, not five with three
 of 512; drop_atoms is 2 on every task, not 0 on HalfCheetah and 5 on Hopper; critic_lr is 1e-3, not
-3e-4; alpha starts at 0.1, not 1. The authors' code averages (3) over critics.
+3e-4; alpha starts at 0.1, not 1; the first learning_starts actions are uniform. The authors' code
+averages (3) over critics, and acts by its policy from the first step on.
 
 python tqc_continuous.py --env-id Hopper-v4
 python tqc_continuous.py --env-id InvertedPendulum-v4 --total-timesteps 5000 --learning-starts 1000
@@ -560,10 +561,13 @@ def check(args):
         require(0 <= getattr(args, name) <= 1, name, "must be between 0 and 1")
     for name in ["seed", "threads", "log_every", "eval_every", "checkpoint_every"]:
         require(0 <= (getattr(args, name) or 0) < 2**63, name, "must not be negative or huge")
+    require(args.num_critics <= 100, "num_critics", "must be at most 100")
+    at_most = 1_000 // args.num_critics
+    remedy = f"must be at most {at_most} with --num-critics {args.num_critics}"
+    require(args.num_quantiles <= at_most, "num_quantiles", remedy)
     fits = 0 <= args.drop_atoms < args.num_quantiles
-    require(
-        fits, "drop_atoms", f"must be at least 0 and below --num-quantiles, {args.num_quantiles}"
-    )
+    remedy = f"{args.drop_atoms} must be at least 0 and below --num-quantiles, {args.num_quantiles}"
+    require(fits, "drop_atoms", remedy)
     require(math.isfinite(args.target_entropy or 0), "target_entropy", "must be finite")
     ordered = -math.inf < args.log_std_min < args.log_std_max < math.inf
     require(ordered, "log_std_min", "must be finite and below --log-std-max")

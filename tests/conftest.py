@@ -168,11 +168,13 @@ def tests_plumbing_again(item):
     script = callspec and callspec.params.get("script")
     if script not in SCRIPTS_BUT_SAC:
         return False
-    if script.stem == "tqc_continuous":  # differs from SAC in its critics alone
+    slow = item.get_closest_marker("slow")
+    every_script = item.get_closest_marker("every_script")
+    if script.stem == "tqc_continuous":  # differs from SAC in its critics and defaults alone
         of_critics = {"test_math.py", "test_probes.py", "test_bad_input.py", "test_copies.py"}
-        if item.path.name not in of_critics or item.get_closest_marker("slow"):
+        if slow or not (every_script or item.path.name in of_critics):
             return True
-    if item.get_closest_marker("every_script"):
+    if every_script:
         return False
     shared = {"test_resume.py", "test_envs.py"}
     if script.stem == "td3_continuous":  # goes through its runs as SAC does

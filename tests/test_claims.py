@@ -209,6 +209,7 @@ RUN |= {"config": None, "evaluate": None}
 
 
 @pytest.mark.quick
+@pytest.mark.every_script
 def test_defaults(S, script):
     """The results that we publish were made with these: whoever changes one makes them anew."""
     if script.stem not in HOUSE:
@@ -231,6 +232,7 @@ OPTIMIZERS = {
 
 
 @pytest.mark.quick
+@pytest.mark.every_script
 def test_constants_of_the_optimizers(S, script, spaces):
     if script.stem not in HOUSE:
         pytest.skip("your optimizers are yours")

@@ -64,9 +64,9 @@ def lower_critics(agent, batch):
         return [int((values(q)[0] < values(q)[1]).sum()) for q in pairs]
 
 
-def drops(atoms):
-    """Return how many of the largest atoms [C, M], two for each critic, the first critic has."""
-    largest = np.argsort(atoms.ravel())[-2 * len(atoms) :]
+def drops(atoms, number):
+    """Return how many of that number of the largest atoms [C, M] the first critic has."""
+    largest = np.argsort(atoms.ravel())[-number:]
     return (largest < atoms.shape[1]).sum()
 
 
@@ -79,20 +79,26 @@ def values(q):
 def agent(S, batch):
     """An agent whose target is not its critic, and whose critics are each the lower somewhere."""
     need(S, "squash", "Agent.update_critic", "Agent.update_actor")
+    few = {"num_critics": 2, "num_quantiles": 7, "drop_atoms": 2} if has_quantiles(S) else {}
+    return make_agent(S, batch, few)
+
+
+def make_agent(S, batch, sizes):
+    """Return that agent, with flags for the sizes of its critics."""
     low, high = np.float32([-1, 0, -2]), np.float32([1, 4, -0.5])
+    if "tau" in S.Args.__annotations__:
+        sizes = sizes | {"tau": 0.1}
     for seed in range(100):
         torch.manual_seed(seed)
-        few = {"num_quantiles": 7, "drop_atoms": 2} if has_quantiles(S) else {}
-        if "tau" in S.Args.__annotations__:
-            few["tau"] = 0.1
-        agent = S.Agent(arguments(S, alpha=0.3, gamma=0.8, **few), O, low, high)
+        agent = S.Agent(arguments(S, alpha=0.3, gamma=0.8, **sizes), O, low, high)
         modules = [agent.critic, *([agent.critic_target] if has_target(agent) else [])]
         for module in modules:
             for parameter in module.parameters():
                 nn.init.normal_(parameter, 0, 0.4)
         if has_quantiles(S):  # let one critic lose more atoms than the other
             [*agent.critic_target.parameters()][-1].data[0] += 0.5
-        if all(2 <= count <= B - 2 for count in lower_critics(agent, batch[0])):
+        alone = sizes.get("num_critics") == 1
+        if alone or all(2 <= count <= B - 2 for count in lower_critics(agent, batch[0])):
             return agent
     raise AssertionError("one critic is always the lower one")
 
@@ -134,12 +140,13 @@ def reference(agent, batch, noise):
     next_q = forward(agent, "critic_target", critic_target, next_obs, next_action)
     atoms = next_q.ndim == 3
 
-    if atoms:
-        ahead = [drops(next_q[:, i]) for i in range(B) if not terminated[i]]
-        assert not ahead or {*ahead} != {2}, "one critic must lose more atoms than the other"
+    dropped = len(next_q) * agent.args.drop_atoms if atoms else 0
+    if dropped and len(next_q) > 1:
+        ahead = {drops(next_q[:, i], dropped) for i in range(B) if not terminated[i]}
+        assert ahead != {agent.args.drop_atoms}, "one critic must lose more atoms than the other"
     targets = []  # for each transition one, or all its atoms
     for i in range(B):
-        ahead = lowest(next_q[:, i]) if atoms else [min(next_q[0, i], next_q[1, i])]
+        ahead = lowest(next_q[:, i], dropped) if atoms else [min(next_q[0, i], next_q[1, i])]
         if not atoms:
             assert 0 < (next_q[0] < next_q[1]).sum() < B, "both must be the lower one somewhere"
         if terminated[i]:
@@ -164,10 +171,10 @@ def reference(agent, batch, noise):
     return Reference(target, critic, losses, actor, actor_loss)
 
 
-def lowest(atoms):
-    """Pool the atoms [C, M] of all critics and leave out the largest, two for each critic."""
+def lowest(atoms, dropped):
+    """Pool the atoms [C, M] of all critics and leave out that number of the largest."""
     pooled = sorted(atoms.ravel())
-    return pooled[: len(pooled) - 2 * len(atoms)]
+    return pooled[: len(pooled) - dropped]
 
 
 def quantile_loss(atoms, targets):
@@ -184,7 +191,7 @@ def quantile_loss(atoms, targets):
 
 # --- losses and targets ---------------------------------------------------------------------------
 def test_t04_t09_t14_critic_loss_and_gradient(agent, batch):
-    """Target: min of both targets, entropy, termination; loss and gradient by brute force."""
+    """The target has pessimism, entropy and termination; loss and gradient by brute force."""
     columns, noise = batch
     known = reference(agent, columns, noise)
     recorded(agent.critic_opt)
@@ -211,7 +218,7 @@ def test_t04_only_termination_stops_bootstrapping(agent, batch, terminated):
 
 
 def test_t09_t14_actor_loss_and_gradient(agent, batch):
-    """The actor's loss takes min of both critics, and its gradient goes through action and logp."""
+    """The actor's loss has the critics' value; its gradient goes through action and logp."""
     columns, noise = batch
     known = reference(agent, columns, noise)
     recorded(agent.actor_opt)
@@ -701,12 +708,12 @@ def test_metrics_of_an_update(agent, batch):
     found = agent.update_critic(*columns, agent.log_alpha.detach().exp(), noise[0])
     expected = {
         "losses/qf1_values": q[0].mean(),
-        "losses/qf2_values": q[1].mean(),
+        "losses/qf2_values": q[-1].mean(),
         "losses/qf1_loss": losses[0],
-        "losses/qf2_loss": losses[1],
+        "losses/qf2_loss": losses[-1],
         "losses/qf_loss": np.mean(losses),
         "q/td_rel": np.sqrt(np.square(q - target).mean()) / target.std(),
-        "q/twin_gap": np.abs(q[0] - q[1]).mean() / q.std(),
+        "q/twin_gap": np.abs(q[0] - q[-1]).mean() / q.std(),
     }
     reward = columns[2].double().numpy()
     described = {"env/obs": obs, "env/reward": reward, "q/value": q, "q/target": target}
@@ -734,6 +741,22 @@ def test_metrics_of_an_update(agent, batch):
     for name, value in expected.items():
         assert found[name].item() == pytest.approx(value, rel=1e-4, abs=1e-5), name
     assert not [name for name, value in found.items() if value.requires_grad]
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        test_t04_t09_t14_critic_loss_and_gradient,
+        test_t09_t14_actor_loss_and_gradient,
+        test_metrics_of_an_update,
+    ],
+)
+@pytest.mark.parametrize("critics, quantiles, dropped", [(1, 4, 0), (3, 5, 1), (5, 7, 3)])
+def test_critics_and_quantiles_of_any_number(S, batch, test, critics, quantiles, dropped):
+    """Two critics that drop two atoms each would hide which of both numbers counts."""
+    need(S, "Args.num_quantiles", "squash", "Agent.update_critic", "Agent.update_actor")
+    sizes = {"num_critics": critics, "num_quantiles": quantiles, "drop_atoms": dropped}
+    test(make_agent(S, batch, sizes), batch)
 
 
 def test_metrics_of_an_interval(S, spied, batch, monkeypatch):

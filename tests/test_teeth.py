@@ -2669,6 +2669,26 @@ TQC = {
         "self.args.drop_atoms",
         f"{MATH}t04_t09_t14_critic_loss_and_gradient",
     ),
+    "as many atoms are dropped as if there were two critics": (
+        "self.args.num_critics * self.args.drop_atoms",
+        "2 * self.args.drop_atoms",
+        f"{MATH}critics_and_quantiles_of_any_number",
+    ),
+    "critics and dropped atoms are added, not multiplied": (
+        "self.args.num_critics * self.args.drop_atoms",
+        "(self.args.num_critics + self.args.drop_atoms)",
+        f"{MATH}critics_and_quantiles_of_any_number",
+    ),
+    "the second critic is shown, not the last": (
+        '"losses/qf2_values": q[-1].mean()',
+        '"losses/qf2_values": q[min(1, len(q) - 1)].mean()',
+        f"{MATH}critics_and_quantiles_of_any_number",
+    ),
+    "any number of atoms fits": (
+        "require(args.num_quantiles <= at_most,",
+        "require(True,",
+        f"{REFUSED}[--num-quantiles 11 --num-critics 100-at most 10 with]",
+    ),
     "the last atoms are dropped, not the largest": (
         "pooled.sort(1).values[:, :num_kept]",
         "pooled[:, :num_kept]",
@@ -2688,11 +2708,6 @@ TQC = {
     "levels are at the edges, not in the middle": (
         "device=atoms.device) + 0.5) / num",
         "device=atoms.device) + 1.0) / num",
-        f"{MATH}t04_t09_t14_critic_loss_and_gradient",
-    ),
-    "large errors weigh by the other side's level": (
-        "(error < 0).float()",
-        "(error > 0).float()",
         f"{MATH}t04_t09_t14_critic_loss_and_gradient",
     ),
     "the error has the other sign": (
@@ -2749,7 +2764,7 @@ TQC = {
     "all atoms may be dropped": (
         "0 <= args.drop_atoms < args.num_quantiles",
         "0 <= args.drop_atoms <= args.num_quantiles",
-        f"{REFUSED}[--drop-atoms 25-below --num-quantiles]",
+        f"{REFUSED}[--drop-atoms 3 --num-quantiles 3-below --num-quantiles]",
     ),
 }
 MUTANTS = {

@@ -102,6 +102,14 @@ tqc() {
         "SBX=$(off_policy sbx TQC)" "SB3=$(off_policy sb3_contrib TQC)"
 }
 
+# The default two critics beside the paper's five, ours alone
+critics() {
+    local tqc="python tqc_continuous.py $OUR_FLAGS"
+    measure tqc_critics_speed --first 6000 --windows 5 --seconds 15 \
+        --note "Ours alone, with all cores. $NOTE_FIRST, most of it random actions and compilation." \
+        "2 critics=$tqc" "5 critics=$tqc --num-critics 5" "our SAC=$SAC"
+}
+
 # --- PPO: rollouts of 2,048, 10 passes, minibatches of 64 ------------------------------------------
 # Set PPO, SB3_PPO, SBX_PPO and CLEANRL_PPO to the commands with that many environments, and PPO_NOTE
 set_ppo_commands() {
@@ -164,10 +172,10 @@ growth() {
 
 for name in "${@:-all}"; do
     case $name in
-        all) sac; td3; start; pairs; tqc; ppo_1; ppo_64; dqn; growth ;;
-        sac | td3 | start | pairs | tqc | ppo_1 | ppo_64 | dqn | growth) "$name" ;;
+        all) sac; td3; start; pairs; tqc; critics; ppo_1; ppo_64; dqn; growth ;;
+        sac | td3 | start | pairs | tqc | critics | ppo_1 | ppo_64 | dqn | growth) "$name" ;;
         *)
-            echo "error: no measurement is called $name: name sac, td3, start, pairs, tqc, ppo_1, ppo_64, dqn or growth" >&2
+            echo "error: no measurement is called $name: name sac, td3, start, pairs, tqc, critics, ppo_1, ppo_64, dqn or growth" >&2
             exit 2
             ;;
     esac
