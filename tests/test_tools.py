@@ -534,6 +534,7 @@ def test_all_figures_of_results_are_on_a_page():
         "ppo_choices/*/*/*",
         "ppo_config/*/*",
         "ppo_trials/*",
+        "tqc_critics/*/*",
     ]
     for pattern in patterns:
         assert f"tools/report.py results/{pattern}" in commands
