@@ -2687,7 +2687,7 @@ TQC = {
     "any number of atoms fits": (
         "require(args.num_quantiles <= at_most,",
         "require(True,",
-        f"{REFUSED}[--num-quantiles 11 --num-critics 100-at most 10 with]",
+        f"{REFUSED}[--num-quantiles 1e9 --num-critics 99-at most 10 with]",
     ),
     "the last atoms are dropped, not the largest": (
         "pooled.sort(1).values[:, :num_kept]",
