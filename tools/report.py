@@ -69,8 +69,8 @@ How to read the tables:
 - A score is the mean return over the last tenth of a run's evaluations. A run that ended early
   counts with the evaluations that it had reached.
 - (low to high) is the range over seeds. [low, high] is a 95 % bootstrap interval, given from 5
-  seeds of each task on. That of the IQM is too narrow below 10 seeds. That of the mean always is
-  where a run fails now and then.
+  seeds of each task on. With fewer than 10 seeds the interval of the IQM is too narrow. Where runs
+  fail now and then, that of the mean is too narrow with any number of seeds.
 - IQM is the interquartile mean, that of the middle half of the scores; below 4 seeds, the mean.
 - One seed is an anecdote, 2 to 4 are a smoke test, 5 to 9 are exploratory, 10 allow a claim.
 - A run has failed if it ended early or scored below random + 10 % of (published - random).
