@@ -19,10 +19,9 @@ from all that is stored. Actions are in [-1, 1] here:
     target_atoms and alpha are constants in (2) to (4), and logp is one in (5)
 (6) critic_target = critic_target + tau * (critic - critic_target)
 
-Differs from arXiv 2005.04269: two critics with two hidden layers of 256 units, not five with three
-of 512; drop_atoms is 2 on every task, not 0 on HalfCheetah and 5 on Hopper; critic_lr is 1e-3, not
-3e-4; alpha starts at 0.1, not 1; the first learning_starts actions are uniform. The authors' code
-averages (3) over critics, and acts by its policy from the first step on.
+Differs from arXiv 2005.04269: two critics with two layers of 256 units, not five with three of 512;
+drop_atoms is always 2, not 0 on HalfCheetah and 5 on Hopper; critic_lr is 1e-3, not 3e-4; alpha
+starts at 0.1, not 1; the first learning_starts actions are uniform; (3) is no mean over critics.
 
 python tqc_continuous.py --env-id Hopper-v4
 python tqc_continuous.py --env-id InvertedPendulum-v4 --total-timesteps 5000 --learning-starts 1000
