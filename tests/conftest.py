@@ -99,9 +99,7 @@ def pytest_generate_tests(metafunc):
 @pytest.hookimpl(tryfirst=True)  # before pytest looks at -m, since it marks tests
 def pytest_collection_modifyitems(config, items):
     if foreign(config.option.script):
-        ours = [item for item in items if item.path.name in OURS]
-        config.hook.pytest_deselected(items=ours)
-        items[:] = [item for item in items if item.path.name not in OURS]
+        deselect(config, items, [item for item in items if item.path.name in OURS])
     if config.option.script:
         for item in items:
             if item.path.name in METHOD:
@@ -109,16 +107,19 @@ def pytest_collection_modifyitems(config, items):
     again = [item for item in items if tests_plumbing_again(item)]
     for item in again:
         item.add_marker(pytest.mark.slow)
-    left_out = {*again} - {*share(again)}
-    config.hook.pytest_deselected(items=[*left_out])
-    items[:] = [item for item in items if item not in left_out]
+    deselect(config, items, {*again} - {*share(again)})
     if "slow" in config.option.markexpr:
         leave_out_a_share_of_the_slow(config, items, {*again})
     if "slow" in config.option.markexpr or any("::" in arg for arg in config.args):
         return
-    slow = [item for item in items if item.get_closest_marker("slow")]
-    config.hook.pytest_deselected(items=slow)
-    items[:] = [item for item in items if item not in slow]
+    deselect(config, items, [item for item in items if item.get_closest_marker("slow")])
+
+
+def deselect(config, items, left_out):
+    """Take tests out of the items, and count them as deselected."""
+    left_out = {*left_out}
+    config.hook.pytest_deselected(items=[*left_out])
+    items[:] = [item for item in items if item not in left_out]
 
 
 def pytest_terminal_summary(terminalreporter, config):
@@ -153,9 +154,7 @@ def leave_out_a_share_of_the_slow(config, items, shared):
     """With SLOW_SHARE=k/n keep that share of the slow tests of which TEETH_SHARE takes none."""
     shared |= {item for item in items if item.path.name == "test_teeth.py"}
     slow = [item for item in items if item.get_closest_marker("slow") and item not in shared]
-    left_out = {*slow} - {*share(slow, "SLOW_SHARE")}
-    config.hook.pytest_deselected(items=[*left_out])
-    items[:] = [item for item in items if item not in left_out]
+    deselect(config, items, {*slow} - {*share(slow, "SLOW_SHARE")})
 
 
 def tests_plumbing_again(item):
